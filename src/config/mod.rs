@@ -1,0 +1,3 @@
+//! Configuration in three types: as typed (`fragment`), merged over the layers (`merge`), valid (`settings`).
+
+pub mod settings;

@@ -1,0 +1,123 @@
+//! What the settings are once they are valid. Owns every default; knows neither files nor YAML.
+
+use std::time::Duration;
+
+use globset::GlobMatcher;
+use regex::bytes::{Regex, RegexSet};
+
+use crate::ident::{Endpoint, ServiceName, UnitName};
+
+/// Everything that was set, valid.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Values for services that set none of their own.
+    pub defaults: Defaults,
+    /// Services in the order of their names.
+    pub services: Vec<Service>,
+    /// Stack-wide patterns.
+    pub workers: Vec<WorkerPattern>,
+    /// Processes that are never ended, whatever else is found.
+    pub protect: Vec<Protect>,
+}
+
+/// `defaults:`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Defaults {
+    /// Time between SIGTERM and SIGKILL.
+    pub grace: Duration,
+    /// A younger process is convicted of nothing.
+    pub min_age: Duration,
+    /// How long to watch for a respawn after an end.
+    pub respawn_watch: Duration,
+    /// What becomes of a foreign holder.
+    pub foreign_holder: ForeignHolder,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self {
+            grace: Duration::from_secs(5),
+            min_age: Duration::from_secs(10),
+            respawn_watch: Duration::from_secs(3),
+            foreign_holder: ForeignHolder::Report,
+        }
+    }
+}
+
+/// `foreign_holder:`, what becomes of a living holder that is neither owner nor orphan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForeignHolder {
+    /// Named in the report.
+    Report,
+    /// Ended by `reap`.
+    Reap,
+}
+
+/// One service of `services:`.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// Its name.
+    pub name: ServiceName,
+    /// Where it is declared to run, if that is declared.
+    pub runs_in: Option<RunsIn>,
+    /// Its guarded ports.
+    pub ports: Vec<Endpoint>,
+    /// Command lines of its processes.
+    pub patterns: Vec<ServicePattern>,
+    /// Time between SIGTERM and SIGKILL.
+    pub grace: Duration,
+    /// What becomes of a foreign holder of its ports.
+    pub foreign_holder: ForeignHolder,
+}
+
+/// `runs_in:`, the evidence that no look at a process can give: where it ought to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunsIn {
+    /// In a container, of this name where one is given.
+    Container(Option<String>),
+    /// In this unit of the system's manager.
+    Unit(UnitName),
+}
+
+/// A command line of a service's process.
+#[derive(Debug, Clone)]
+pub struct ServicePattern {
+    /// Matched anywhere in the command line, arguments joined by single spaces.
+    pub regex: Regex,
+    /// The process holds no port of its own: the pattern alone speaks for it.
+    pub is_portless: bool,
+}
+
+/// A worker that an inference server leaves behind, `kind: worker`.
+#[derive(Debug, Clone)]
+pub struct WorkerPattern {
+    /// Its name in reports.
+    pub name: String,
+    /// Matched like a service's pattern.
+    pub regex: Regex,
+    /// Time between SIGTERM and SIGKILL.
+    pub grace: Duration,
+}
+
+/// A rule of `protect:`.
+#[derive(Debug, Clone)]
+pub enum Protect {
+    /// Processes of units whose name matches.
+    Unit(GlobMatcher),
+    /// Processes whose executable's path matches.
+    Exe(GlobMatcher),
+}
+
+impl Settings {
+    /// All patterns as one automaton, for the question "may any of them match?".
+    pub fn any_pattern(&self) -> Result<RegexSet, regex::Error> {
+        let of_services = self.services.iter().flat_map(|s| &s.patterns).map(|p| p.regex.as_str());
+        let of_workers = self.workers.iter().map(|p| p.regex.as_str());
+        RegexSet::new(of_services.chain(of_workers))
+    }
+
+    /// The service of this name.
+    pub fn service(&self, name: &ServiceName) -> Option<&Service> {
+        self.services.iter().find(|s| s.name == *name)
+    }
+}

@@ -1,0 +1,266 @@
+//! The names of things: ports, processes, units, containers. Knows no I/O.
+
+use std::{fmt, net::IpAddr, num::NonZeroU16, str::FromStr};
+
+/// A process id as `/proc` shows it to us. 0 stands for "outside our pid namespace" (pid_namespaces(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pid(pub u32);
+
+impl Pid {
+    /// The first process of our pid namespace, a reaper by birth.
+    pub const INIT: Self = Self(1);
+    /// What the kernel writes for a parent, group or session outside our pid namespace.
+    pub const OUTSIDE: Self = Self(0);
+}
+
+impl fmt::Display for Pid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Which process exactly: pid and start time do not tell two processes apart that were started within
+/// one tick (10 ms), the inode of a pidfd does (Linux ≥ 6.9, never reused within a boot).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProcessKey {
+    /// Process id.
+    pub pid: Pid,
+    /// Start time in clock ticks since boot: field 22 of `/proc/PID/stat` (proc_pid_stat(5)).
+    pub start_ticks: u64,
+    /// Inode of a pidfd to the process, where the kernel gives each process one of its own and where we asked.
+    pub pidfd_inode: Option<u64>,
+}
+
+impl ProcessKey {
+    /// Whether both may name the same process: everything that both know agrees.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.pid == other.pid
+            && self.start_ticks == other.start_ticks
+            && match (self.pidfd_inode, other.pidfd_inode) {
+                (Some(a), Some(b)) => a == b,
+                (None, _) | (_, None) => true,
+            }
+    }
+}
+
+/// Transport protocol of a guarded port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Proto {
+    /// Transmission Control Protocol.
+    Tcp,
+    /// User Datagram Protocol.
+    Udp,
+}
+
+impl fmt::Display for Proto {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// A port number; 0 asks the kernel for any port and names none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Port(pub NonZeroU16);
+
+impl Port {
+    /// The port of this number, none for 0.
+    pub fn new(number: u16) -> Option<Self> {
+        NonZeroU16::new(number).map(Self)
+    }
+
+    /// The number, in host byte order.
+    pub fn number(self) -> u16 {
+        self.0.get()
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A guarded port as the settings write it: `8091`, `8091/udp`, `127.0.0.1:8091`, `[::1]:8091/tcp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoint {
+    /// Port number.
+    pub port: Port,
+    /// Protocol; TCP where none is written.
+    pub proto: Proto,
+    /// The address that the service binds; none = every address.
+    pub address: Option<IpAddr>,
+}
+
+impl Endpoint {
+    /// Whether no bind can tell the two apart: same protocol and port, and addresses that overlap.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.port == other.port
+            && self.proto == other.proto
+            && match (self.address, other.address) {
+                (Some(a), Some(b)) => a == b || a.is_unspecified() || b.is_unspecified(),
+                (None, _) | (_, None) => true,
+            }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            None => write!(f, "{}/{}", self.port, self.proto),
+            Some(IpAddr::V4(address)) => write!(f, "{address}:{}/{}", self.port, self.proto),
+            Some(IpAddr::V6(address)) => write!(f, "[{address}]:{}/{}", self.port, self.proto),
+        }
+    }
+}
+
+/// Why a text is no guarded port; the sentence says what was expected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointError(pub &'static str);
+
+impl fmt::Display for EndpointError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for EndpointError {}
+
+const FORMS: EndpointError = EndpointError(
+    "expected a port such as 8091, 8091/udp, 127.0.0.1:8091 or [::1]:8091/tcp",
+);
+
+impl FromStr for Endpoint {
+    type Err = EndpointError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (rest, proto) = match text.rsplit_once('/') {
+            None => (text, Proto::Tcp),
+            Some((rest, "tcp")) => (rest, Proto::Tcp),
+            Some((rest, "udp")) => (rest, Proto::Udp),
+            Some(_) => return Err(EndpointError("expected the protocol to be tcp or udp")),
+        };
+        let (address, number) = match rest.rsplit_once(':') {
+            None => (None, rest),
+            Some((address, number)) => {
+                let bracketed = address.strip_prefix('[').and_then(|a| a.strip_suffix(']'));
+                let address = match bracketed {
+                    Some(v6) => v6.parse().map(IpAddr::V6).map_err(|_| FORMS)?,
+                    None => address.parse().map(IpAddr::V4).map_err(|_| FORMS)?,
+                };
+                (Some(address), number)
+            }
+        };
+        if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(FORMS);
+        }
+        let port = number
+            .parse()
+            .ok()
+            .and_then(Port::new)
+            .ok_or(EndpointError("expected a port number from 1 to 65535"))?;
+        Ok(Self { port, proto, address })
+    }
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub String);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl From<&str> for $name {
+            fn from(text: &str) -> Self {
+                Self(text.to_owned())
+            }
+        }
+    };
+}
+
+name!(
+    /// A service of the settings, `aidb`.
+    ServiceName
+);
+name!(
+    /// A systemd unit with its suffix, `aidb.service`, `session-3.scope`.
+    UnitName
+);
+name!(
+    /// A container's id: 64 lower-case hexadecimal digits for Docker and Podman, the machine's name for LXC and nspawn.
+    ContainerId
+);
+
+impl ContainerId {
+    /// The first twelve characters, as the engines print it.
+    pub fn short(&self) -> &str {
+        self.0.get(..12).unwrap_or(&self.0)
+    }
+}
+
+/// Which service manager runs a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Manager {
+    /// PID 1.
+    System,
+    /// The user manager of this uid (`user@UID.service`).
+    User(u32),
+}
+
+/// A unit and the manager that knows it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnitRef {
+    /// Who to ask.
+    pub manager: Manager,
+    /// The unit's name.
+    pub name: UnitName,
+}
+
+impl fmt::Display for UnitRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.manager {
+            Manager::System => self.name.fmt(f),
+            Manager::User(uid) => write!(f, "{} of user {uid}", self.name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_written_form_of_a_port_is_read_back_as_it_is_printed() {
+        for (text, printed) in [
+            ("8091", "8091/tcp"),
+            ("8091/udp", "8091/udp"),
+            ("127.0.0.1:8091", "127.0.0.1:8091/tcp"),
+            ("[::1]:8091/tcp", "[::1]:8091/tcp"),
+        ] {
+            let endpoint: Endpoint = text.parse().unwrap();
+            assert_eq!(endpoint.to_string(), printed);
+            assert_eq!(printed.parse::<Endpoint>().unwrap(), endpoint);
+        }
+    }
+
+    #[test]
+    fn what_is_no_port_is_refused() {
+        for text in ["", "0", "65536", "+80", "80/sctp", "::1:80", "host:80", "[127.0.0.1]:80", "80 "] {
+            assert!(text.parse::<Endpoint>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn two_processes_of_one_pid_and_tick_are_told_apart_by_their_pidfd() {
+        let key = |inode| ProcessKey { pid: Pid(7), start_ticks: 99, pidfd_inode: inode };
+        assert!(!key(Some(1)).is_same(&key(Some(2))));
+        assert!(key(Some(1)).is_same(&key(None)));
+    }
+}

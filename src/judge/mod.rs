@@ -1,0 +1,4 @@
+//! Facts → verdicts. Pure: no I/O, no clock, no logging.
+
+pub mod port;
+pub mod verdict;

@@ -1,0 +1,137 @@
+//! What the judge says of one process. Only the judge can make a verdict, and only a verdict can be acted on.
+
+use std::{fmt, time::Duration};
+
+use crate::{
+    ident::{Endpoint, Pid, ProcessKey, ServiceName, UnitRef},
+    snapshot::Process,
+};
+
+/// A fact that could not be known, and so can convict nobody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unknown {
+    /// The fact, as a phrase: `the executable of pid 4242`.
+    pub fact: String,
+    /// Why it is not known: `permission denied`.
+    pub why: String,
+    /// What would settle it, as a command or a step.
+    pub remedy: Option<String>,
+}
+
+impl fmt::Display for Unknown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.fact, self.why)
+    }
+}
+
+/// Number of the row of the verdict table (docs/design.md) that decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Row(pub u8);
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// Alive and in its place: never ended by default.
+    Spare(Spare),
+    /// Left behind: ended by `reap`.
+    Orphan(Orphan),
+    /// Looks left behind, but nothing declares where it ought to run: ended only with `--also abandoned`.
+    Suspect,
+    /// Neither owner nor orphan, on a guarded port.
+    Foreign,
+    /// The deciding row needs a fact that is not known.
+    Undecided(Unknown),
+}
+
+/// Why a process is spared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Spare {
+    /// PID 1, kernel, ourselves, systemd, sshd, an engine or monitor, or a `protect:` rule; says which.
+    Protected(String),
+    /// Its container is supervised by this living process.
+    LiveContainer(Pid, String),
+    /// In somebody's session; says in which way.
+    Session(String),
+    /// The unit's main or control process, or a descendant of it.
+    ManagedBy(UnitRef),
+    /// Elsewhere in a unit's cgroup.
+    InUnit(UnitRef),
+    /// It matches a pattern only, and the parent that started it lives.
+    ParentLives(Pid, String),
+}
+
+/// Why a process is an orphan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Orphan {
+    /// We started it, and its recorded owner is gone.
+    Ours(String),
+    /// An inference server's worker without its server; the pattern's name.
+    Worker(String),
+    /// systemd ended the unit and this survived.
+    SurvivedUnit(UnitRef),
+    /// From an earlier run of the unit.
+    EarlierRun(UnitRef),
+    /// Not where the service is declared to run.
+    Misplaced(ServiceName),
+}
+
+/// What stands beside a verdict: a fact in words. Shown, never convicting.
+pub type Evidence = String;
+
+/// The judge's word on one process.
+#[must_use]
+#[derive(Debug, Clone)]
+pub struct Verdict {
+    /// The process as it was seen.
+    pub process: Process,
+    /// What was found.
+    pub finding: Finding,
+    /// Which row decided.
+    pub row: Row,
+    /// Services whose pattern it matches or whose port it holds.
+    pub services: Vec<ServiceName>,
+    /// Guarded ports that it holds.
+    pub ports: Vec<Endpoint>,
+    /// One line: why.
+    pub reason: String,
+    /// Supporting facts.
+    pub evidence: Vec<Evidence>,
+    /// What the reader can do, where there is something to do.
+    pub next_step: Option<String>,
+    /// Time between SIGTERM and SIGKILL, should it be ended.
+    pub grace: Duration,
+    /// Whether `reap` with the present flags ends it.
+    pub is_convicted: bool,
+    pub(in crate::judge) seal: Seal,
+}
+
+/// Keeps other modules from making a verdict.
+#[derive(Debug, Clone)]
+pub(in crate::judge) struct Seal;
+
+impl Verdict {
+    /// Which process.
+    pub fn key(&self) -> ProcessKey {
+        self.process.key
+    }
+
+    /// The finding in a few words: `orphan: not where aidb runs`.
+    pub fn title(&self) -> String {
+        match &self.finding {
+            Finding::Spare(Spare::Protected(_)) => "spare: protected".to_owned(),
+            Finding::Spare(Spare::LiveContainer(..)) => "spare: live container".to_owned(),
+            Finding::Spare(Spare::Session(_)) => "spare: session".to_owned(),
+            Finding::Spare(Spare::ManagedBy(unit)) => format!("spare: managed by {unit}"),
+            Finding::Spare(Spare::InUnit(unit)) => format!("spare: in {unit}"),
+            Finding::Spare(Spare::ParentLives(..)) => "spare: its parent lives".to_owned(),
+            Finding::Orphan(Orphan::Ours(_)) => "orphan: ours".to_owned(),
+            Finding::Orphan(Orphan::Worker(_)) => "orphan: worker without its server".to_owned(),
+            Finding::Orphan(Orphan::SurvivedUnit(unit)) => format!("orphan: survived {unit}"),
+            Finding::Orphan(Orphan::EarlierRun(unit)) => format!("orphan: an earlier run of {unit}"),
+            Finding::Orphan(Orphan::Misplaced(service)) => format!("orphan: not where {service} runs"),
+            Finding::Suspect => "suspect".to_owned(),
+            Finding::Foreign => "foreign".to_owned(),
+            Finding::Undecided(_) => "undecided".to_owned(),
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! What was seen of the machine: plain facts, each with how it was seen. Knows neither how facts are
+//! read (`observe`) nor what they mean (`judge`).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use crate::ident::{ContainerId, Endpoint, Pid, Port, ProcessKey, Proto, UnitName, UnitRef};
+
+/// The four answers to a question to the kernel or to a manager. "Not there" and "could not look" never mix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen<T> {
+    /// The answer.
+    Known(T),
+    /// The thing asked about does not exist (any more): ENOENT, ESRCH, "no such unit".
+    Gone,
+    /// We lack the right to look: EACCES, EPERM.
+    Denied,
+    /// It was there and could not be read; the text says why.
+    Unreadable(String),
+}
+
+impl<T> Seen<T> {
+    /// The answer, where there is one.
+    pub fn known(&self) -> Option<&T> {
+        match self {
+            Self::Known(value) => Some(value),
+            Self::Gone | Self::Denied | Self::Unreadable(_) => None,
+        }
+    }
+
+    /// The same answer about a part or a reading of the value.
+    pub fn map<U>(self, read: impl FnOnce(T) -> U) -> Seen<U> {
+        match self {
+            Self::Known(value) => Seen::Known(read(value)),
+            Self::Gone => Seen::Gone,
+            Self::Denied => Seen::Denied,
+            Self::Unreadable(why) => Seen::Unreadable(why),
+        }
+    }
+
+    /// The same answer, borrowed.
+    pub fn as_ref(&self) -> Seen<&T> {
+        match self {
+            Self::Known(value) => Seen::Known(value),
+            Self::Gone => Seen::Gone,
+            Self::Denied => Seen::Denied,
+            Self::Unreadable(why) => Seen::Unreadable(why.clone()),
+        }
+    }
+
+    /// Parses what was read; a value that cannot be parsed was not seen.
+    pub fn parse<U>(self, read: impl FnOnce(T) -> Option<U>) -> Seen<U> {
+        match self {
+            Self::Known(value) => match read(value) {
+                Some(parsed) => Seen::Known(parsed),
+                None => Seen::Unreadable("its text has another form than expected".to_owned()),
+            },
+            Self::Gone => Seen::Gone,
+            Self::Denied => Seen::Denied,
+            Self::Unreadable(why) => Seen::Unreadable(why),
+        }
+    }
+}
+
+/// A process's arguments.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CommandLine {
+    /// The bytes with NUL separators turned into spaces, trailing padding cut: what patterns match.
+    pub text: Vec<u8>,
+    /// Whether there was more than we keep.
+    pub is_cut: bool,
+}
+
+/// Who made a control group for a container, as the path's form tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ClaimKind {
+    /// `docker/<id>`, `docker-<id>.scope`.
+    Docker,
+    /// `libpod-<id>`, `libpod-<id>.scope`.
+    Podman,
+    /// Kubernetes over containerd or CRI-O: `cri-containerd-<id>.scope`, `crio-<id>.scope`, `kubepods/…/<id>`.
+    Cri,
+    /// `lxc/<name>`, `lxc.payload.<name>`.
+    Lxc,
+    /// `machine.slice/systemd-nspawn@<name>.service`, `machine-<name>.scope`.
+    Nspawn,
+}
+
+/// What a cgroup path says about a container; not yet true.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerClaim {
+    /// The form of the path.
+    pub kind: ClaimKind,
+    /// The id or name in it.
+    pub id: ContainerId,
+}
+
+/// `/proc/PID/cgroup`, read for what matters here (cgroups(7), systemd.unit naming).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Cgroup {
+    /// The path in the hierarchy that systemd manages: the unified one, or `name=systemd` on legacy hosts.
+    pub path: String,
+    /// The outermost container claim of any hierarchy.
+    pub claim: Option<ContainerClaim>,
+    /// The first .service or .scope below the slices; below `user@UID.service` a unit of that user's manager.
+    pub unit: Option<UnitRef>,
+    /// The session's id, where the unit is a login session's scope (`session-ID.scope` below `user-UID.slice`).
+    pub session: Option<String>,
+}
+
+/// One process, as the kernel shows it.
+#[derive(Debug, Clone)]
+pub struct Process {
+    /// Which process.
+    pub key: ProcessKey,
+    /// Parent process; 0 = outside our pid namespace.
+    pub parent: Pid,
+    /// Process group; 0 = its leader is outside our pid namespace.
+    pub group: Pid,
+    /// Session; 0 = its leader is outside our pid namespace.
+    pub session: Pid,
+    /// Has a controlling terminal (tty_nr ≠ 0).
+    pub has_terminal: bool,
+    /// The state letter of proc_pid_stat(5).
+    pub state: char,
+    /// Threads, a leader that has exited counted in.
+    pub threads: u32,
+    /// A thread of the kernel itself.
+    pub is_kernel_thread: bool,
+    /// The 15-byte name, for display only.
+    pub name: String,
+    /// Arguments.
+    pub command_line: Seen<CommandLine>,
+    /// Path of the executable.
+    pub exe: Seen<PathBuf>,
+    /// Real user id.
+    pub uid: Seen<u32>,
+    /// Its pid in each pid namespace from ours inwards (NSpid of proc_pid_status(5)); more than one = in a nested namespace.
+    pub namespace_pids: Seen<Vec<u32>>,
+    /// Control group.
+    pub cgroup: Seen<Cgroup>,
+    /// INVOCATION_ID of its environment, 32 hexadecimal digits; `Known(None)` = the environment has none.
+    /// Read only where the question asks for it.
+    pub invocation_id: Option<Seen<Option<String>>>,
+    /// Its root directory was deleted under it (`/proc/PID/root` ends in `//deleted`), a sign of a removed container.
+    pub is_root_deleted: bool,
+}
+
+impl Process {
+    /// Ended and only waiting to be reaped: a zombie leader whose other threads live is alive.
+    pub fn is_dead(&self) -> bool {
+        matches!(self.state, 'Z' | 'X') && self.threads <= 1
+    }
+}
+
+/// What a socket on a guarded port is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SocketState {
+    /// LISTEN; for UDP: bound and unconnected.
+    Listening,
+    /// Bound, not listening (TCP_BOUND_INACTIVE, Linux ≥ 6.8).
+    Bound,
+    /// A connection whose local port this is; the peer's address.
+    Connected(SocketAddr),
+    /// TIME_WAIT or FIN_WAIT without an owner: nobody holds it any more.
+    Lingering,
+}
+
+/// One socket of our network namespace whose local port is asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Socket {
+    /// Protocol.
+    pub proto: Proto,
+    /// Local address.
+    pub address: IpAddr,
+    /// Local port.
+    pub port: Port,
+    /// State.
+    pub state: SocketState,
+    /// Inode, as in `/proc/PID/fd/N` → `socket:[inode]`; 0 = no descriptor refers to it any more.
+    pub inode: u64,
+    /// The kernel's own name of this socket, never reused in a boot; none in the `/proc/net` text.
+    pub cookie: Option<u64>,
+    /// Owner's uid.
+    pub uid: u32,
+    /// Id of the cgroup (v2) that *created* the socket; narrows the search, convicts nobody.
+    pub creator_cgroup: Option<u64>,
+    /// Takes IPv6 only; known for IPv6 sockets of a socket-diagnostics dump.
+    pub v6only: Option<bool>,
+}
+
+impl Socket {
+    /// Whether it stands in the way of a service that binds this endpoint.
+    pub fn is_on(&self, endpoint: &Endpoint) -> bool {
+        let same = match endpoint.address {
+            None => true,
+            Some(wanted) => {
+                self.address == wanted
+                    || wanted.is_unspecified()
+                    || (self.address.is_unspecified()
+                        && (self.address.is_ipv4() == wanted.is_ipv4()
+                            || (self.address.is_ipv6() && self.v6only != Some(true))))
+            }
+        };
+        same && self.port == endpoint.port && self.proto == endpoint.proto
+    }
+}
+
+/// One process's hold on one socket.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Holding {
+    /// Inode of the socket.
+    pub inode: u64,
+    /// Who holds it.
+    pub pid: Pid,
+    /// Where the hold is visible, relative to `/proc`: `4242/fd/7`, `4242/task/4243/fd/7`; none where it
+    /// is registered with io_uring only.
+    pub link: Option<String>,
+}
+
+/// The sockets on the guarded ports and who holds them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Sockets {
+    /// Every socket whose local port is guarded.
+    pub all: Vec<Socket>,
+    /// Who holds them; a socket may have many holders, and none that we see.
+    pub holdings: Vec<Holding>,
+    /// Processes whose descriptors we were refused.
+    pub refused: u32,
+    /// Whether a socket without a holder has none in any process: all of `/proc` was ours to read and we stand in the first pid namespace.
+    pub is_sight_complete: bool,
+    /// Sockets whose creating cgroup no longer exists.
+    pub creator_gone: BTreeSet<u64>,
+}
+
+/// systemd's KillMode= (systemd.kill(5)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KillMode {
+    /// All processes of the unit are ended.
+    ControlGroup,
+    /// SIGTERM to the main process, SIGKILL to all.
+    Mixed,
+    /// Only the main process: the rest stays on purpose.
+    Process,
+    /// Nobody.
+    None,
+    /// A word of a newer systemd.
+    Other(String),
+}
+
+/// A unit, as its manager describes it (org.freedesktop.systemd1(5)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    /// LoadState is `loaded`.
+    pub is_loaded: bool,
+    /// ActiveState: `active`, `activating`, `deactivating`, `inactive`, `failed`, ….
+    pub active_state: String,
+    /// SubState, `running`, `abandoned`, `auto-restart`, ….
+    pub sub_state: String,
+    /// KillMode=; none for unit types without one.
+    pub kill_mode: Option<KillMode>,
+    /// SendSIGKILL=.
+    pub sends_sigkill: bool,
+    /// Delegate=: the unit's processes make their own cgroups.
+    pub is_delegated: bool,
+    /// MainPID; none for scopes and forking units that declare none.
+    pub main_pid: Option<Pid>,
+    /// ControlPID: a start, stop or reload command under way.
+    pub control_pid: Option<Pid>,
+    /// InvocationID of the present or last run, 32 hexadecimal digits.
+    pub invocation_id: Option<String>,
+    /// When the present run began (InactiveExitTimestampMonotonic), since boot.
+    pub started: Option<Duration>,
+    /// Restart=, `no`, `always`, `on-failure`, ….
+    pub restart: Option<String>,
+}
+
+impl Unit {
+    /// Neither running nor on its way up or down.
+    pub fn is_dead(&self) -> bool {
+        matches!(self.active_state.as_str(), "inactive" | "failed")
+    }
+}
+
+/// A receipt: what was recorded of a process that we started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    /// Boot in which it was started.
+    pub boot_id: String,
+    /// Which process.
+    pub key: ProcessKey,
+    /// Its executable.
+    pub exe: PathBuf,
+    /// Its user.
+    pub uid: u32,
+    /// Who owns it, in words.
+    pub owner: String,
+    /// Whether that owner still lives.
+    pub is_owner_alive: Seen<bool>,
+}
+
+/// Time as the kernel counts it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Clock {
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: Seen<String>,
+    /// Now, in ticks since boot.
+    pub now_ticks: Seen<u64>,
+    /// Ticks in a second.
+    pub ticks_per_second: u64,
+}
+
+impl Clock {
+    /// Time from a tick until now; none where the clock could not be read.
+    pub fn age(&self, start_ticks: u64) -> Option<Duration> {
+        let ticks = self.now_ticks.known()?.saturating_sub(start_ticks);
+        Some(Duration::from_millis(ticks.saturating_mul(1000) / self.ticks_per_second.max(1)))
+    }
+}
+
+/// All that was seen for one question, at one time.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// Time.
+    pub clock: Clock,
+    /// Ourselves, then our ancestors up to PID 1.
+    pub ourselves: Vec<Pid>,
+    /// Whether systemd runs this host (`/run/systemd/system` exists, sd_booted(3)).
+    pub has_systemd: bool,
+    /// Sockets on the guarded ports.
+    pub sockets: Seen<Sockets>,
+    /// Processes of the question, their ancestors, and the leaders of their sessions and groups where these live.
+    pub processes: BTreeMap<Pid, Process>,
+    /// Those of them whose command line a pattern may match.
+    pub matching: BTreeSet<Pid>,
+    /// Processes whose command line could not be read, and why: a pattern may have missed them.
+    pub unread_command_lines: Vec<(Pid, String)>,
+    /// Units of the processes above.
+    pub units: BTreeMap<UnitRef, Seen<Unit>>,
+    /// logind's state of sessions by id: `online`, `active`, `closing`; Gone = logind no longer knows it.
+    pub sessions: BTreeMap<String, Seen<String>>,
+    /// Whether a user lingers (loginctl(1) enable-linger).
+    pub lingering: BTreeMap<u32, Seen<bool>>,
+    /// Main processes of user managers (`user@UID.service`): reapers like PID 1.
+    pub user_managers: BTreeMap<Pid, Seen<u32>>,
+    /// Receipts of processes that we started.
+    pub receipts: Vec<Receipt>,
+}
+
+impl Snapshot {
+    /// The parents of a process, nearest first, as far as they are known; ends before a loop.
+    pub fn ancestors(&self, pid: Pid) -> impl Iterator<Item = &Process> {
+        let mut next = self.processes.get(&pid).map(|p| p.parent);
+        let mut steps = 0;
+        std::iter::from_fn(move || {
+            let process = self.processes.get(&next?)?;
+            steps += 1;
+            next = (steps < 4096).then_some(process.parent);
+            Some(process)
+        })
+    }
+
+    /// Who holds this socket.
+    pub fn holders(&self, inode: u64) -> impl Iterator<Item = Pid> {
+        let holdings = self.sockets.known().map(|s| s.holdings.as_slice()).unwrap_or_default();
+        holdings.iter().filter(move |h| h.inode == inode && inode != 0).map(|h| h.pid)
+    }
+
+    /// The unit of this name under the system's manager, where it was asked for.
+    pub fn system_unit(&self, name: &UnitName) -> Option<&Seen<Unit>> {
+        self.units.iter().find_map(|(unit, seen)| {
+            (unit.manager == crate::ident::Manager::System && unit.name == *name).then_some(seen)
+        })
+    }
+}
