@@ -1,8 +1,27 @@
 //! The product's sentence: observe → judge → act, for `scan` and `reap`.
 
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use regex::bytes::RegexSet;
+
 use crate::{
-    act::{Deed, Respawn},
-    judge::{port::PortVerdict, verdict::{Unknown, Verdict}},
+    act::{Deed, Respawn, interrupt::Interrupt, respawn, signal},
+    config::settings::{RunsIn, Settings},
+    host::Host,
+    ident::{Endpoint, ServiceName, UnitName},
+    judge::{
+        self, Also, Ended, Judgement, Terms,
+        case::Guard,
+        port::PortVerdict,
+        verdict::{Unknown, Verdict},
+    },
+    observe::{self, Nominate, Question, Reach},
+    snapshot::Snapshot,
 };
 
 /// What one look found: the dry-run report. Has no way to act.
@@ -16,6 +35,13 @@ pub struct Findings {
     pub unknowns: Vec<Unknown>,
 }
 
+impl From<Judgement> for Findings {
+    fn from(judgement: Judgement) -> Self {
+        let Judgement { ports, verdicts, unknowns } = judgement;
+        Self { ports, verdicts, unknowns }
+    }
+}
+
 /// What a reap did.
 #[derive(Debug, Clone)]
 pub struct Reaped {
@@ -27,4 +53,210 @@ pub struct Reaped {
     pub after: Findings,
     /// A signal to ourselves cut the run short.
     pub was_interrupted: bool,
+}
+
+/// What the command line narrows the question to; empty = everything in the settings.
+#[derive(Debug, Clone, Default)]
+pub struct Scope {
+    /// Services by name.
+    pub services: Vec<ServiceName>,
+    /// Ports, guarded or not.
+    pub ports: Vec<Endpoint>,
+}
+
+/// A scope that the settings do not know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ScopeError {
+    /// No service of this name; the names that there are.
+    UnknownService(ServiceName, Vec<ServiceName>),
+    /// The patterns together are too large for one automaton; says why.
+    Patterns(String),
+}
+
+impl fmt::Display for ScopeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownService(name, known) => {
+                let known: Vec<&str> = known.iter().map(|n| n.0.as_str()).collect();
+                write!(
+                    f,
+                    "no service '{name}' in the settings\nhint: there are {}",
+                    known.join(", ")
+                )
+            }
+            Self::Patterns(why) => write!(f, "the patterns cannot be searched for together: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for ScopeError {}
+
+/// A question, ready to be asked again and again.
+struct Inquiry<'a> {
+    host: &'a Host,
+    settings: &'a Settings,
+    guards: Vec<Guard>,
+    nominate: Option<Nominate>,
+    declared_units: BTreeSet<UnitName>,
+}
+
+/// Looks once and reports: the dry run.
+pub fn scan(
+    host: &Host,
+    settings: &Settings,
+    scope: &Scope,
+    also: Also,
+) -> Result<Findings, ScopeError> {
+    let inquiry = Inquiry::new(host, settings, scope)?;
+    let terms = inquiry.terms(scope, also);
+    let (_, judgement) = inquiry.look(&terms, Reach::Narrow);
+    Ok(judgement.into())
+}
+
+/// A look that convicts nobody ends the reaping; this many rounds do, too: what keeps coming back is brought
+/// by somebody, and ending it again would not help.
+const ROUNDS: usize = 4;
+/// Between the two looks that must agree.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
+/// Between looks for a respawn, at a tenth of a millisecond each.
+const RESPAWN_LOOK: Duration = Duration::from_millis(100);
+
+/// Ends the orphans in scope and proves that they are gone.
+pub fn reap(
+    host: &Host,
+    settings: &Settings,
+    scope: &Scope,
+    also: Also,
+    interrupt: &mut Interrupt,
+    say: &mut dyn FnMut(&str),
+) -> Result<Reaped, ScopeError> {
+    let inquiry = Inquiry::new(host, settings, scope)?;
+    let mut terms = inquiry.terms(scope, also);
+    let mut deeds: Vec<Deed> = Vec::new();
+    let began_ticks = now_ticks(host);
+    for _ in 0..ROUNDS {
+        let looked = Instant::now();
+        let (_, first) = inquiry.look(&terms, Reach::Narrow);
+        if !first.convicted().any(|v| !was_tried(&deeds, v)) {
+            break;
+        }
+        say("looking a second time before anything is ended");
+        if interrupt.wait(SECOND_LOOK.saturating_sub(looked.elapsed())) {
+            break;
+        }
+        let (snapshot, second) = inquiry.look(&terms, Reach::Whole);
+        let confirmed: Vec<Verdict> = second
+            .convicted()
+            .filter(|v| first.confirms(v.key(), v.row) && !was_tried(&deeds, v))
+            .cloned()
+            .collect();
+        deeds.extend(signal::end(host, &snapshot, confirmed, interrupt, say));
+        if interrupt.count() > 0 {
+            break;
+        }
+        let at_ticks = now_ticks(host);
+        let gone = deeds.iter().filter(|d| d.outcome.is_gone());
+        terms.ended =
+            gone.map(|d| Ended { session: d.verdict.process.session, at_ticks }).collect();
+    }
+    if deeds.iter().any(|d| d.outcome.is_gone()) && interrupt.count() == 0 {
+        say("watching for what comes back");
+        watch(&inquiry, &deeds, interrupt);
+    }
+    let (snapshot, after) = inquiry.look(&terms, Reach::Whole);
+    let respawns = respawn::find(&deeds, &after.verdicts, &snapshot, began_ticks);
+    Ok(Reaped { deeds, respawns, after: after.into(), was_interrupted: interrupt.count() > 0 })
+}
+
+fn was_tried(deeds: &[Deed], verdict: &Verdict) -> bool {
+    deeds.iter().any(|deed| deed.verdict.key().is_same(&verdict.key()))
+}
+
+fn now_ticks(host: &Host) -> u64 {
+    observe::clock(host).now_ticks.known().copied().unwrap_or_default()
+}
+
+/// Waits for `respawn_watch`, or until every port that was freed is taken again.
+fn watch(inquiry: &Inquiry<'_>, deeds: &[Deed], interrupt: &mut Interrupt) {
+    let freed: BTreeSet<Endpoint> = deeds
+        .iter()
+        .filter(|d| d.outcome.is_gone())
+        .flat_map(|d| d.verdict.ports.iter().copied())
+        .collect();
+    let end = Instant::now() + inquiry.settings.defaults.respawn_watch;
+    while Instant::now() < end {
+        let left = end.saturating_duration_since(Instant::now());
+        if interrupt.wait(left.min(RESPAWN_LOOK)) {
+            return;
+        }
+        if !freed.is_empty() && observe::are_all_taken(inquiry.host, &freed) {
+            return;
+        }
+    }
+}
+
+impl<'a> Inquiry<'a> {
+    fn new(host: &'a Host, settings: &'a Settings, scope: &Scope) -> Result<Self, ScopeError> {
+        for name in &scope.services {
+            if settings.service(name).is_none() {
+                let known = settings.services.iter().map(|s| s.name.clone()).collect();
+                return Err(ScopeError::UnknownService(name.clone(), known));
+            }
+        }
+        let is_everything = scope.services.is_empty() && scope.ports.is_empty();
+        let in_scope = |name| is_everything || scope.services.contains(name);
+        let mut guards = Vec::new();
+        for service in &settings.services {
+            for &endpoint in &service.ports {
+                if in_scope(&service.name) || scope.ports.iter().any(|p| p.overlaps(&endpoint)) {
+                    guards.push(Guard { endpoint, service: Some(service.name.clone()) });
+                }
+            }
+        }
+        for &endpoint in &scope.ports {
+            if !guards.iter().any(|g| g.endpoint.overlaps(&endpoint)) {
+                guards.push(Guard { endpoint, service: None });
+            }
+        }
+        let services = || settings.services.iter().filter(|s| in_scope(&s.name));
+        let of_services = services().flat_map(|s| &s.patterns).map(|p| p.regex.as_str());
+        let of_workers = settings.workers.iter().filter(|_| is_everything);
+        let patterns: Vec<&str> = of_services.chain(of_workers.map(|w| w.regex.as_str())).collect();
+        let nominate = if patterns.is_empty() {
+            None
+        } else {
+            let set = RegexSet::new(patterns).map_err(|e| ScopeError::Patterns(e.to_string()))?;
+            Some(Arc::new(move |line: &[u8]| set.is_match(line)) as Nominate)
+        };
+        let declared_units = settings
+            .services
+            .iter()
+            .filter_map(|s| match &s.runs_in {
+                Some(RunsIn::Unit(unit)) => Some(unit.clone()),
+                Some(RunsIn::Container(_)) | None => None,
+            })
+            .collect();
+        Ok(Self { host, settings, guards, nominate, declared_units })
+    }
+
+    fn terms(&self, scope: &Scope, also: Also) -> Terms {
+        Terms {
+            guards: self.guards.clone(),
+            named_ports: scope.ports.clone(),
+            also,
+            ended: Vec::new(),
+        }
+    }
+
+    fn look(&self, terms: &Terms, reach: Reach) -> (Snapshot, Judgement) {
+        let question = Question {
+            endpoints: self.guards.iter().map(|g| g.endpoint).collect(),
+            nominate: self.nominate.clone(),
+            declared_units: self.declared_units.clone(),
+            reach,
+        };
+        let snapshot = observe::observe(self.host, &question);
+        let judgement = judge::judge(&snapshot, self.settings, terms);
+        (snapshot, judgement)
+    }
 }

@@ -231,8 +231,8 @@ pub struct Sockets {
     pub holdings: Vec<Holding>,
     /// Processes whose descriptors we were refused.
     pub refused: u32,
-    /// Whether a socket without a holder has none in any process: all of `/proc` was ours to read and we stand in the first pid namespace.
-    pub is_sight_complete: bool,
+    /// Whether bound-but-not-listening TCP sockets would have been seen.
+    pub sees_bound: bool,
     /// Sockets whose creating cgroup no longer exists.
     pub creator_gone: BTreeSet<u64>,
 }
@@ -322,6 +322,17 @@ impl Clock {
     }
 }
 
+/// What this process may look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sight {
+    /// CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH are effective: every process's links may be read.
+    pub may_see_all: bool,
+    /// We stand in the machine's first pid namespace: no process is outside our view of `/proc`.
+    pub is_first_pid_namespace: bool,
+    /// `/proc` is mounted with hidepid and we lack CAP_SYS_PTRACE: other users' processes are invisible.
+    pub is_proc_hidden: bool,
+}
+
 /// All that was seen for one question, at one time.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
@@ -331,22 +342,26 @@ pub struct Snapshot {
     pub ourselves: Vec<Pid>,
     /// Whether systemd runs this host (`/run/systemd/system` exists, sd_booted(3)).
     pub has_systemd: bool,
+    /// What we may look at at all.
+    pub sight: Sight,
+    /// The range that outgoing connections take their local ports from (ip(7) ip_local_port_range), both ends in it.
+    pub ephemeral_ports: Seen<(u16, u16)>,
+    /// Ports that are kept out of it, as `net.ipv4.ip_local_reserved_ports` writes them.
+    pub reserved_ports: Seen<String>,
     /// Sockets on the guarded ports.
     pub sockets: Seen<Sockets>,
     /// Processes of the question, their ancestors, and the leaders of their sessions and groups where these live.
     pub processes: BTreeMap<Pid, Process>,
     /// Those of them whose command line a pattern may match.
     pub matching: BTreeSet<Pid>,
-    /// Processes whose command line could not be read, and why: a pattern may have missed them.
-    pub unread_command_lines: Vec<(Pid, String)>,
+    /// What could not be read of which process, and why: a pattern may have missed it.
+    pub unread: Vec<(Pid, String)>,
     /// Units of the processes above.
     pub units: BTreeMap<UnitRef, Seen<Unit>>,
     /// logind's state of sessions by id: `online`, `active`, `closing`; Gone = logind no longer knows it.
     pub sessions: BTreeMap<String, Seen<String>>,
     /// Whether a user lingers (loginctl(1) enable-linger).
     pub lingering: BTreeMap<u32, Seen<bool>>,
-    /// Main processes of user managers (`user@UID.service`): reapers like PID 1.
-    pub user_managers: BTreeMap<Pid, Seen<u32>>,
     /// Receipts of processes that we started.
     pub receipts: Vec<Receipt>,
 }

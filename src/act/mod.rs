@@ -1,5 +1,9 @@
 //! The only place that changes the host.
 
+pub mod interrupt;
+pub mod respawn;
+pub mod signal;
+
 use std::time::Duration;
 
 use crate::{ident::ProcessKey, judge::verdict::Verdict};
@@ -33,7 +37,9 @@ impl Outcome {
     pub fn is_gone(&self) -> bool {
         match self {
             Self::Terminated(_) | Self::Killed(_) | Self::Vanished => true,
-            Self::Replaced(_) | Self::Refused(_) | Self::Unkillable { .. } | Self::Interrupted => false,
+            Self::Replaced(_) | Self::Refused(_) | Self::Unkillable { .. } | Self::Interrupted => {
+                false
+            }
         }
     }
 }

@@ -1,4 +1,294 @@
 //! Facts → verdicts. Pure: no I/O, no clock, no logging.
 
+pub mod case;
+pub mod orphan;
 pub mod port;
+pub mod truth;
 pub mod verdict;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use crate::{
+    config::settings::{ForeignHolder, Settings},
+    ident::{Endpoint, Pid, ProcessKey},
+    snapshot::{Process, Seen, Snapshot, SocketState},
+};
+
+use case::{Case, Guard};
+use port::PortVerdict;
+use verdict::{Finding, Row, Seal, Spare, Unknown, Verdict};
+
+/// Which gentle verdicts the caller wants ended as well, `--also`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Also {
+    /// Suspects.
+    pub abandoned: bool,
+    /// Processes in a session.
+    pub session: bool,
+    /// Foreign holders of the ports that the command line names.
+    pub foreign: bool,
+}
+
+/// What the caller asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Terms {
+    /// The guarded ports in scope.
+    pub guards: Vec<Guard>,
+    /// Ports that the command line names.
+    pub named_ports: Vec<Endpoint>,
+    /// What is ended beside orphans.
+    pub also: Also,
+    /// Processes that this run has ended: what they forked meanwhile is as old as they were.
+    pub ended: Vec<Ended>,
+}
+
+/// A process that this run has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// Its session.
+    pub session: Pid,
+    /// When it was seen to be gone, in ticks since boot.
+    pub at_ticks: u64,
+}
+
+/// All verdicts of one look.
+#[derive(Debug, Clone)]
+pub struct Judgement {
+    /// One per guard.
+    pub ports: Vec<PortVerdict>,
+    /// One per candidate.
+    pub verdicts: Vec<Verdict>,
+    /// What could not be seen beyond them.
+    pub unknowns: Vec<Unknown>,
+}
+
+/// Judges every candidate and every guarded port.
+pub fn judge(snapshot: &Snapshot, settings: &Settings, terms: &Terms) -> Judgement {
+    let mut held: BTreeMap<Pid, Vec<&Guard>> = BTreeMap::new();
+    for guard in &terms.guards {
+        for pid in holders_of(snapshot, guard) {
+            let guards = held.entry(pid).or_default();
+            if !guards.contains(&guard) {
+                guards.push(guard);
+            }
+        }
+    }
+    for &pid in &snapshot.matching {
+        held.entry(pid).or_default();
+    }
+    let verdicts: Vec<Verdict> = held
+        .into_iter()
+        .filter_map(|(pid, guards)| {
+            let process = snapshot.processes.get(&pid)?;
+            Some(verdict_on(&Case::new(snapshot, settings, process, guards), terms))
+        })
+        .collect();
+    let ports = terms.guards.iter().map(|g| port::judge(snapshot, g, &verdicts)).collect();
+    let unknowns = unknowns(snapshot, &verdicts);
+    Judgement { ports, verdicts, unknowns }
+}
+
+/// Who holds a guarded port as a server: an outgoing connection's client is no candidate.
+fn holders_of<'a>(snapshot: &'a Snapshot, guard: &'a Guard) -> impl Iterator<Item = Pid> + 'a {
+    let sockets = snapshot.sockets.known().map(|s| s.all.as_slice()).unwrap_or_default();
+    sockets
+        .iter()
+        .filter(|socket| socket.is_on(&guard.endpoint))
+        .filter(|socket| match socket.state {
+            SocketState::Listening | SocketState::Bound => true,
+            SocketState::Connected(_) => !port::is_ephemeral(snapshot, socket.port),
+            SocketState::Lingering => false,
+        })
+        .flat_map(|socket| snapshot.holders(socket.inode))
+}
+
+fn verdict_on(case: &Case<'_>, terms: &Terms) -> Verdict {
+    let decision = orphan::decide(case);
+    let (mut finding, mut reason) = (decision.finding, decision.reason);
+    let youth = youth(case, terms);
+    if let (Finding::Orphan(_) | Finding::Suspect, Some(unknown)) = (&finding, youth.clone()) {
+        reason = format!("too young to judge: {}", unknown.why);
+        finding = Finding::Undecided(unknown);
+    }
+    let is_wanted = match &finding {
+        Finding::Orphan(_) => true,
+        Finding::Suspect => terms.also.abandoned,
+        Finding::Spare(Spare::Session(_)) => terms.also.session,
+        Finding::Spare(_) | Finding::Undecided(_) => false,
+        Finding::Foreign => {
+            let is_named = |g: &&Guard| terms.named_ports.iter().any(|p| p.overlaps(&g.endpoint));
+            (terms.also.foreign && case.held.iter().any(is_named))
+                || case.services().iter().any(|s| s.foreign_holder == ForeignHolder::Reap)
+        }
+    };
+    Verdict {
+        process: case.process.clone(),
+        next_step: next_step(&finding, case),
+        finding,
+        row: decision.row,
+        services: case.services().iter().map(|s| s.name.clone()).collect(),
+        ports: case.held.iter().map(|g| g.endpoint).collect(),
+        reason,
+        evidence: evidence(case),
+        grace: grace(case),
+        is_convicted: is_wanted && youth.is_none(),
+        seal: Seal,
+    }
+}
+
+/// Why the process is too young to be convicted. The root of its fellows speaks for its children; what the
+/// ended left behind in their session was there before they went.
+fn youth(case: &Case<'_>, terms: &Terms) -> Option<Unknown> {
+    let min_age = case.settings.defaults.min_age;
+    let start = case.process.key.start_ticks;
+    let is_heir = terms
+        .ended
+        .iter()
+        .any(|ended| ended.session == case.process.session && start <= ended.at_ticks);
+    let root_age = case.snapshot.clock.age(case.root().key.start_ticks);
+    let unknown = |why: String, remedy: Option<String>| Unknown {
+        fact: format!("the age of pid {}", case.process.key.pid),
+        why,
+        remedy,
+    };
+    match root_age.max(case.age()) {
+        None => Some(unknown("the clock could not be read".to_owned(), None)),
+        Some(age) if age < min_age && !is_heir => Some(unknown(
+            format!("it is {} old, and min_age is {}", seconds(age), seconds(min_age)),
+            Some(format!("run again in {}", seconds(min_age.saturating_sub(age)))),
+        )),
+        Some(_) => None,
+    }
+}
+
+fn seconds(time: Duration) -> String {
+    if time.subsec_millis() == 0 || time.as_secs() >= 10 {
+        format!("{} s", time.as_secs())
+    } else {
+        format!("{:.1} s", time.as_secs_f64())
+    }
+}
+
+fn grace(case: &Case<'_>) -> Duration {
+    case.worker
+        .map(|w| w.grace)
+        .or_else(|| case.services().first().map(|s| s.grace))
+        .unwrap_or(case.settings.defaults.grace)
+}
+
+fn evidence(case: &Case<'_>) -> Vec<String> {
+    let process = case.process;
+    let mut evidence = Vec::new();
+    if let Some(age) = case.age() {
+        evidence.push(format!("it is {} old", seconds(age)));
+    }
+    let is_gone = |leader: Pid| {
+        leader != Pid::OUTSIDE
+            && leader != process.key.pid
+            && !case.snapshot.processes.contains_key(&leader)
+    };
+    if is_gone(process.session) {
+        evidence.push(format!("the leader of its session (pid {}) is dead", process.session));
+    } else if is_gone(process.group) {
+        evidence.push(format!("the leader of its process group (pid {}) is dead", process.group));
+    }
+    if process.is_root_deleted {
+        evidence.push("its root directory was deleted".to_owned());
+    }
+    if let Some(sockets) = case.snapshot.sockets.known() {
+        let holds = |inode: u64| case.snapshot.holders(inode).any(|pid| pid == process.key.pid);
+        if sockets.creator_gone.iter().any(|&inode| holds(inode)) {
+            evidence.push("the control group that created its socket is gone".to_owned());
+        }
+    }
+    evidence
+}
+
+fn next_step(finding: &Finding, case: &Case<'_>) -> Option<String> {
+    let pid = case.process.key.pid;
+    let service = case.services().first().map(|s| s.name.clone());
+    match finding {
+        Finding::Orphan(_) => Some("'portreeve reap' ends it".to_owned()),
+        Finding::Suspect => Some(match service {
+            Some(name) => format!(
+                "'portreeve reap {name} --also abandoned' ends it; 'runs_in:' in the settings of {name} would settle it"
+            ),
+            None => "'portreeve reap --also abandoned' ends it".to_owned(),
+        }),
+        Finding::Foreign => Some(match case.held.first() {
+            Some(guard) => format!(
+                "stop it where it was started, or 'portreeve reap --also foreign --port {}'",
+                guard.endpoint.port
+            ),
+            None => format!("stop pid {pid} where it was started"),
+        }),
+        Finding::Undecided(unknown) => unknown.remedy.clone(),
+        Finding::Spare(_) => None,
+    }
+}
+
+/// What bears on more than one verdict; the remedy stands here once.
+fn unknowns(snapshot: &Snapshot, verdicts: &[Verdict]) -> Vec<Unknown> {
+    let mut unknowns = Vec::new();
+    let as_root = Some("run it as root: 'sudo portreeve scan'".to_owned());
+    let rights = || as_root.clone().filter(|_| !snapshot.sight.may_see_all);
+    if let Some(why) = match &snapshot.sockets {
+        Seen::Known(_) => None,
+        Seen::Gone => Some("they are gone".to_owned()),
+        Seen::Denied => Some("permission denied".to_owned()),
+        Seen::Unreadable(why) => Some(why.clone()),
+    } {
+        let fact = "the sockets on the guarded ports".to_owned();
+        unknowns.push(Unknown { fact, why, remedy: rights() });
+    }
+    if snapshot.sight.is_proc_hidden {
+        unknowns.push(Unknown {
+            fact: "the processes of other users".to_owned(),
+            why: "/proc is mounted with hidepid, and this run lacks CAP_SYS_PTRACE".to_owned(),
+            remedy: as_root.clone(),
+        });
+    }
+    if let Some((pid, why)) = snapshot.unread.first() {
+        let fact = match snapshot.unread.len() {
+            1 if *pid == Pid::OUTSIDE => "the processes of this host".to_owned(),
+            1 => format!("the command line of pid {pid}"),
+            n => format!("the command lines of {n} processes, pid {pid} among them"),
+        };
+        unknowns.push(Unknown { fact, why: why.clone(), remedy: rights() });
+    }
+    let refused = snapshot.sockets.known().map_or(0, |s| s.refused);
+    let is_blind =
+        refused > 0 || verdicts.iter().any(|v| matches!(v.finding, Finding::Undecided(_)));
+    if is_blind && !snapshot.sight.may_see_all && !snapshot.sight.is_proc_hidden {
+        let whose = match refused {
+            0 => "some facts about other users' processes".to_owned(),
+            n => format!("the descriptors of {n} processes"),
+        };
+        unknowns.push(Unknown {
+            fact: whose,
+            why: "this run lacks CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH".to_owned(),
+            remedy: as_root,
+        });
+    }
+    unknowns
+}
+
+impl Judgement {
+    /// Which processes `reap` would end, by key and row: what a second look must find again.
+    pub fn convicted(&self) -> impl Iterator<Item = &Verdict> {
+        self.verdicts.iter().filter(|v| v.is_convicted)
+    }
+
+    /// The verdict on this very process by this very row.
+    pub fn confirms(&self, key: ProcessKey, row: Row) -> bool {
+        self.convicted().any(|v| v.key().is_same(&key) && v.row == row)
+    }
+}
+
+/// How a process is named to a person: its command line, or its name where that is empty or unread.
+pub fn display_name(process: &Process) -> String {
+    match process.command_line.known() {
+        Some(line) if !line.text.is_empty() => String::from_utf8_lossy(&line.text).into_owned(),
+        Some(_) | None => format!("[{}]", process.name),
+    }
+}

@@ -1,10 +1,16 @@
 //! What a guarded port is: free, held, or one of the states that no process explains.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeSet, net::SocketAddr};
 
-use crate::ident::{Endpoint, Pid, ServiceName};
+use crate::{
+    ident::{Endpoint, Pid, Port, ServiceName},
+    snapshot::{Seen, Snapshot, SocketState},
+};
 
-use super::verdict::Unknown;
+use super::{
+    case::Guard,
+    verdict::{Unknown, Verdict},
+};
 
 /// The judge's word on one guarded port.
 #[derive(Debug, Clone)]
@@ -45,4 +51,151 @@ pub enum PortState {
     HolderNotVisible,
     /// The port's sockets could not be read.
     Unknown(Unknown),
+}
+
+/// Whether an outgoing connection may take this port as its own.
+pub fn is_ephemeral(snapshot: &Snapshot, port: Port) -> bool {
+    snapshot
+        .ephemeral_ports
+        .known()
+        .is_some_and(|&(low, high)| (low..=high).contains(&port.number()))
+}
+
+/// Judges one guarded port; `verdicts` name its holders.
+pub fn judge(snapshot: &Snapshot, guard: &Guard, verdicts: &[Verdict]) -> PortVerdict {
+    let state = state(snapshot, guard);
+    let endpoint = guard.endpoint;
+    let named = |pids: &[Pid]| -> String {
+        let name = |pid: &Pid| match verdicts.iter().find(|v| v.key().pid == *pid) {
+            Some(verdict) => format!("pid {pid} ({})", verdict.title()),
+            None => match snapshot.processes.get(pid) {
+                Some(process) => format!("pid {pid} ({})", process.name),
+                None => format!("pid {pid}"),
+            },
+        };
+        pids.iter().map(name).collect::<Vec<_>>().join(", ")
+    };
+    let sees_bound = snapshot.sockets.known().is_none_or(|s| s.sees_bound);
+    let rights = || {
+        let step = "run it as root: 'sudo portreeve scan'".to_owned();
+        (!snapshot.sight.may_see_all).then_some(step)
+    };
+    let (sentence, next_step) = match &state {
+        PortState::Free if sees_bound => ("nothing has it".to_owned(), None),
+        PortState::Free => {
+            ("nothing listens; this kernel does not show sockets that are bound and silent".to_owned(), None)
+        }
+        PortState::Held(pids) if are_unrelated(snapshot, pids) => {
+            (format!("held by {} unrelated processes: {}", pids.len(), named(pids)), None)
+        }
+        PortState::Held(pids) => (format!("held by {}", named(pids)), None),
+        PortState::BoundOnly(pids) => (format!("bound, not listening yet, by {}", named(pids)), None),
+        PortState::Ephemeral { holders, peer } => (
+            format!("taken by an outgoing connection to {peer} as its local port: {}", named(holders)),
+            Some(format!(
+                "keep the kernel off it: sysctl -w net.ipv4.ip_local_reserved_ports={}; this connection must close first",
+                reserved_with(snapshot, endpoint.port)
+            )),
+        ),
+        PortState::Lingering => (
+            "no process has it; closed connections linger (TIME_WAIT) for a minute at most".to_owned(),
+            Some("a server that sets SO_REUSEADDR may bind it now".to_owned()),
+        ),
+        PortState::KernelOwned => (
+            "no process has it: the kernel itself holds it, or a descriptor on its way between processes".to_owned(),
+            Some("look for a kernel service (NFS, a tunnel) on this port".to_owned()),
+        ),
+        PortState::HolderNotVisible if snapshot.sight.is_first_pid_namespace => {
+            ("held by a process that this run may not see".to_owned(), rights())
+        }
+        PortState::HolderNotVisible => (
+            "held by a process outside this pid namespace, or one that this run may not see".to_owned(),
+            Some("run it on the host, outside the container".to_owned()),
+        ),
+        PortState::Unknown(unknown) => (format!("not known: {unknown}"), unknown.remedy.clone()),
+    };
+    PortVerdict { endpoint, service: guard.service.clone(), state, sentence, next_step }
+}
+
+fn state(snapshot: &Snapshot, guard: &Guard) -> PortState {
+    let sockets = match &snapshot.sockets {
+        Seen::Known(sockets) => sockets,
+        Seen::Gone | Seen::Denied | Seen::Unreadable(_) => {
+            let why = match &snapshot.sockets {
+                Seen::Unreadable(why) => why.clone(),
+                Seen::Known(_) | Seen::Gone => "they are gone".to_owned(),
+                Seen::Denied => "permission denied".to_owned(),
+            };
+            return PortState::Unknown(Unknown {
+                fact: "its sockets".to_owned(),
+                why,
+                remedy: None,
+            });
+        }
+    };
+    let on_port: Vec<_> = sockets.all.iter().filter(|s| s.is_on(&guard.endpoint)).collect();
+    let in_state = |wanted: fn(SocketState) -> bool| -> Vec<u64> {
+        on_port.iter().filter(|s| wanted(s.state)).map(|s| s.inode).collect()
+    };
+    // A socket without a visible holder: the kernel's own only if every process was ours to read.
+    let holders = |inodes: &[u64]| -> Result<Vec<Pid>, PortState> {
+        let mut pids: BTreeSet<Pid> = BTreeSet::new();
+        for &inode in inodes {
+            let before = pids.len();
+            pids.extend(snapshot.holders(inode));
+            if pids.len() == before && snapshot.holders(inode).next().is_none() {
+                let sight = &snapshot.sight;
+                let saw_all =
+                    sight.may_see_all && sight.is_first_pid_namespace && sockets.refused == 0;
+                return Err(if saw_all {
+                    PortState::KernelOwned
+                } else {
+                    PortState::HolderNotVisible
+                });
+            }
+        }
+        Ok(pids.into_iter().collect())
+    };
+    let listening = in_state(|s| s == SocketState::Listening);
+    let bound = in_state(|s| s == SocketState::Bound);
+    let peer = on_port.iter().find_map(|s| match s.state {
+        SocketState::Connected(peer) => Some(peer),
+        SocketState::Listening | SocketState::Bound | SocketState::Lingering => None,
+    });
+    let connected = in_state(|s| matches!(s, SocketState::Connected(_)));
+    if !listening.is_empty() {
+        return holders(&listening).map_or_else(|state| state, PortState::Held);
+    }
+    if !bound.is_empty() {
+        return holders(&bound).map_or_else(|state| state, PortState::BoundOnly);
+    }
+    match peer {
+        Some(peer) if is_ephemeral(snapshot, guard.endpoint.port) => {
+            let holders = connected.iter().flat_map(|&inode| snapshot.holders(inode));
+            let holders: BTreeSet<Pid> = holders.collect();
+            PortState::Ephemeral { holders: holders.into_iter().collect(), peer }
+        }
+        Some(_) => holders(&connected).map_or_else(|state| state, PortState::Held),
+        None if on_port.is_empty() => PortState::Free,
+        None => PortState::Lingering,
+    }
+}
+
+/// Neither ancestor of each other nor of one session.
+fn are_unrelated(snapshot: &Snapshot, pids: &[Pid]) -> bool {
+    let session = |pid: Pid| snapshot.processes.get(&pid).map(|p| p.session);
+    let descends = |pid: Pid, from: Pid| snapshot.ancestors(pid).any(|p| p.key.pid == from);
+    pids.iter().enumerate().any(|(i, &a)| {
+        pids.iter()
+            .skip(i + 1)
+            .any(|&b| session(a) != session(b) && !descends(a, b) && !descends(b, a))
+    })
+}
+
+/// What the host reserves already, and this port (proc sysctl net.ipv4, ip_local_reserved_ports).
+fn reserved_with(snapshot: &Snapshot, port: Port) -> String {
+    match snapshot.reserved_ports.known().map(String::as_str) {
+        Some("") | None => port.to_string(),
+        Some(reserved) => format!("{reserved},{port}"),
+    }
 }

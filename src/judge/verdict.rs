@@ -102,6 +102,7 @@ pub struct Verdict {
     pub grace: Duration,
     /// Whether `reap` with the present flags ends it.
     pub is_convicted: bool,
+    #[expect(dead_code, reason = "its type alone matters: nobody else can name it")]
     pub(in crate::judge) seal: Seal,
 }
 
@@ -127,8 +128,12 @@ impl Verdict {
             Finding::Orphan(Orphan::Ours(_)) => "orphan: ours".to_owned(),
             Finding::Orphan(Orphan::Worker(_)) => "orphan: worker without its server".to_owned(),
             Finding::Orphan(Orphan::SurvivedUnit(unit)) => format!("orphan: survived {unit}"),
-            Finding::Orphan(Orphan::EarlierRun(unit)) => format!("orphan: an earlier run of {unit}"),
-            Finding::Orphan(Orphan::Misplaced(service)) => format!("orphan: not where {service} runs"),
+            Finding::Orphan(Orphan::EarlierRun(unit)) => {
+                format!("orphan: an earlier run of {unit}")
+            }
+            Finding::Orphan(Orphan::Misplaced(service)) => {
+                format!("orphan: not where {service} runs")
+            }
             Finding::Suspect => "suspect".to_owned(),
             Finding::Foreign => "foreign".to_owned(),
             Finding::Undecided(_) => "undecided".to_owned(),

@@ -1,1 +1,316 @@
-//! observe
+//! Host → snapshot, reading only what the question needs. Changes nothing.
+
+pub mod cgroup;
+pub mod diag;
+pub mod holders;
+pub mod listeners;
+pub mod processes;
+pub mod units;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use crate::{
+    host::Host,
+    ident::{Endpoint, Manager, Pid, Port, Proto, UnitName, UnitRef},
+    snapshot::{Clock, CommandLine, Process, Seen, Sight, Snapshot, Socket, SocketState, Sockets},
+};
+
+pub use holders::Reach;
+
+/// Says whether a command line matters; called for every process of the host.
+pub type Nominate = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
+
+/// What is to be known.
+#[derive(Clone)]
+pub struct Question {
+    /// The guarded ports.
+    pub endpoints: Vec<Endpoint>,
+    /// Which command lines matter; none = no process is looked for by its command line.
+    pub nominate: Option<Nominate>,
+    /// Units in which services are declared to run: asked for, and their invocations compared.
+    pub declared_units: BTreeSet<UnitName>,
+    /// How far holders are looked for.
+    pub reach: Reach,
+}
+
+/// A holder that exits between two reads leaves facts of two moments; the look is taken again.
+const LOOKS: usize = 3;
+
+/// One look at the host.
+pub fn observe(host: &Host, question: &Question) -> Snapshot {
+    let mut looks = 1;
+    loop {
+        let (snapshot, is_torn) = look(host, question);
+        if !is_torn || looks == LOOKS {
+            return snapshot;
+        }
+        looks += 1;
+    }
+}
+
+fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
+    let ports = |proto| -> BTreeSet<Port> {
+        question.endpoints.iter().filter(|e| e.proto == proto).map(|e| e.port).collect()
+    };
+    let mut sockets = listeners::observe(host, &ports(Proto::Tcp), &ports(Proto::Udp));
+    if let Seen::Known(sockets) = &mut sockets {
+        sockets.all.retain(|s| question.endpoints.iter().any(|e| s.is_on(e)));
+    }
+    let pids = host.pids();
+    let mut unread = Vec::new();
+    let pids = match pids {
+        Seen::Known(pids) => pids,
+        Seen::Gone | Seen::Denied | Seen::Unreadable(_) => {
+            unread.push((Pid::OUTSIDE, "'/proc' cannot be listed".to_owned()));
+            Vec::new()
+        }
+    };
+    if let Seen::Known(sockets) = &mut sockets {
+        holders::observe(host, sockets, question.reach, &pids);
+    }
+    let mut command_lines = match &question.nominate {
+        Some(nominate) => {
+            let nominate = Arc::clone(nominate);
+            processes::read_command_lines(host, &pids, move |text| nominate(text))
+        }
+        None => BTreeMap::new(),
+    };
+    for (pid, seen) in &command_lines {
+        match seen {
+            Seen::Known(_) | Seen::Gone => {}
+            Seen::Denied => unread.push((*pid, "permission denied".to_owned())),
+            Seen::Unreadable(why) => unread.push((*pid, why.clone())),
+        }
+    }
+    // A line that did not matter was not kept.
+    command_lines.retain(|_, seen| seen.known().is_none_or(|line| !line.text.is_empty()));
+    let matching: BTreeSet<Pid> = command_lines
+        .iter()
+        .filter(|(_, seen)| seen.known().is_some())
+        .map(|(&pid, _)| pid)
+        .collect();
+    let holding: BTreeSet<Pid> =
+        sockets.known().map(|s| s.holdings.iter().map(|h| h.pid).collect()).unwrap_or_default();
+    let candidates: BTreeSet<Pid> = matching.union(&holding).copied().collect();
+    let ourselves = ourselves(host);
+    let processes = with_relatives(host, &candidates, &ourselves, command_lines, question);
+    let sight = sight(host);
+    let mut is_torn = holding.iter().any(|pid| !processes.contains_key(pid));
+    if let Seen::Known(sockets) = &mut sockets {
+        forget_vanished(sockets, &processes);
+        // To eyes that see everything, a server's socket without a holder was closed between two reads.
+        let sees_all = sight.may_see_all && sight.is_first_pid_namespace;
+        is_torn |= sees_all && sockets.all.iter().any(|s| is_unheld(sockets, s));
+    }
+    let has_systemd = host.path("run/systemd/system").is_dir();
+    let answers = if has_systemd {
+        units::observe(host, &questions(&processes, &candidates, question))
+    } else {
+        units::Answers::default()
+    };
+    let snapshot = Snapshot {
+        clock: clock(host),
+        ourselves,
+        has_systemd,
+        sight,
+        ephemeral_ports: ephemeral_ports(host),
+        reserved_ports: host
+            .read_text("proc/sys/net/ipv4/ip_local_reserved_ports")
+            .map(|text| text.trim().to_owned()),
+        sockets,
+        matching: matching.into_iter().filter(|pid| processes.contains_key(pid)).collect(),
+        processes,
+        unread,
+        units: answers.units,
+        sessions: answers.sessions,
+        lingering: answers.lingering,
+        receipts: Vec::new(),
+    };
+    (snapshot, is_torn)
+}
+
+fn is_unheld(sockets: &Sockets, socket: &Socket) -> bool {
+    matches!(socket.state, SocketState::Listening | SocketState::Bound)
+        && !sockets.holdings.iter().any(|h| h.inode == socket.inode)
+}
+
+fn forget_vanished(sockets: &mut Sockets, processes: &BTreeMap<Pid, Process>) {
+    sockets.holdings.retain(|h| processes.contains_key(&h.pid));
+}
+
+/// The candidates, their ancestors, and the leaders of their sessions and groups; the dead are left out.
+fn with_relatives(
+    host: &Host,
+    candidates: &BTreeSet<Pid>,
+    ourselves: &[Pid],
+    mut command_lines: BTreeMap<Pid, Seen<CommandLine>>,
+    question: &Question,
+) -> BTreeMap<Pid, Process> {
+    let mut processes: BTreeMap<Pid, Process> = BTreeMap::new();
+    let mut next: BTreeSet<Pid> = candidates.iter().chain(ourselves).copied().collect();
+    let mut asked: BTreeSet<Pid> = BTreeSet::new();
+    while !next.is_empty() {
+        let mut relatives = BTreeSet::new();
+        for pid in std::mem::take(&mut next) {
+            asked.insert(pid);
+            if let Seen::Known(process) = processes::read(host, pid, Seen::Gone) {
+                relatives.insert(process.parent);
+                if candidates.contains(&pid) {
+                    relatives.extend([process.group, process.session]);
+                }
+                processes.insert(pid, process);
+            }
+        }
+        relatives.remove(&Pid::OUTSIDE);
+        next = relatives.difference(&asked).copied().collect();
+    }
+    processes.retain(|_, process| !process.is_dead());
+    let unread: Vec<Pid> =
+        processes.keys().filter(|pid| !command_lines.contains_key(pid)).copied().collect();
+    command_lines.extend(processes::read_command_lines(host, &unread, |_| true));
+    for (pid, process) in &mut processes {
+        process.command_line = command_lines.remove(pid).unwrap_or(Seen::Gone);
+    }
+    if !question.declared_units.is_empty() {
+        let live: Vec<Pid> =
+            candidates.iter().filter(|pid| processes.contains_key(pid)).copied().collect();
+        for (pid, id) in processes::read_invocation_ids(host, &live) {
+            if let Some(process) = processes.get_mut(&pid) {
+                process.invocation_id = Some(id);
+            }
+        }
+    }
+    processes
+}
+
+/// What systemd and logind must be asked: nothing about a process that a container claims.
+fn questions(
+    processes: &BTreeMap<Pid, Process>,
+    candidates: &BTreeSet<Pid>,
+    question: &Question,
+) -> units::Questions {
+    let mut asked = units::Questions::default();
+    let free = candidates.iter().filter_map(|pid| processes.get(pid)).filter(|p| {
+        p.cgroup.known().is_none_or(|c| c.claim.is_none())
+            && p.namespace_pids.known().is_none_or(|pids| pids.len() <= 1)
+            && !p.is_kernel_thread
+    });
+    let mut has_candidate = false;
+    for process in free {
+        has_candidate = true;
+        let cgroup = process.cgroup.known();
+        asked.units.extend(cgroup.and_then(|c| c.unit.clone()));
+        let session = cgroup.and_then(|c| c.session.clone());
+        if session.is_some() || cgroup.is_none_or(|c| c.unit.is_none()) {
+            asked.users.extend(process.uid.known());
+        }
+        asked.sessions.extend(session);
+        // Its parent, or a fellow's parent further up, may be a user's manager: a reaper if systemd says so.
+        let mut above = process.parent;
+        for _ in 0..processes.len() {
+            let Some(parent) = processes.get(&above) else { break };
+            let unit = parent.cgroup.known().and_then(|c| c.unit.as_ref());
+            if let Some(UnitRef { manager: Manager::User(uid), name }) = unit
+                && name.0 == "init.scope"
+            {
+                let name = UnitName(format!("user@{uid}.service"));
+                asked.units.insert(UnitRef { manager: Manager::System, name });
+            }
+            above = parent.parent;
+        }
+    }
+    if has_candidate {
+        let declared = question.declared_units.iter().cloned();
+        asked.units.extend(declared.map(|name| UnitRef { manager: Manager::System, name }));
+    }
+    asked
+}
+
+/// Ourselves, then our ancestors.
+pub fn ourselves(host: &Host) -> Vec<Pid> {
+    let mut chain = Vec::new();
+    if !host.is_live() {
+        return chain;
+    }
+    let mut next = Pid(std::process::id());
+    while next != Pid::OUTSIDE && !chain.contains(&next) {
+        chain.push(next);
+        match processes::read_stat(host, next) {
+            Seen::Known(stat) => next = Pid(u32::try_from(stat.ppid).unwrap_or_default()),
+            Seen::Gone | Seen::Denied | Seen::Unreadable(_) => break,
+        }
+    }
+    chain
+}
+
+/// Time, as the kernel counts it.
+pub fn clock(host: &Host) -> Clock {
+    let ticks_per_second =
+        if host.is_live() { rustix::param::clock_ticks_per_second() } else { 100 };
+    // Start times count from boot, suspended time included, as /proc/uptime does (proc_uptime(5)).
+    let now_ticks = host.read_text("proc/uptime").parse(|text| {
+        let (seconds, hundredths) = text.split_whitespace().next()?.split_once('.')?;
+        let (seconds, hundredths) = (seconds.parse::<u64>().ok()?, hundredths.parse::<u64>().ok()?);
+        Some(seconds * ticks_per_second + hundredths * ticks_per_second / 100)
+    });
+    let boot_id = host.read_text("proc/sys/kernel/random/boot_id").map(|t| t.trim().to_owned());
+    Clock { boot_id, now_ticks, ticks_per_second }
+}
+
+fn sight(host: &Host) -> Sight {
+    /// Bits of linux/capability.h.
+    const DAC_OVERRIDE: u64 = 1 << 1;
+    const DAC_READ_SEARCH: u64 = 1 << 2;
+    const SYS_PTRACE: u64 = 1 << 19;
+    /// Inode of the first pid namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
+    const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
+    let status = host.read_text("proc/self/status");
+    let effective = status.known().and_then(|text| {
+        let line = text.lines().find_map(|l| l.strip_prefix("CapEff:"))?;
+        u64::from_str_radix(line.trim(), 16).ok()
+    });
+    let effective = effective.unwrap_or_default();
+    let may_trace = effective & SYS_PTRACE != 0;
+    let may_search = effective & (DAC_OVERRIDE | DAC_READ_SEARCH) != 0;
+    // Capabilities of a nested user namespace say nothing about processes outside it.
+    let uid_map = host.read_text("proc/self/uid_map");
+    let is_first_user_namespace =
+        uid_map.known().is_none_or(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
+    let namespace = std::fs::read_link(host.path("proc/self/ns/pid"));
+    let mounts = host.read_text("proc/self/mountinfo");
+    let is_hidden = mounts.known().is_some_and(|text| {
+        let proc_mounts =
+            text.lines().filter(|l| l.split(' ').nth(4) == Some("/proc") && l.contains(" - proc "));
+        let options = proc_mounts.flat_map(|l| l.split([',', ' ']));
+        options
+            .filter_map(|o| o.strip_prefix("hidepid="))
+            .any(|value| !matches!(value, "0" | "off"))
+    });
+    Sight {
+        may_see_all: may_trace && may_search && is_first_user_namespace,
+        is_first_pid_namespace: namespace.is_ok_and(|n| n.as_os_str() == FIRST_PID_NAMESPACE),
+        is_proc_hidden: is_hidden && !may_trace,
+    }
+}
+
+fn ephemeral_ports(host: &Host) -> Seen<(u16, u16)> {
+    host.read_text("proc/sys/net/ipv4/ip_local_port_range").parse(|text| {
+        let mut numbers = text.split_whitespace().map(|n| n.parse().ok());
+        Some((numbers.next()??, numbers.next()??))
+    })
+}
+
+/// Whether something listens on each of these endpoints: a dump, without holders.
+pub fn are_all_taken(host: &Host, endpoints: &BTreeSet<Endpoint>) -> bool {
+    let ports = |proto| endpoints.iter().filter(|e| e.proto == proto).map(|e| e.port).collect();
+    let sockets = listeners::observe(host, &ports(Proto::Tcp), &ports(Proto::Udp));
+    sockets.known().is_some_and(|sockets| {
+        endpoints.iter().all(|endpoint| {
+            let mut on = sockets.all.iter().filter(|s| s.is_on(endpoint));
+            on.any(|s| s.state == SocketState::Listening)
+        })
+    })
+}

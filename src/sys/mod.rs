@@ -1,1 +1,72 @@
-//! sys
+//! The few kernel calls that no crate wraps safely; the only place where unsafe is allowed.
+
+#![allow(unsafe_code)]
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+};
+
+use crate::ident::Pid;
+
+/// File handle type of kernfs (`FILEID_KERNFS`, include/linux/exportfs.h).
+const FILEID_KERNFS: libc::c_int = 0xfe;
+
+/// `struct file_handle` with the eight bytes of a kernfs node id behind it.
+#[repr(C)]
+struct KernfsHandle {
+    handle_bytes: libc::c_uint,
+    handle_type: libc::c_int,
+    id: [u8; 8],
+}
+
+/// Opens the cgroup of this id, as socket diagnostics report it (INET_DIAG_CGROUP_ID), below the cgroup2
+/// mount that `mount` is a descriptor of. Needs CAP_DAC_READ_SEARCH (open_by_handle_at(2)). ESTALE: that
+/// cgroup no longer exists.
+pub fn open_cgroup(mount: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd> {
+    let mut handle =
+        KernfsHandle { handle_bytes: 8, handle_type: FILEID_KERNFS, id: id.to_ne_bytes() };
+    // SAFETY: `handle` has the layout of struct file_handle with handle_bytes = 8 bytes of f_handle, is
+    // alive for the call and only read by the kernel; the descriptor is borrowed for the call.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_open_by_handle_at,
+            mount.as_raw_fd(),
+            std::ptr::from_mut(&mut handle),
+            libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = i32::try_from(fd).map_err(|_| io::Error::other("descriptor out of range"))?;
+    // SAFETY: the kernel has just returned this descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Whether two tasks share one descriptor table (`KCMP_FILES` of kcmp(2)). Needs CAP_SYS_PTRACE.
+pub fn shares_descriptors(a: Pid, b: Pid) -> io::Result<bool> {
+    const KCMP_FILES: libc::c_int = 2;
+    // SAFETY: kcmp takes five integers and touches no memory of ours.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, KCMP_FILES, 0, 0) };
+    match order {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(true),
+        _ => Ok(false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_shares_its_descriptors_with_itself_but_not_with_init() {
+        let me = Pid(std::process::id());
+        assert!(shares_descriptors(me, me).unwrap());
+        match shares_descriptors(me, Pid::INIT) {
+            Ok(shared) => assert!(!shared),
+            Err(error) => assert!(matches!(error.raw_os_error(), Some(libc::EPERM)), "{error}"),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! SIGINT and SIGTERM to ourselves, as a descriptor that a poll can wait on.
+
+use std::{
+    io::{self, Read},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
+    time::{Duration, Instant},
+};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// Counts the signals that asked us to stop. The first lets what was begun be finished; the second ends
+/// the waiting as well.
+#[derive(Debug)]
+pub struct Interrupt {
+    wake: UnixStream,
+    seen: usize,
+}
+
+impl Interrupt {
+    /// Takes over SIGINT and SIGTERM of this process.
+    pub fn install() -> io::Result<Self> {
+        let (wake, ring) = UnixStream::pair()?;
+        wake.set_nonblocking(true)?;
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+            signal_hook::low_level::pipe::register(signal, ring.try_clone()?)?;
+        }
+        Ok(Self { wake, seen: 0 })
+    }
+
+    /// How many came so far.
+    pub fn count(&mut self) -> usize {
+        let mut bytes = [0; 64];
+        while let Ok(read @ 1..) = self.wake.read(&mut bytes) {
+            self.seen += read;
+        }
+        self.seen
+    }
+
+    /// Becomes readable with the next one.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    /// Waits this long, or until the next signal; returns whether one came.
+    pub fn wait(&mut self, time: Duration) -> bool {
+        let before = self.count();
+        let deadline = Instant::now() + time;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let mut fds = [PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN)];
+            let _ = poll(&mut fds, Some(&timespec(left)));
+            if self.count() > before {
+                return true;
+            }
+        }
+    }
+}
+
+/// A duration as poll takes it.
+pub fn timespec(time: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    }
+}

@@ -1,0 +1,449 @@
+//! One process before the judge: its facts, and the conditions of the verdict table as questions to them.
+
+use std::{path::Path, time::Duration};
+
+use crate::{
+    config::settings::{Service, ServicePattern, Settings, WorkerPattern},
+    ident::{Endpoint, Manager, Pid, ServiceName, UnitName, UnitRef},
+    snapshot::{Process, Seen, Snapshot, Unit},
+};
+
+use super::{
+    truth::{Truth, fact},
+    verdict::Unknown,
+};
+
+/// A guarded port and its owner by the settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guard {
+    /// The port.
+    pub endpoint: Endpoint,
+    /// Its service; none for a port that only the command line names.
+    pub service: Option<ServiceName>,
+}
+
+/// One process and what the verdict table asks of it.
+pub struct Case<'a> {
+    /// All that was seen.
+    pub snapshot: &'a Snapshot,
+    /// The settings.
+    pub settings: &'a Settings,
+    /// The process.
+    pub process: &'a Process,
+    /// Guarded ports that it holds.
+    pub held: Vec<&'a Guard>,
+    /// Patterns of services that it matches.
+    pub matched: Vec<(&'a Service, &'a ServicePattern)>,
+    /// The first worker pattern that it matches.
+    pub worker: Option<&'a WorkerPattern>,
+}
+
+/// Executables of service managers, engines and monitors, by file name within a system's folder.
+const GUARDIANS: [&str; 17] = [
+    "systemd",
+    "init",
+    "sshd",
+    "sshd-session",
+    "sshd-auth",
+    "dbus-daemon",
+    "dbus-broker",
+    "dockerd",
+    "containerd",
+    "containerd-shim",
+    "containerd-shim-runc-v2",
+    "conmon",
+    "conmonrs",
+    "crio",
+    "podman",
+    "kubelet",
+    "nvidia-persistenced",
+];
+
+/// Executables that hold a published port for a container.
+const FORWARDERS: [&str; 9] = [
+    "docker-proxy",
+    "rootlessport",
+    "rootlesskit",
+    "pasta",
+    "pasta.avx2",
+    "passt",
+    "slirp4netns",
+    "conmon",
+    "dockerd",
+];
+
+/// Where a system keeps its executables; elsewhere a file name proves nothing.
+const SYSTEM_FOLDERS: [&str; 9] = [
+    "/usr/",
+    "/bin/",
+    "/sbin/",
+    "/lib/",
+    "/nix/store/",
+    "/run/current-system/",
+    "/opt/",
+    "/snap/",
+    "/var/lib/rancher/",
+];
+
+impl<'a> Case<'a> {
+    /// Prepares the case of one process.
+    pub fn new(
+        snapshot: &'a Snapshot,
+        settings: &'a Settings,
+        process: &'a Process,
+        held: Vec<&'a Guard>,
+    ) -> Self {
+        let (matched, worker) = matches(settings, process);
+        Self { snapshot, settings, process, held, matched, worker }
+    }
+
+    fn name(&self, what: &str) -> String {
+        format!("{what} of pid {}", self.process.key.pid)
+    }
+
+    /// Whether the executable is one of these, in a folder of the system.
+    fn is_system_exe(&self, names: &[&str]) -> Truth {
+        fact(
+            &self.process.exe,
+            || self.name("the executable"),
+            |exe| Truth::from(system_name(exe).is_some_and(|name| names.contains(&name))),
+        )
+    }
+
+    /// A `protect:` rule holds, or the process is part of the machine itself. In words: what protects it.
+    pub fn is_protected(&self) -> (Truth, String) {
+        let process = self.process;
+        let pid = process.key.pid;
+        let by_nature = [
+            (pid == Pid::INIT, "it is PID 1"),
+            (process.is_kernel_thread, "it is a thread of the kernel"),
+            (self.snapshot.ourselves.first() == Some(&pid), "it is portreeve itself"),
+            (self.snapshot.ourselves.contains(&pid), "portreeve was started from it"),
+        ];
+        if let Some((_, why)) = by_nature.iter().find(|(holds, _)| *holds) {
+            return (Truth::Yes, (*why).to_owned());
+        }
+        let mut by_rule = Truth::No;
+        for rule in &self.settings.protect {
+            use crate::config::settings::Protect;
+            by_rule = by_rule.or(|| match rule {
+                Protect::Unit(glob) => self.in_unit(|unit| glob.is_match(&unit.name.0).into()),
+                Protect::Exe(glob) => fact(
+                    &process.exe,
+                    || self.name("the executable"),
+                    |exe| glob.is_match(without_deleted(exe)).into(),
+                ),
+            });
+        }
+        if by_rule == Truth::Yes {
+            return (Truth::Yes, "a 'protect:' rule names it".to_owned());
+        }
+        let is_guardian = self.is_system_exe(&GUARDIANS).and(|| !self.is_forwarder());
+        let name = process.exe.known().and_then(|exe| system_name(exe)).unwrap_or("it");
+        let why = format!("{name} keeps this machine running");
+        (by_rule.or(|| is_guardian), why)
+    }
+
+    /// Holds a guarded port on behalf of a container.
+    pub fn is_forwarder(&self) -> Truth {
+        Truth::from(!self.held.is_empty()).and(|| self.is_system_exe(&FORWARDERS))
+    }
+
+    /// A claim in its cgroup, or a pid namespace of its own.
+    pub fn has_container_evidence(&self) -> Truth {
+        let claims = fact(
+            &self.process.cgroup,
+            || self.name("the control group"),
+            |c| c.claim.is_some().into(),
+        );
+        claims.or(|| {
+            fact(
+                &self.process.namespace_pids,
+                || self.name("the pid namespace"),
+                |pids| Truth::from(pids.len() > 1),
+            )
+        })
+    }
+
+    /// The process outside its pid namespace (with the host's pid namespace: outside its claim) from which it
+    /// descends; a living one that is no reaper supervises it.
+    pub fn supervisor(&self) -> Result<Option<&'a Process>, Unknown> {
+        let depth = known(&self.process.namespace_pids, || self.name("the pid namespace"))?.len();
+        let claim = known(&self.process.cgroup, || self.name("the control group"))?.claim.as_ref();
+        let mut below = self.process;
+        loop {
+            let above = self.parent_of(below)?;
+            let name = |what: &str| format!("{what} of pid {}", above.key.pid);
+            let is_outside = if depth > 1 {
+                known(&above.namespace_pids, || name("the pid namespace"))?.len() < depth
+            } else {
+                known(&above.cgroup, || name("the control group"))?.claim.as_ref() != claim
+            };
+            if is_outside {
+                return match self.is_reaper(above) {
+                    Truth::Yes => Ok(None),
+                    Truth::No => Ok(Some(above)),
+                    Truth::Unknown(unknown) => Err(unknown),
+                };
+            }
+            if above.key.pid == Pid::INIT {
+                return Ok(None);
+            }
+            below = above;
+        }
+    }
+
+    /// The parent as it was seen.
+    fn parent_of(&self, process: &Process) -> Result<&'a Process, Unknown> {
+        let fact = || format!("the parent of pid {}", process.key.pid);
+        if process.parent == Pid::OUTSIDE {
+            let why = "it lies outside our pid namespace".to_owned();
+            return Err(Unknown { fact: fact(), why, remedy: None });
+        }
+        self.snapshot.processes.get(&process.parent).ok_or_else(|| Unknown {
+            fact: fact(),
+            why: "it was gone when it was read".to_owned(),
+            remedy: None,
+        })
+    }
+
+    /// PID 1, or the main process of a user's manager.
+    fn is_reaper(&self, process: &Process) -> Truth {
+        if process.key.pid == Pid::INIT {
+            return Truth::Yes;
+        }
+        let name = || format!("the control group of pid {}", process.key.pid);
+        fact(&process.cgroup, name, |cgroup| match &cgroup.unit {
+            Some(UnitRef { manager: Manager::User(uid), name }) if name.0 == "init.scope" => {
+                let unit = UnitRef {
+                    manager: Manager::System,
+                    name: UnitName(format!("user@{uid}.service")),
+                };
+                self.unit(&unit, |unit| Truth::from(unit.main_pid == Some(process.key.pid)))
+            }
+            Some(_) | None => Truth::No,
+        })
+    }
+
+    /// The topmost process that one reaches through parents that are fellows: of the same service, session,
+    /// unit and user.
+    pub fn root(&self) -> &'a Process {
+        let mut root = self.process;
+        for parent in self.snapshot.ancestors(self.process.key.pid) {
+            if !self.are_fellows(root, parent) {
+                break;
+            }
+            root = parent;
+        }
+        root
+    }
+
+    fn are_fellows(&self, child: &Process, parent: &Process) -> bool {
+        let same = |a: Option<&u32>, b: Option<&u32>| a.is_some() && a == b;
+        let unit = |p: &Process| p.cgroup.known().map(|c| (c.unit.clone(), c.path.clone()));
+        let (services, worker) = matches(self.settings, parent);
+        let is_same_service = services
+            .iter()
+            .any(|(service, _)| self.matched.iter().any(|(own, _)| own.name == service.name))
+            || (worker.is_some() && self.worker.is_some());
+        is_same_service
+            && child.session == parent.session
+            && child.session != Pid::OUTSIDE
+            && same(child.uid.known(), parent.uid.known())
+            && unit(child).is_some()
+            && unit(child) == unit(parent)
+    }
+
+    /// The parent is gone: a reaper took the process, or the fellows that it descends from.
+    pub fn is_parent_gone(&self) -> Truth {
+        match self.parent_of(self.root()) {
+            Ok(parent) => self.is_reaper(parent),
+            Err(unknown) => Truth::Unknown(unknown),
+        }
+    }
+
+    /// The living parent, for display.
+    pub fn parent(&self) -> Option<&'a Process> {
+        self.parent_of(self.root()).ok()
+    }
+
+    fn in_unit(&self, test: impl FnOnce(&UnitRef) -> Truth) -> Truth {
+        fact(
+            &self.process.cgroup,
+            || self.name("the control group"),
+            |cgroup| cgroup.unit.as_ref().map_or(Truth::No, test),
+        )
+    }
+
+    fn unit(&self, unit: &UnitRef, test: impl FnOnce(&Unit) -> Truth) -> Truth {
+        let name = || format!("the state of {unit}");
+        match self.snapshot.units.get(unit) {
+            Some(seen) => fact(seen, name, test),
+            None => fact(&Seen::Unreadable("it was not asked for".to_owned()), name, test),
+        }
+    }
+
+    /// Its unit, where systemd runs and says that it is loaded.
+    pub fn own_unit(&self, test: impl FnOnce(&UnitRef, &Unit) -> Truth) -> Truth {
+        if !self.snapshot.has_systemd {
+            return Truth::No;
+        }
+        self.in_unit(|unit| {
+            self.unit(unit, |state| {
+                if state.is_loaded {
+                    return test(unit, state);
+                }
+                Truth::Unknown(Unknown {
+                    fact: format!("the state of {unit}"),
+                    why: "its manager has not loaded it".to_owned(),
+                    remedy: None,
+                })
+            })
+        })
+    }
+
+    /// Is its unit's main or control process, or, with `descendants`, descends from it.
+    pub fn is_unit_process(&self, descendants: bool) -> Truth {
+        self.own_unit(|_, unit| {
+            let is_one = |pid: Pid| [unit.main_pid, unit.control_pid].contains(&Some(pid));
+            let pid = self.process.key.pid;
+            let descends = || self.snapshot.ancestors(pid).any(|p| is_one(p.key.pid));
+            Truth::from(is_one(pid) || (descendants && descends()))
+        })
+    }
+
+    /// In a login session, open or closed.
+    fn in_session(&self) -> Truth {
+        if !self.snapshot.has_systemd {
+            return Truth::No;
+        }
+        fact(
+            &self.process.cgroup,
+            || self.name("the control group"),
+            |c| c.session.is_some().into(),
+        )
+    }
+
+    /// Its login session is over: the scope is abandoned, or logind closes or no longer knows it.
+    pub fn is_session_closed(&self) -> Truth {
+        self.in_session().and(|| {
+            let id =
+                self.process.cgroup.known().and_then(|c| c.session.clone()).unwrap_or_default();
+            let is_abandoned = self.own_unit(|_, unit| Truth::from(unit.sub_state == "abandoned"));
+            is_abandoned.or(|| match self.snapshot.sessions.get(&id) {
+                Some(Seen::Gone) => Truth::Yes,
+                Some(seen) => fact(
+                    seen,
+                    || format!("the state of session {id}"),
+                    |state| Truth::from(state == "closing"),
+                ),
+                None => Truth::Unknown(Unknown {
+                    fact: format!("the state of session {id}"),
+                    why: "it was not asked for".to_owned(),
+                    remedy: None,
+                }),
+            })
+        })
+    }
+
+    /// In somebody's open login session.
+    pub fn in_open_session(&self) -> Truth {
+        self.in_session().and(|| !self.is_session_closed())
+    }
+
+    /// In the cgroup of a unit that is no closed session's scope.
+    pub fn in_unit_of_its_own(&self) -> Truth {
+        self.own_unit(|_, _| Truth::Yes).and(|| !self.is_session_closed())
+    }
+
+    /// Its unit is inactive or failed.
+    pub fn is_unit_dead(&self) -> Truth {
+        self.own_unit(|_, unit| unit.is_dead().into())
+    }
+
+    /// Its user's processes stay after the last logout.
+    pub fn does_user_linger(&self) -> Truth {
+        if !self.snapshot.has_systemd {
+            return Truth::No;
+        }
+        fact(
+            &self.process.uid,
+            || self.name("the user"),
+            |uid| match self.snapshot.lingering.get(uid) {
+                Some(seen) => {
+                    fact(seen, || format!("whether uid {uid} lingers"), |lingers| (*lingers).into())
+                }
+                None => Truth::Unknown(Unknown {
+                    fact: format!("whether uid {uid} lingers"),
+                    why: "it was not asked for".to_owned(),
+                    remedy: None,
+                }),
+            },
+        )
+    }
+
+    /// Services of the process: by pattern or by a port that it holds.
+    pub fn services(&self) -> Vec<&'a Service> {
+        let by_port = self.held.iter().filter_map(|g| self.settings.service(g.service.as_ref()?));
+        let mut services: Vec<&Service> = Vec::new();
+        for service in self.matched.iter().map(|(s, _)| *s).chain(by_port) {
+            if !services.iter().any(|s| s.name == service.name) {
+                services.push(service);
+            }
+        }
+        services
+    }
+
+    /// The service that declares where it runs, whose pattern this process matches, and one of whose ports it
+    /// holds (or the pattern is portless).
+    pub fn declared_service(&self) -> Option<&'a Service> {
+        self.matched.iter().find_map(|(service, pattern)| {
+            let holds = self.held.iter().any(|g| g.service.as_ref() == Some(&service.name));
+            (service.runs_in.is_some() && (pattern.is_portless || holds)).then_some(*service)
+        })
+    }
+
+    /// Time since the process began.
+    pub fn age(&self) -> Option<Duration> {
+        self.snapshot.clock.age(self.process.key.start_ticks)
+    }
+}
+
+/// The value of a fact that a sentence needs, or what is unknown.
+fn known<T>(seen: &Seen<T>, name: impl FnOnce() -> String) -> Result<&T, Unknown> {
+    seen.known().ok_or_else(|| match fact(seen, name, |_| Truth::Yes) {
+        Truth::Unknown(unknown) => unknown,
+        Truth::Yes | Truth::No => Unknown { fact: String::new(), why: String::new(), remedy: None },
+    })
+}
+
+/// Patterns that a process's command line matches.
+fn matches<'a>(
+    settings: &'a Settings,
+    process: &Process,
+) -> (Vec<(&'a Service, &'a ServicePattern)>, Option<&'a WorkerPattern>) {
+    let Some(line) = process.command_line.known() else { return (Vec::new(), None) };
+    let services = settings.services.iter().flat_map(|service| {
+        service
+            .patterns
+            .iter()
+            .filter(|pattern| pattern.regex.is_match(&line.text))
+            .map(move |pattern| (service, pattern))
+    });
+    let worker = settings.workers.iter().find(|worker| worker.regex.is_match(&line.text));
+    (services.collect(), worker)
+}
+
+/// The kernel adds ` (deleted)` where the file was replaced under the process.
+fn without_deleted(exe: &Path) -> &Path {
+    exe.to_str().and_then(|t| t.strip_suffix(" (deleted)")).map_or(exe, Path::new)
+}
+
+/// The file name of an executable in a system folder; NixOS wraps `conmon` as `.conmon-wrapped`.
+fn system_name(exe: &Path) -> Option<&str> {
+    let path = without_deleted(exe).to_str()?;
+    let is_system = SYSTEM_FOLDERS.iter().any(|folder| path.starts_with(folder));
+    let name = path.rsplit('/').next()?;
+    let name = name.strip_prefix('.').and_then(|n| n.strip_suffix("-wrapped")).unwrap_or(name);
+    is_system.then(|| if name.starts_with("systemd-") { "systemd" } else { name })
+}

@@ -1,0 +1,389 @@
+//! The verdict table (docs/design.md, section 4): the first row that answers decides. A row whose facts are
+//! not known leaves only gentler verdicts possible: where every possible one spares, the process is spared,
+//! else it is undecided. Rows 2 and 8 speak of receipts; 4 and 5 need a container engine to answer.
+
+use crate::{
+    config::settings::RunsIn,
+    ident::{Manager, UnitRef},
+    snapshot::{KillMode, Receipt, Seen},
+};
+
+use super::{
+    case::Case,
+    truth::{Truth, fact},
+    verdict::{Finding, Orphan, Row, Spare, Unknown},
+};
+
+/// What a row of the table says to a case.
+pub struct Answer {
+    /// Whether the row's facts hold.
+    pub holds: Truth,
+    /// What it finds if they do.
+    pub finding: Finding,
+    /// Why, in one line.
+    pub reason: String,
+}
+
+impl Answer {
+    fn no() -> Self {
+        Self { holds: Truth::No, finding: Finding::Foreign, reason: String::new() }
+    }
+}
+
+type Ask = fn(&Case<'_>) -> Answer;
+
+/// The rows in their order.
+const TABLE: [(Row, Ask); 15] = [
+    (Row(1), protected),
+    (Row(3), live_container),
+    (Row(6), unsettled_container),
+    (Row(7), forwarder),
+    (Row(8), ours),
+    (Row(9), worker),
+    (Row(10), session),
+    (Row(12), managed),
+    (Row(13), survived_unit),
+    (Row(14), earlier_run),
+    (Row(15), in_unit),
+    (Row(16), misplaced),
+    (Row(17), suspect),
+    (Row(18), foreign),
+    (Row(19), parent_lives),
+];
+
+/// What the table says of a case.
+pub struct Decision {
+    /// The finding.
+    pub finding: Finding,
+    /// The row that decided, or the first whose facts are not known.
+    pub row: Row,
+    /// Why, in one line.
+    pub reason: String,
+}
+
+/// Asks the rows in turn.
+pub fn decide(case: &Case<'_>) -> Decision {
+    let mut doubt: Option<(Row, Unknown, bool)> = None;
+    for (row, ask) in TABLE {
+        let answer = ask(case);
+        let spares = matches!(answer.finding, Finding::Spare(_));
+        match (answer.holds, doubt.take()) {
+            (Truth::No, earlier) => doubt = earlier,
+            (Truth::Unknown(unknown), None) => doubt = Some((row, unknown, spares)),
+            (Truth::Unknown(_), Some((row, unknown, all_spare))) => {
+                doubt = Some((row, unknown, all_spare && spares));
+            }
+            (Truth::Yes, None) => {
+                return Decision { finding: answer.finding, row, reason: answer.reason };
+            }
+            (Truth::Yes, Some((_, _, true))) if spares => {
+                return Decision { finding: answer.finding, row, reason: answer.reason };
+            }
+            (Truth::Yes, Some((row, unknown, _))) => return undecided(row, unknown),
+        }
+    }
+    let (row, unknown) = match doubt {
+        Some((row, unknown, _)) => (row, unknown),
+        None => (
+            Row(0),
+            Unknown {
+                fact: "where it belongs".to_owned(),
+                why: "no row of the verdict table fits it".to_owned(),
+                remedy: None,
+            },
+        ),
+    };
+    undecided(row, unknown)
+}
+
+fn undecided(row: Row, unknown: Unknown) -> Decision {
+    let reason = format!("not known: {unknown}");
+    Decision { finding: Finding::Undecided(unknown), row, reason }
+}
+
+fn protected(case: &Case<'_>) -> Answer {
+    let (holds, why) = case.is_protected();
+    Answer { holds, finding: Finding::Spare(Spare::Protected(why.clone())), reason: why }
+}
+
+fn live_container(case: &Case<'_>) -> Answer {
+    let evidence = case.has_container_evidence();
+    if evidence == Truth::No {
+        return Answer::no();
+    }
+    let (holds, pid, name) = match case.supervisor() {
+        Ok(Some(above)) => (Truth::Yes, above.key.pid, above.name.clone()),
+        Ok(None) => (Truth::No, case.process.parent, String::new()),
+        Err(unknown) => (Truth::Unknown(unknown), case.process.parent, String::new()),
+    };
+    Answer {
+        holds: evidence.and(|| holds),
+        reason: format!("{} is supervised by {name} (pid {pid})", container_name(case)),
+        finding: Finding::Spare(Spare::LiveContainer(pid, name)),
+    }
+}
+
+fn container_name(case: &Case<'_>) -> String {
+    match case.process.cgroup.known().and_then(|c| c.claim.as_ref()) {
+        Some(claim) => format!("container {}", claim.id.short()),
+        None => "its pid namespace".to_owned(),
+    }
+}
+
+fn unsettled_container(case: &Case<'_>) -> Answer {
+    let name = container_name(case);
+    let unknown = Unknown {
+        fact: format!("whether {name} still runs"),
+        why: "nothing supervises it and no container engine was asked".to_owned(),
+        remedy: Some(
+            "ask the engine that owns it: 'docker inspect' or 'podman inspect'".to_owned(),
+        ),
+    };
+    Answer {
+        holds: case.has_container_evidence(),
+        reason: format!("not known: {unknown}"),
+        finding: Finding::Undecided(unknown),
+    }
+}
+
+fn forwarder(case: &Case<'_>) -> Answer {
+    let unknown = Unknown {
+        fact: format!("the container behind {}", case.process.name),
+        why: "it forwards this port for a container, and no container engine was asked".to_owned(),
+        remedy: Some("look for the published port: 'docker ps' or 'podman ps'".to_owned()),
+    };
+    Answer {
+        holds: case.is_forwarder(),
+        reason: format!("not known: {unknown}"),
+        finding: Finding::Undecided(unknown),
+    }
+}
+
+/// Row 2 drops a receipt of another boot or another process; row 8 convicts by one that fits.
+fn ours(case: &Case<'_>) -> Answer {
+    let fits = |receipt: &&Receipt| {
+        case.snapshot.clock.boot_id.known() == Some(&receipt.boot_id)
+            && case.process.key.is_same(&receipt.key)
+    };
+    let Some(receipt) = case.snapshot.receipts.iter().find(fits) else { return Answer::no() };
+    let pid = case.process.key.pid;
+    // The inode of a pidfd settles it; without one, executable and user must fit too.
+    let settled = receipt.key.pidfd_inode.is_some() && case.process.key.pidfd_inode.is_some();
+    let is_it = Truth::from(settled).or(|| {
+        let exe = fact(
+            &case.process.exe,
+            || format!("the executable of pid {pid}"),
+            |exe| Truth::from(*exe == receipt.exe),
+        );
+        exe.and(|| {
+            fact(
+                &case.process.uid,
+                || format!("the user of pid {pid}"),
+                |uid| Truth::from(*uid == receipt.uid),
+            )
+        })
+    });
+    let owner = &receipt.owner;
+    let is_gone = || {
+        fact(
+            &receipt.is_owner_alive,
+            || format!("whether {owner} lives"),
+            |alive| Truth::from(!alive),
+        )
+    };
+    Answer {
+        holds: is_it.and(is_gone),
+        reason: format!("portreeve started it for {owner}, which is gone"),
+        finding: Finding::Orphan(Orphan::Ours(owner.clone())),
+    }
+}
+
+fn worker(case: &Case<'_>) -> Answer {
+    let Some(pattern) = case.worker else { return Answer::no() };
+    Answer {
+        holds: case.is_parent_gone().and(|| !case.is_unit_process(false)),
+        reason: format!("it is a {} worker, and the server that started it is gone", pattern.name),
+        finding: Finding::Orphan(Orphan::Worker(pattern.name.clone())),
+    }
+}
+
+fn session(case: &Case<'_>) -> Answer {
+    let how = if case.process.has_terminal {
+        "it has a terminal".to_owned()
+    } else {
+        let id = case.process.cgroup.known().and_then(|c| c.session.clone()).unwrap_or_default();
+        format!("it runs in open login session {id}")
+    };
+    Answer {
+        holds: Truth::from(case.process.has_terminal).or(|| case.in_open_session()),
+        finding: Finding::Spare(Spare::Session(how.clone())),
+        reason: how,
+    }
+}
+
+fn unit_of(case: &Case<'_>) -> UnitRef {
+    let unit = case.process.cgroup.known().and_then(|c| c.unit.clone());
+    unit.unwrap_or_else(|| UnitRef { manager: Manager::System, name: "?".into() })
+}
+
+/// Row 12, and row 11 with it: a unit that is not loaded or whose manager does not answer leaves it unknown.
+fn managed(case: &Case<'_>) -> Answer {
+    let unit = unit_of(case);
+    Answer {
+        holds: case
+            .in_unit_of_its_own()
+            .and(|| !case.is_unit_dead())
+            .and(|| case.is_unit_process(true)),
+        reason: format!("it is, or descends from, the main process of {unit}"),
+        finding: Finding::Spare(Spare::ManagedBy(unit)),
+    }
+}
+
+fn survived_unit(case: &Case<'_>) -> Answer {
+    let unit = unit_of(case);
+    let was_to_end_all = || {
+        case.own_unit(|unit, state| {
+            let ends_all =
+                matches!(state.kill_mode, Some(KillMode::ControlGroup | KillMode::Mixed));
+            Truth::from(
+                unit.name.0.ends_with(".service")
+                    && state.is_dead()
+                    && ends_all
+                    && state.sends_sigkill
+                    && !state.is_delegated,
+            )
+        })
+    };
+    Answer {
+        holds: case.in_unit_of_its_own().and(was_to_end_all).and(|| case.is_parent_gone()),
+        reason: format!("systemd ended {unit} with all its processes, and this one is still here"),
+        finding: Finding::Orphan(Orphan::SurvivedUnit(unit)),
+    }
+}
+
+fn earlier_run(case: &Case<'_>) -> Answer {
+    let unit = unit_of(case);
+    let is_declared = case.services().iter().any(|s| {
+        unit.manager == Manager::System
+            && matches!(&s.runs_in, Some(RunsIn::Unit(name)) if *name == unit.name)
+    });
+    if !is_declared {
+        return Answer::no();
+    }
+    let pid = case.process.key.pid;
+    let is_older = || {
+        case.own_unit(|unit, state| {
+            let (Some(started), Some(age)) = (state.started, case.age()) else {
+                return unread(format!("when {unit} or pid {pid} began"));
+            };
+            let Some(since_boot) = case.snapshot.clock.age(0) else {
+                return unread("the time since boot".to_owned());
+            };
+            Truth::from(since_boot.saturating_sub(age) < started)
+        })
+    };
+    let is_another_run = || {
+        case.own_unit(|_, state| {
+            let name = || format!("INVOCATION_ID of pid {pid}");
+            let seen = case.process.invocation_id.clone();
+            let seen = seen.unwrap_or_else(|| Seen::Unreadable("it was not read".to_owned()));
+            fact(&seen, name, |id| match (id, &state.invocation_id) {
+                (Some(own), Some(present)) => Truth::from(own != present),
+                (None, _) | (_, None) => Truth::No,
+            })
+        })
+    };
+    Answer {
+        holds: case
+            .in_unit_of_its_own()
+            .and(|| case.is_parent_gone())
+            .and(|| case.is_unit_dead().or(|| is_older().and(is_another_run))),
+        reason: format!("it belongs to an earlier run of {unit}"),
+        finding: Finding::Orphan(Orphan::EarlierRun(unit)),
+    }
+}
+
+fn unread(fact: String) -> Truth {
+    Truth::Unknown(Unknown { fact, why: "it could not be read".to_owned(), remedy: None })
+}
+
+/// Whether the process outlived a unit that means to leave its processes (KillMode=process, Delegate=): no
+/// proof against it, but nobody's care either (docs/decisions/0001).
+fn is_left_by_dead_unit(case: &Case<'_>) -> Truth {
+    let has_pattern = !case.matched.is_empty() || case.worker.is_some();
+    Truth::from(has_pattern).and(|| case.is_unit_dead()).and(|| case.is_parent_gone())
+}
+
+fn in_unit(case: &Case<'_>) -> Answer {
+    let unit = unit_of(case);
+    Answer {
+        holds: case.in_unit_of_its_own().and(|| !is_left_by_dead_unit(case)),
+        reason: format!("it runs in {unit}, which does not claim that its processes end with it"),
+        finding: Finding::Spare(Spare::InUnit(unit)),
+    }
+}
+
+fn misplaced(case: &Case<'_>) -> Answer {
+    let Some(service) = case.declared_service() else { return Answer::no() };
+    let place = match &service.runs_in {
+        Some(RunsIn::Container(Some(name))) => format!("container {name}"),
+        Some(RunsIn::Container(None)) | None => "a container".to_owned(),
+        Some(RunsIn::Unit(unit)) => unit.to_string(),
+    };
+    Answer {
+        holds: (!case.in_unit_of_its_own())
+            .and(|| case.is_parent_gone())
+            .and(|| !case.does_user_linger()),
+        reason: format!(
+            "{} is declared to run in {place}; this one runs outside, its parent and session are gone",
+            service.name
+        ),
+        finding: Finding::Orphan(Orphan::Misplaced(service.name.clone())),
+    }
+}
+
+fn suspect(case: &Case<'_>) -> Answer {
+    let has_pattern = !case.matched.is_empty() || case.worker.is_some();
+    let why = if let Some((service, _)) = case.matched.first() {
+        if service.runs_in.is_none() {
+            format!("its parent is gone, and nothing declares where {} runs", service.name)
+        } else {
+            format!(
+                "its parent is gone; it looks like {}, but nothing proves it left behind",
+                service.name
+            )
+        }
+    } else {
+        "its parent is gone, but nothing proves it left behind".to_owned()
+    };
+    Answer {
+        holds: Truth::from(has_pattern).and(|| case.is_parent_gone()),
+        reason: why,
+        finding: Finding::Suspect,
+    }
+}
+
+fn foreign(case: &Case<'_>) -> Answer {
+    let owners: Vec<String> =
+        case.held.iter().filter_map(|g| g.service.as_ref()).map(ToString::to_string).collect();
+    let parent = match case.parent() {
+        Some(parent) => format!("; its parent is {} (pid {})", parent.name, parent.key.pid),
+        None => String::new(),
+    };
+    let reason = if owners.is_empty() {
+        format!("it is alive and holds the port{parent}")
+    } else {
+        format!("it is alive and holds the port of {}{parent}", owners.join(", "))
+    };
+    Answer { holds: Truth::from(!case.held.is_empty()), finding: Finding::Foreign, reason }
+}
+
+fn parent_lives(case: &Case<'_>) -> Answer {
+    let (pid, name) =
+        case.parent().map_or((case.process.parent, String::new()), |p| (p.key.pid, p.name.clone()));
+    Answer {
+        holds: !case.is_parent_gone(),
+        reason: format!("its parent {name} (pid {pid}) lives"),
+        finding: Finding::Spare(Spare::ParentLives(pid, name)),
+    }
+}

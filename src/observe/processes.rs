@@ -1,0 +1,273 @@
+//! Processes as `/proc` shows them. All facts of one process are tied together by a pidfd that was open
+//! before the first read and still unread-able (alive) after the last.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Read,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use procfs_core::{FromRead, process::Stat};
+use rustix::process::{PidfdFlags, pidfd_open};
+
+use crate::{
+    host::{Host, seen},
+    ident::{Pid, ProcessKey},
+    observe::cgroup,
+    snapshot::{CommandLine, Process, Seen},
+};
+
+/// Reads of a sick process's memory block on its lock; a healthy one takes microseconds.
+const READ_DEADLINE: Duration = Duration::from_millis(100);
+/// The longest command line that we keep: what the kernel allows at all is 6 MiB (`MAX_ARG_STRLEN`, execve(2)).
+const MOST_COMMAND_BYTES: u64 = 8 << 20;
+/// PF_KTHREAD, include/linux/sched.h.
+const PF_KTHREAD: u32 = 0x0020_0000;
+/// Magic number of pidfs: only there each process's pidfd has an inode of its own (Linux ≥ 6.9).
+const PID_FS_MAGIC: i64 = 0x5049_4446;
+const MOST_READERS: usize = 2;
+
+/// Opens a pidfd; `Gone` where there is no such process.
+pub fn open_pidfd(pid: Pid) -> Seen<OwnedFd> {
+    match i32::try_from(pid.0).ok().and_then(rustix::process::Pid::from_raw) {
+        Some(raw) => seen(pidfd_open(raw, PidfdFlags::empty()).map_err(Into::into)),
+        None => Seen::Gone,
+    }
+}
+
+/// Whether the process of this pidfd has ended: the descriptor is readable then (pidfd_open(2)).
+pub fn has_ended(pidfd: &OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+}
+
+/// The pidfd's inode where it identifies the process.
+pub fn pidfd_inode(pidfd: &OwnedFd) -> Option<u64> {
+    let is_pidfs = rustix::fs::fstatfs(pidfd).ok()?.f_type == PID_FS_MAGIC;
+    is_pidfs.then(|| rustix::fs::fstat(pidfd).ok().map(|s| s.st_ino)).flatten()
+}
+
+/// Reads `/proc/PID/stat` (proc_pid_stat(5)).
+pub fn read_stat(host: &Host, pid: Pid) -> Seen<Stat> {
+    host.read(&format!("proc/{pid}/stat")).parse(|text| Stat::from_read(text.as_slice()).ok())
+}
+
+/// Reads one process; its command line comes from [`read_command_lines`].
+pub fn read(host: &Host, pid: Pid, command_line: Seen<CommandLine>) -> Seen<Process> {
+    let pidfd = if host.is_live() {
+        match open_pidfd(pid) {
+            Seen::Known(pidfd) => Some(pidfd),
+            Seen::Gone => return Seen::Gone,
+            // Out of descriptors, or a kernel without pidfds: read on, with less certainty.
+            Seen::Denied | Seen::Unreadable(_) => None,
+        }
+    } else {
+        None
+    };
+    let stat = match read_stat(host, pid) {
+        Seen::Known(stat) => stat,
+        Seen::Gone => return Seen::Gone,
+        Seen::Denied => return Seen::Denied,
+        Seen::Unreadable(why) => return Seen::Unreadable(why),
+    };
+    let status = host.read(&format!("proc/{pid}/status"));
+    let process = Process {
+        key: ProcessKey {
+            pid,
+            start_ticks: stat.starttime,
+            pidfd_inode: pidfd.as_ref().and_then(pidfd_inode),
+        },
+        parent: pid_of(stat.ppid),
+        group: pid_of(stat.pgrp),
+        session: pid_of(stat.session),
+        has_terminal: stat.tty_nr != 0,
+        state: stat.state,
+        threads: u32::try_from(stat.num_threads).unwrap_or_default(),
+        is_kernel_thread: stat.flags & PF_KTHREAD != 0,
+        name: stat.comm,
+        command_line,
+        exe: read_link(host, pid, "exe"),
+        uid: status.as_ref().parse(|text| numbers(text, b"Uid:").first().copied()),
+        namespace_pids: status.as_ref().parse(|text| {
+            let pids = numbers(text, b"NSpid:");
+            (!pids.is_empty()).then_some(pids)
+        }),
+        cgroup: host.read_text(&format!("proc/{pid}/cgroup")).parse(|text| cgroup::parse(&text)),
+        invocation_id: None,
+        is_root_deleted: read_link(host, pid, "root")
+            .known()
+            .is_some_and(|root| root.as_os_str().as_bytes().ends_with(b"//deleted")),
+    };
+    // The same process from the first read to the last: else these are facts about two.
+    let is_one = match &pidfd {
+        Some(pidfd) if process.is_dead() => pidfd_inode(pidfd) == process.key.pidfd_inode,
+        Some(pidfd) => !has_ended(pidfd),
+        None => read_stat(host, pid).known().is_some_and(|s| s.starttime == stat.starttime),
+    };
+    if is_one { Seen::Known(process) } else { Seen::Gone }
+}
+
+fn pid_of(number: i32) -> Pid {
+    Pid(u32::try_from(number).unwrap_or_default())
+}
+
+fn read_link(host: &Host, pid: Pid, link: &str) -> Seen<PathBuf> {
+    seen(fs::read_link(host.of_process(pid, link)))
+}
+
+/// The numbers behind a key of `/proc/PID/status`, whose other lines may hold any bytes.
+fn numbers(status: &[u8], key: &[u8]) -> Vec<u32> {
+    let line = status.split(|&b| b == b'\n').find_map(|l| l.strip_prefix(key));
+    let words = line.unwrap_or_default().split(u8::is_ascii_whitespace).filter(|w| !w.is_empty());
+    words.map_while(|w| std::str::from_utf8(w).ok()?.parse().ok()).collect()
+}
+
+/// INVOCATION_ID of a process's environment (systemd.exec(5)): its value at exec time, wiped by setproctitle.
+pub fn read_invocation_ids(host: &Host, pids: &[Pid]) -> BTreeMap<Pid, Seen<Option<String>>> {
+    read_with_deadline(host, pids, "environ", |bytes| {
+        let value = bytes.split(|&b| b == 0).find_map(|v| v.strip_prefix(b"INVOCATION_ID="));
+        // setproctitle writes its title over the environment: what that said is unknown.
+        let is_wiped = !bytes.is_empty() && !bytes.contains(&b'=');
+        (!is_wiped).then(|| value.map(|v| String::from_utf8_lossy(v).into_owned()))
+    })
+    .into_iter()
+    .map(|(pid, seen)| (pid, seen.parse(|id| id)))
+    .collect()
+}
+
+/// Reads the command lines of `pids` and keeps those that `wanted` says yes to; the others answer with an
+/// empty line. Each read has a deadline: one that outlasts it is left to itself and the rest goes on.
+pub fn read_command_lines(
+    host: &Host,
+    pids: &[Pid],
+    wanted: impl Fn(&[u8]) -> bool + Send + Sync + 'static,
+) -> BTreeMap<Pid, Seen<CommandLine>> {
+    let read = read_with_deadline(host, pids, "cmdline", move |bytes| {
+        let is_cut = bytes.len() as u64 >= MOST_COMMAND_BYTES;
+        let text = joined(bytes);
+        wanted(&text).then_some(CommandLine { text, is_cut })
+    });
+    read.into_iter().map(|(pid, seen)| (pid, seen.map(Option::unwrap_or_default))).collect()
+}
+
+/// NULs become spaces, padding at the end goes.
+fn joined(mut bytes: Vec<u8>) -> Vec<u8> {
+    let end = bytes.iter().rposition(|&b| b != 0 && b != b' ').map_or(0, |last| last + 1);
+    bytes.truncate(end);
+    for byte in &mut bytes {
+        if *byte == 0 {
+            *byte = b' ';
+        }
+    }
+    bytes
+}
+
+/// Reads `/proc/PID/file` of many processes on a few threads. A thread that hangs in one read longer than
+/// [`READ_DEADLINE`] is written off with that process, and another takes its place.
+fn read_with_deadline<T: Send + 'static>(
+    host: &Host,
+    pids: &[Pid],
+    file: &'static str,
+    read: impl Fn(Vec<u8>) -> T + Send + Sync + 'static,
+) -> BTreeMap<Pid, Seen<T>> {
+    struct Work<F> {
+        host: Host,
+        pids: Vec<Pid>,
+        file: &'static str,
+        read: F,
+        next: AtomicUsize,
+    }
+    enum News<T> {
+        Began(usize, Pid),
+        Read(usize, Pid, Seen<T>),
+        Finished(usize),
+    }
+    let work = Arc::new(Work {
+        host: host.clone(),
+        pids: pids.to_vec(),
+        file,
+        read,
+        next: AtomicUsize::new(0),
+    });
+    let (send, receive) = mpsc::channel();
+    let start = |reader: usize| {
+        let (work, send) = (Arc::clone(&work), send.clone());
+        let run = move || {
+            while let Some(&pid) = work.pids.get(work.next.fetch_add(1, Ordering::Relaxed)) {
+                if send.send(News::Began(reader, pid)).is_err() {
+                    return; // nobody waits any more
+                }
+                let bytes = seen(read_limited(&work.host.of_process(pid, work.file)));
+                let _ = send.send(News::Read(reader, pid, bytes.map(&work.read)));
+            }
+            let _ = send.send(News::Finished(reader));
+        };
+        std::thread::Builder::new().name("portreeve-read".to_owned()).spawn(run).is_ok()
+    };
+    let mut answers = BTreeMap::new();
+    let mut busy: BTreeMap<usize, Option<(Pid, std::time::Instant)>> = BTreeMap::new();
+    let mut readers = 0;
+    let mut add_reader = |busy: &mut BTreeMap<usize, _>| {
+        if start(readers) {
+            busy.insert(readers, None);
+        }
+        readers += 1;
+    };
+    for _ in 0..MOST_READERS.min(pids.len().div_ceil(64)) {
+        add_reader(&mut busy);
+    }
+    while !busy.is_empty() {
+        match receive.recv_timeout(READ_DEADLINE) {
+            Ok(News::Began(reader, pid)) => {
+                if let Some(doing) = busy.get_mut(&reader) {
+                    *doing = Some((pid, std::time::Instant::now()));
+                }
+            }
+            Ok(News::Read(reader, pid, answer)) => {
+                if let Some(doing) = busy.get_mut(&reader) {
+                    *doing = None;
+                    answers.insert(pid, answer);
+                }
+            }
+            Ok(News::Finished(reader)) => {
+                busy.remove(&reader);
+            }
+            Err(_) => {
+                let late: Vec<(usize, Pid)> = busy
+                    .iter()
+                    .filter_map(|(&reader, doing)| Some((reader, (*doing)?)))
+                    .filter(|(_, (_, since))| since.elapsed() >= READ_DEADLINE)
+                    .map(|(reader, (pid, _))| (reader, pid))
+                    .collect();
+                for (reader, pid) in late {
+                    busy.remove(&reader);
+                    let why =
+                        format!("the process did not let it be read within {READ_DEADLINE:?}");
+                    answers.insert(pid, Seen::Unreadable(why));
+                    add_reader(&mut busy);
+                }
+            }
+        }
+    }
+    for &pid in pids {
+        let lost = || Seen::Unreadable("no thread could be started to read it".to_owned());
+        answers.entry(pid).or_insert_with(lost);
+    }
+    answers
+}
+
+fn read_limited(path: &std::path::Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(512);
+    fs::File::open(path)?.take(MOST_COMMAND_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
