@@ -127,11 +127,35 @@ impl Verdict {
             Finding::Orphan(Orphan::Ours(_)) => "orphan: ours".to_owned(),
             Finding::Orphan(Orphan::Worker(_)) => "orphan: worker without its server".to_owned(),
             Finding::Orphan(Orphan::SurvivedUnit(unit)) => format!("orphan: survived {unit}"),
-            Finding::Orphan(Orphan::EarlierRun(unit)) => format!("orphan: an earlier run of {unit}"),
-            Finding::Orphan(Orphan::Misplaced(service)) => format!("orphan: not where {service} runs"),
+            Finding::Orphan(Orphan::EarlierRun(unit)) => {
+                format!("orphan: an earlier run of {unit}")
+            }
+            Finding::Orphan(Orphan::Misplaced(service)) => {
+                format!("orphan: not where {service} runs")
+            }
             Finding::Suspect => "suspect".to_owned(),
             Finding::Foreign => "foreign".to_owned(),
             Finding::Undecided(_) => "undecided".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Verdict {
+    /// A verdict as no judge made it: for tests of what is done with verdicts.
+    pub(crate) fn sample(process: Process, finding: Finding) -> Self {
+        Self {
+            is_convicted: matches!(finding, Finding::Orphan(_)),
+            process,
+            finding,
+            row: Row(0),
+            services: Vec::new(),
+            ports: Vec::new(),
+            reason: "because the test says so".to_owned(),
+            evidence: Vec::new(),
+            next_step: None,
+            grace: Duration::from_secs(5),
+            seal: Seal,
         }
     }
 }
