@@ -91,6 +91,7 @@ struct Report {
 
 /// A guarded port.
 #[derive(Debug, Serialize, JsonSchema)]
+#[allow(clippy::struct_field_names, reason = "the document's word for it")]
 struct Port {
     /// Number and protocol, `8091/tcp`.
     port: String,
@@ -257,6 +258,7 @@ struct Unknown {
     remedy: Option<String>,
 }
 
+#[derive(Clone, Copy)]
 struct Head {
     command: Command,
     dry_run: bool,
@@ -402,4 +404,172 @@ fn harmless(json: &str) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::{
+        report::sample::{self, findings, process},
+        snapshot::{CommandLine, Seen},
+    };
+
+    /// The document as text, checked against the schema.
+    fn document(render: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> (String, Value) {
+        let mut out = Vec::new();
+        render(&mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let value: Value = serde_json::from_str(&text).unwrap();
+        let schema = serde_json::to_value(schema()).unwrap();
+        let validator = jsonschema::validator_for(&schema).unwrap();
+        let errors: Vec<String> =
+            validator.iter_errors(&value).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{errors:?}\n{text}");
+        (text, value)
+    }
+
+    fn scanned(found: &Findings) -> (String, Value) {
+        document(|out| render_findings(found, true, Command::Scan, out))
+    }
+
+    #[test]
+    fn a_scan_says_of_each_port_and_process_what_the_judge_said() {
+        let (_, report) = scanned(&sample::mess());
+        assert_eq!(report["version"], 1);
+        assert_eq!(report["command"], "scan");
+        assert_eq!(report["dry_run"], true);
+        assert_eq!(report["exit_code"], 1);
+        let states: Vec<&str> = report["ports"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|port| port["state"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            states,
+            [
+                "held",
+                "held",
+                "bound_only",
+                "free",
+                "free",
+                "free",
+                "holder_not_visible",
+                "held",
+                "held",
+                "lingering",
+                "ephemeral",
+            ]
+        );
+        let port = &report["ports"][5];
+        assert_eq!(
+            (&port["port"], &port["number"], &port["proto"]),
+            (&"8098/udp".into(), &8098.into(), &"udp".into())
+        );
+        assert_eq!((&port["address"], &port["peer"]), (&"::1".into(), &Value::Null));
+        assert_eq!(report["ports"][10]["peer"], "198.51.100.7:443");
+        assert_eq!(report["ports"][7]["holders"], serde_json::json!([500, 501]));
+        let orphan = &report["processes"][0];
+        assert_eq!(orphan["pid"], 4242);
+        assert_eq!(orphan["verdict"], "orphan");
+        assert_eq!(orphan["title"], "orphan: not where aidb runs");
+        assert_eq!(orphan["ports"], serde_json::json!(["8091/tcp", "8791/tcp"]));
+        assert_eq!(orphan["would_end"], true);
+        assert_eq!(orphan["outcome"], Value::Null);
+        assert_eq!(report["unknowns"][0]["remedy"], "run as root, or with CAP_SYS_PTRACE");
+        assert_eq!(
+            report["summary"],
+            serde_json::json!({
+                "orphans": 2, "suspects": 1, "foreign": 1, "undecided": 1, "spared": 2, "ended": 0, "not_ended": 0,
+                "ports_guarded": 11, "ports_free": 3, "ports_lingering": 1, "ports_held": 7, "ports_unknown": 0,
+            })
+        );
+    }
+
+    #[test]
+    fn a_reap_says_of_each_process_what_became_of_it() {
+        let (_, report) = document(|out| render_reaped(&sample::reaped_badly(), out));
+        assert_eq!((&report["command"], &report["dry_run"]), (&"reap".into(), &false.into()));
+        assert_eq!((&report["exit_code"], &report["interrupted"]), (&1.into(), &true.into()));
+        let outcomes: Vec<Value> = report["processes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|process| process["outcome"].clone())
+            .collect();
+        let outcome = |result: &str, after_ms: Option<u64>, detail: Option<&str>| serde_json::json!({ "result": result, "after_ms": after_ms, "detail": detail });
+        // The unkillable one, which the last look found again, stands there once.
+        assert_eq!(
+            outcomes,
+            [
+                outcome("terminated", Some(312), None),
+                outcome("killed", Some(5240), None),
+                outcome("vanished", None, None),
+                outcome("replaced", None, Some("its start time is another")),
+                outcome("refused", None, Some("operation not permitted")),
+                outcome("unkillable", None, Some("state D in nfs_wait_bit_killable")),
+                outcome("interrupted", None, None),
+                Value::Null,
+            ]
+        );
+        assert_eq!(report["respawns"][0]["brought_by"], "supervisord (pid 612), its parent");
+        assert_eq!(
+            (&report["summary"]["ended"], &report["summary"]["not_ended"]),
+            (&3.into(), &4.into())
+        );
+    }
+
+    #[test]
+    fn facts_that_were_not_seen_are_null() {
+        let mut blind = sample::verdict(7, Finding::Foreign);
+        blind.process.command_line = Seen::Denied;
+        blind.process.exe = Seen::Gone;
+        blind.process.uid = Seen::Unreadable("it hangs".into());
+        let (_, report) = scanned(&findings(Vec::new(), vec![blind]));
+        let process = &report["processes"][0];
+        for field in ["command_line", "exe", "uid"] {
+            assert_eq!(process[field], Value::Null, "{field}");
+        }
+    }
+
+    #[test]
+    fn every_kind_of_port_fits_the_schema() {
+        let unknown = PortState::Unknown(sample::unknown());
+        let ports = [PortState::KernelOwned, unknown, PortState::Lingering]
+            .map(|state| sample::port("8091", state));
+        let (_, report) = scanned(&findings(ports.to_vec(), Vec::new()));
+        assert_eq!(report["ports"][1]["state"], "unknown");
+    }
+
+    #[test]
+    fn a_command_line_that_is_no_text_or_too_long_is_shown_as_far_as_it_goes() {
+        let mut cut = sample::verdict(7, Finding::Foreign);
+        let text = [b"\xff".to_vec(), vec![b'x'; 2 << 20]].concat();
+        cut.process.command_line = Seen::Known(CommandLine { text, is_cut: true });
+        let (_, report) = scanned(&findings(Vec::new(), vec![cut]));
+        let process = &report["processes"][0];
+        assert_eq!(process["command_line_is_cut"], true);
+        let line = process["command_line"].as_str().unwrap();
+        assert!(line.starts_with("\u{fffd}xxx") && line.len() == (2 << 20) + 3);
+    }
+
+    proptest! {
+        #[test]
+        fn foreign_text_is_read_back_whole_and_written_without_control_characters(
+            text in "\\PC{0,10}|[\\x00-\\x1f\\x7f-\\u{9f}\\u{200b}-\\u{202e}\\u{2066}-\\u{2069}\\u{e0001}\"\\\\]{0,20}",
+        ) {
+            let mut orphan = Verdict::sample(process(7, text.as_bytes()), Finding::Foreign);
+            orphan.reason.clone_from(&text);
+            let mut out = Vec::new();
+            render_findings(&findings(Vec::new(), vec![orphan]), true, Command::Reap, &mut out).unwrap();
+            let written = String::from_utf8(out).unwrap();
+            prop_assert!(!written.chars().any(|c| c != '\n' && is_hidden(c)));
+            let report: Value = serde_json::from_str(&written).unwrap();
+            prop_assert_eq!(report["processes"][0]["command_line"].as_str(), Some(text.as_str()));
+            prop_assert_eq!(report["processes"][0]["reason"].as_str(), Some(text.as_str()));
+        }
+    }
 }

@@ -157,108 +157,112 @@ fn postgres() -> Verdict {
 
 /// A host with one of everything on it.
 pub(super) fn mess() -> Findings {
+    Findings { ports: ports_of_mess(), verdicts: verdicts_of_mess(), unknowns: vec![unknown()] }
+}
+
+fn ports_of_mess() -> Vec<PortVerdict> {
     let peer = "198.51.100.7:443".parse().unwrap();
     let two = "two processes that have nothing to do with each other hold the port";
-    Findings {
-        ports: vec![
-            stated(
-                "8091",
-                "aidb",
-                PortState::Held(vec![Pid(4242)]),
-                "held by pid 4242, an orphan",
-                None,
+    vec![
+        stated(
+            "8091",
+            "aidb",
+            PortState::Held(vec![Pid(4242)]),
+            "held by pid 4242, an orphan",
+            None,
+        ),
+        stated(
+            "8791",
+            "aidb",
+            PortState::Held(vec![Pid(4242)]),
+            "held by pid 4242, an orphan",
+            None,
+        ),
+        stated(
+            "8092",
+            "hybrid-coordinator",
+            PortState::BoundOnly(vec![Pid(77)]),
+            "bound but not listening: a server that is still loading",
+            None,
+        ),
+        stated("8094", "nixos-docs", PortState::Free, "free", None),
+        stated("3001", "open-webui", PortState::Free, "free", None),
+        stated("[::1]:8098/udp", "ralph-wiggum", PortState::Free, "free", None),
+        stated(
+            "6333",
+            "qdrant",
+            PortState::HolderNotVisible,
+            "held by a process that we may not see",
+            Some("run as root, or with CAP_SYS_PTRACE"),
+        ),
+        stated(
+            "8080",
+            "llama-cpp",
+            PortState::Held(vec![Pid(500), Pid(501)]),
+            two,
+            Some("portreeve explain 8080"),
+        ),
+        stated("5432", "postgres", PortState::Held(vec![Pid(911)]), "held by pid 911", None),
+        stated(
+            "6379",
+            "redis",
+            PortState::Lingering,
+            "only closing connections remain; they go within a minute",
+            None,
+        ),
+        stated(
+            "47334",
+            "mindsdb",
+            PortState::Ephemeral { holders: vec![Pid(2000)], peer },
+            "taken by an outgoing connection of pid 2000 to 198.51.100.7:443",
+            Some("sysctl -w net.ipv4.ip_local_reserved_ports=47334"),
+        ),
+    ]
+}
+
+fn verdicts_of_mess() -> Vec<Verdict> {
+    vec![
+        aidb(),
+        told(
+            Verdict::sample(process(77, b""), Finding::Undecided(unknown())),
+            &["hybrid-coordinator"],
+            &["8092"],
+            "its cgroup could not be read: permission denied",
+            Some("run as root"),
+        ),
+        told(
+            Verdict::sample(
+                process(500, b"llama-server -m model.gguf --port 8080"),
+                Finding::Suspect,
             ),
-            stated(
-                "8791",
-                "aidb",
-                PortState::Held(vec![Pid(4242)]),
-                "held by pid 4242, an orphan",
-                None,
+            &["llama-cpp"],
+            &["8080"],
+            "matches a pattern of llama-cpp, its parent is gone, and nothing says where it ought to run",
+            Some("portreeve reap llama-cpp --also abandoned, or declare runs_in"),
+        ),
+        told(
+            Verdict::sample(
+                process(501, "nc -l 8080 \u{202e}漢字\u{1b}[2J".as_bytes()),
+                Finding::Foreign,
             ),
-            stated(
-                "8092",
-                "hybrid-coordinator",
-                PortState::BoundOnly(vec![Pid(77)]),
-                "bound but not listening: a server that is still loading",
-                None,
+            &[],
+            &["8080"],
+            "neither owner nor orphan",
+            Some("portreeve reap --also foreign --port 8080"),
+        ),
+        postgres(),
+        told(
+            Verdict::sample(
+                process(2000, b"curl https://example.org"),
+                Finding::Spare(Spare::Session("terminal pts/3".into())),
             ),
-            stated("8094", "nixos-docs", PortState::Free, "free", None),
-            stated("3001", "open-webui", PortState::Free, "free", None),
-            stated("[::1]:8098/udp", "ralph-wiggum", PortState::Free, "free", None),
-            stated(
-                "6333",
-                "qdrant",
-                PortState::HolderNotVisible,
-                "held by a process that we may not see",
-                Some("run as root, or with CAP_SYS_PTRACE"),
-            ),
-            stated(
-                "8080",
-                "llama-cpp",
-                PortState::Held(vec![Pid(500), Pid(501)]),
-                two,
-                Some("portreeve explain 8080"),
-            ),
-            stated("5432", "postgres", PortState::Held(vec![Pid(911)]), "held by pid 911", None),
-            stated(
-                "6379",
-                "redis",
-                PortState::Lingering,
-                "only closing connections remain; they go within a minute",
-                None,
-            ),
-            stated(
-                "47334",
-                "mindsdb",
-                PortState::Ephemeral { holders: vec![Pid(2000)], peer },
-                "taken by an outgoing connection of pid 2000 to 198.51.100.7:443",
-                Some("sysctl -w net.ipv4.ip_local_reserved_ports=47334"),
-            ),
-        ],
-        verdicts: vec![
-            aidb(),
-            told(
-                Verdict::sample(process(77, b""), Finding::Undecided(unknown())),
-                &["hybrid-coordinator"],
-                &["8092"],
-                "its cgroup could not be read: permission denied",
-                Some("run as root"),
-            ),
-            told(
-                Verdict::sample(
-                    process(500, b"llama-server -m model.gguf --port 8080"),
-                    Finding::Suspect,
-                ),
-                &["llama-cpp"],
-                &["8080"],
-                "matches a pattern of llama-cpp, its parent is gone, and nothing says where it ought to run",
-                Some("portreeve reap llama-cpp --also abandoned, or declare runs_in"),
-            ),
-            told(
-                Verdict::sample(
-                    process(501, "nc -l 8080 \u{202e}漢字\u{1b}[2J".as_bytes()),
-                    Finding::Foreign,
-                ),
-                &[],
-                &["8080"],
-                "neither owner nor orphan",
-                Some("portreeve reap --also foreign --port 8080"),
-            ),
-            postgres(),
-            told(
-                Verdict::sample(
-                    process(2000, b"curl https://example.org"),
-                    Finding::Spare(Spare::Session("terminal pts/3".into())),
-                ),
-                &[],
-                &["47334"],
-                "it has the terminal pts/3",
-                None,
-            ),
-            worker(),
-        ],
-        unknowns: vec![unknown()],
-    }
+            &[],
+            &["47334"],
+            "it has the terminal pts/3",
+            None,
+        ),
+        worker(),
+    ]
 }
 
 /// A quiet host: nothing found, every port free.

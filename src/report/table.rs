@@ -4,6 +4,7 @@
 use std::{
     borrow::Cow,
     collections::BTreeSet,
+    fmt::Write as _,
     io::{self, Write},
     time::Duration,
 };
@@ -32,9 +33,9 @@ const NARROW: usize = 60;
 /// A command line is never longer than this, in a pipe either: JSON has it whole.
 const PROCESS_COLUMNS: usize = 80;
 /// What a command line keeps beside a long verdict.
-const PROCESS_COLUMNS_LEAST: usize = 14;
-/// A column before the command line is cut to this on a terminal; to the second below 80 columns.
-const COLUMNS_BEFORE: usize = 18;
+const PROCESS_COLUMNS_LEAST: usize = 12;
+/// A column before the command line is cut to this on a terminal; to the second below 100 columns.
+const COLUMNS_BEFORE: usize = 20;
 const COLUMNS_BEFORE_LEAST: usize = 12;
 const GAP: usize = 2;
 /// Reasons and next steps stand below their row by this much.
@@ -85,6 +86,7 @@ pub fn render_reaped(reaped: &Reaped, style: Style, out: &mut dyn Write) -> io::
 
 /// Ports and processes as one look saw them, and what it could not see.
 fn state(page: &mut Page, findings: &Findings) {
+    page.blank();
     let mut told = BTreeSet::new();
     let ports = findings.ports.iter();
     let mut rows: Vec<Row> =
@@ -421,7 +423,9 @@ impl Page {
         }
         self.blank();
         if self.is_narrow() {
-            rows.iter().for_each(|row| self.stack(row));
+            for row in rows {
+                self.stack(row);
+            }
             return;
         }
         let columns = Columns::of(before, word, rows, self.style.width);
@@ -444,22 +448,26 @@ impl Page {
         for (text, &columns) in before.iter().zip(&columns.before) {
             self.pad(&escape(text, Some(columns)), columns);
         }
-        self.pad(&escape(process, Some(columns.process)), columns.process);
+        self.pad(&process_within(process, columns.process), columns.process);
         self.paint(&escape(word, columns.word), colour);
         self.text.push('\n');
     }
 
     /// A row where columns have no room: the command line and the verdict on lines of their own.
     fn stack(&mut self, row: &Row) {
-        let room = self.style.width.map(|width| width.saturating_sub(GAP));
-        let before: Vec<&str> =
-            row.before.iter().map(String::as_str).filter(|text| !text.is_empty()).collect();
-        self.text.push_str(&escape(before.join("  "), None));
-        self.text.push('\n');
-        self.pad("", 0);
-        self.text.push_str(&escape(&row.process, room));
-        self.text.push('\n');
-        self.pad("", 0);
+        let room = self.style.width.unwrap_or(PROCESS_COLUMNS).saturating_sub(GAP);
+        let mut names: Vec<String> = row.before.iter().map(|text| escape(text, None)).collect();
+        let has_process = names.last().is_some_and(|pid| pid != "-");
+        if let Some(pid) = names.last_mut().filter(|_| has_process) {
+            pid.insert_str(0, "pid ");
+        }
+        names.retain(|name| !name.is_empty() && name != "-");
+        self.text.push_str(&names.join("  "));
+        if has_process {
+            self.text.push_str("\n  ");
+            self.text.push_str(&process_within(&row.process, room));
+        }
+        self.text.push_str("\n  ");
         self.paint(&escape(&row.word, None), row.colour);
         self.text.push('\n');
         self.details(row, GAP);
@@ -496,11 +504,23 @@ impl Page {
 
     fn paint(&mut self, shown: &str, colour: anstyle::Style) {
         if self.style.is_coloured {
-            self.text.push_str(&format!("{colour}{shown}{colour:#}"));
+            // Writing into a String cannot fail.
+            let _ = write!(self.text, "{colour}{shown}{colour:#}");
         } else {
             self.text.push_str(shown);
         }
     }
+}
+
+/// The command line, without its program's folder where it would not fit otherwise.
+fn process_within(text: &[u8], columns: usize) -> String {
+    let whole = escape(text, Some(columns));
+    if !whole.ends_with('…') {
+        return whole;
+    }
+    let program = text.split(|&byte| byte == b' ').next().unwrap_or_default();
+    let folder = program.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+    escape(text.get(folder..).unwrap_or_default(), Some(columns))
 }
 
 /// Widths of the columns of a table.
@@ -514,7 +534,7 @@ struct Columns {
 impl Columns {
     fn of(before: &[&str], word: &str, rows: &[Row], terminal: Option<usize>) -> Self {
         let limit = terminal
-            .map(|columns| if columns < 80 { COLUMNS_BEFORE_LEAST } else { COLUMNS_BEFORE });
+            .map(|columns| if columns < 100 { COLUMNS_BEFORE_LEAST } else { COLUMNS_BEFORE });
         let widest = |texts: &mut dyn Iterator<Item = String>| {
             texts.map(|text| width(&text)).max().unwrap_or(0)
         };

@@ -207,8 +207,12 @@ proptest! {
         for deed in &mut done.deeds {
             deed.outcome = match deed.outcome {
                 Outcome::Replaced(_) => Outcome::Replaced(text.clone()),
-                Outcome::Refused(_) => Outcome::Refused(text.clone()),
-                _ => Outcome::Unkillable { state: 'D', wait_channel: Some(text.clone()) },
+                Outcome::Terminated(_) | Outcome::Killed(_) | Outcome::Vanished | Outcome::Interrupted => {
+                    Outcome::Refused(text.clone())
+                }
+                Outcome::Refused(_) | Outcome::Unkillable { .. } => {
+                    Outcome::Unkillable { state: '\u{9b}', wait_channel: Some(text.clone()) }
+                }
             };
         }
         done.after = found;
