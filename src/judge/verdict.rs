@@ -140,3 +140,23 @@ impl Verdict {
         }
     }
 }
+
+#[cfg(test)]
+impl Verdict {
+    /// A verdict as no judge made it: for tests of what is done with verdicts.
+    pub(crate) fn sample(process: Process, finding: Finding) -> Self {
+        Self {
+            is_convicted: matches!(finding, Finding::Orphan(_)),
+            process,
+            finding,
+            row: Row(0),
+            services: Vec::new(),
+            ports: Vec::new(),
+            reason: "because the test says so".to_owned(),
+            evidence: Vec::new(),
+            next_step: None,
+            grace: Duration::from_secs(5),
+            seal: Seal,
+        }
+    }
+}
