@@ -95,7 +95,8 @@ impl Excerpt {
         let (head, tail) = text.split_at_checked(start).unwrap_or((text, ""));
         let before = head.rsplit(['\n', '\r']).next().unwrap_or_default();
         let rest = tail.split(['\n', '\r']).next().unwrap_or_default();
-        let (marked, after) = rest.split_at_checked(end.saturating_sub(start)).unwrap_or((rest, ""));
+        let (marked, after) =
+            rest.split_at_checked(end.saturating_sub(start)).unwrap_or((rest, ""));
         Self {
             line,
             column: before.chars().count() + 1,
@@ -132,16 +133,21 @@ pub(super) fn quoted(text: &str, max: usize) -> String {
     }
 }
 
+/// Whether a terminal only draws this character: no control, nothing invisible, nothing that turns the reading direction.
+pub(crate) fn is_plain(c: char) -> bool {
+    !c.is_control()
+        && !matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
 /// The text with everything escaped that could move the cursor, colour the terminal or change the reading direction.
 pub(super) fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
-        let is_deceiving = matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}');
-        if c.is_control() || is_deceiving {
-            let _ = write!(safe, "{}", c.escape_default());
-        } else {
+        if is_plain(c) {
             safe.push(c);
+        } else {
+            let _ = write!(safe, "{}", c.escape_default());
         }
     }
     safe
@@ -222,7 +228,10 @@ mod tests {
         let text = format!("{}X{}", "a".repeat(100_000), "b".repeat(100_000));
         let shown = Excerpt::new(&text, 1, 100_000, 100_001).to_string();
         assert!(shown.len() < 300, "{shown}");
-        assert!(shown.contains("…aaa") && shown.contains("aXb") && shown.contains("bbb…"), "{shown}");
+        assert!(
+            shown.contains("…aaa") && shown.contains("aXb") && shown.contains("bbb…"),
+            "{shown}"
+        );
     }
 
     #[test]

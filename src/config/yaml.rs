@@ -74,14 +74,19 @@ pub(super) fn parse(text: &str) -> Result<Node, YamlError> {
         flow_nesting_limit: MAX_DEPTH,
         block_nesting_limit: MAX_DEPTH,
     };
-    let mut reader = Reader { text, events: Parser::new_from_str_with_options(text, options), nodes: 0 };
+    let mut reader =
+        Reader { text, events: Parser::new_from_str_with_options(text, options), nodes: 0 };
     let empty = Node { value: Value::Null, span: TextSpan { start: 0, end: 0, line: 1 } };
     let mut document = None;
     while let Some((event, span)) = reader.next()? {
         match event {
             Event::StreamStart | Event::DocumentEnd | Event::StreamEnd => {}
             Event::DocumentStart(..) if document.is_some() => {
-                return Err(reader.error("a second document", Some("put everything into one document"), span));
+                return Err(reader.error(
+                    "a second document",
+                    Some("put everything into one document"),
+                    span,
+                ));
             }
             Event::DocumentStart(..) => {
                 document = Some(match reader.next()? {
@@ -194,7 +199,8 @@ fn is_number(text: &str) -> bool {
         Some("0o") => digits.len() > 2 && digits.bytes().skip(2).all(|b| matches!(b, b'0'..=b'7')),
         Some(_) | None => {
             matches!(digits, ".inf" | ".Inf" | ".INF" | ".nan" | ".NaN" | ".NAN")
-                || (digits.starts_with(|c: char| c.is_ascii_digit() || c == '.') && digits.parse::<f64>().is_ok())
+                || (digits.starts_with(|c: char| c.is_ascii_digit() || c == '.')
+                    && digits.parse::<f64>().is_ok())
         }
     }
 }
@@ -220,7 +226,9 @@ mod tests {
         let text = "\u{feff}ä: 'é x' # 日本\r\n日: [8091, \"\\t\"]\r\nz: |\r\n  block\r\nnone:\r\n";
         let mut all = Vec::new();
         slices(text, &parse(text).unwrap(), &mut all);
-        for wanted in [(1, "ä"), (1, "'é x'"), (2, "日"), (2, "8091"), (2, "\"\\t\""), (3, "z"), (5, "none")] {
+        for wanted in
+            [(1, "ä"), (1, "'é x'"), (2, "日"), (2, "8091"), (2, "\"\\t\""), (3, "z"), (5, "none")]
+        {
             assert!(all.contains(&wanted), "{wanted:?} in {all:?}");
         }
     }
