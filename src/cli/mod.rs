@@ -1,5 +1,7 @@
 //! The command: parse, call, report.
 
+pub mod config;
+
 use std::{ffi::OsString, process::ExitCode};
 
 /// Runs the command with these arguments.

@@ -1,3 +1,71 @@
 //! Configuration in three types: as typed (`fragment`), merged over the layers (`merge`), valid (`settings`).
+//!
+//! ```text
+//! source ─► yaml ─► read ─► merge ─► validate ─► settings
+//! files     nodes   fragment  fragment of all layers
+//! ```
 
+pub mod fragment;
+mod merge;
+mod problem;
+mod read;
 pub mod settings;
+mod source;
+mod validate;
+mod yaml;
+
+use fragment::Fragment;
+pub use merge::Takeover;
+pub use problem::ConfigErrors;
+use problem::Problem;
+pub(crate) use problem::is_plain;
+use settings::Settings;
+pub use source::{Layer, Origin, Sources};
+
+/// The configuration as it is in effect.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What is set.
+    pub settings: Settings,
+    /// The layers, from the lowest (the default inside the binary) to the highest.
+    pub layers: Vec<Layer>,
+    /// Ports that a higher layer took over.
+    pub takeovers: Vec<Takeover>,
+    /// The layers laid over each other, each value with its place: where the settings come from.
+    pub merged: Fragment,
+}
+
+/// Reads, merges and validates all layers. On an error, tells all that is wrong with all files.
+pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
+    let (layers, mut problems) = source::read_layers(sources);
+    let mut merged = Fragment::default();
+    for (rank, layer) in layers.iter().enumerate() {
+        let (fragment, wrong) = read::read(rank, &layer.origin.to_string(), &layer.text);
+        problems.extend(wrong);
+        problems.extend(merge::check_owners(&fragment, layer));
+        // What was wrong is left out of the fragments, and what is left may look emptier than it was meant.
+        if problems.is_empty() {
+            problems.extend(merge::check_dropped(&fragment, &merged, layer));
+        }
+        merge::overlay(&mut merged, fragment);
+    }
+    let (takeovers, wrong) = merge::take_over(&mut merged, &layers);
+    if problems.is_empty() {
+        problems = wrong;
+    }
+    let settings = validate::settings(&merged);
+    if problems.is_empty() && settings.any_pattern().is_err() {
+        problems.push(Problem {
+            layer: layers.len(),
+            file: layers.last().map(|layer| layer.origin.to_string()).unwrap_or_default(),
+            excerpt: None,
+            message: "all patterns together take too much memory".to_owned(),
+            hint: Some("use fewer or simpler patterns".to_owned()),
+        });
+    }
+    if problems.is_empty() {
+        Ok(Loaded { settings, layers, takeovers, merged })
+    } else {
+        Err(ConfigErrors::new(problems))
+    }
+}

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use globset::GlobMatcher;
-use regex::bytes::{Regex, RegexSet};
+use regex::bytes::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
 
 use crate::ident::{Endpoint, ServiceName, UnitName};
 
@@ -108,12 +108,28 @@ pub enum Protect {
     Exe(GlobMatcher),
 }
 
+/// Memory that one compiled pattern may take: some hundred times what real ones need.
+const PATTERN_BYTES: usize = 256 << 10;
+/// Memory that all compiled patterns together may take.
+const ALL_PATTERNS_BYTES: usize = 16 << 20;
+
+/// A pattern, compiled for bytes: a command line need not be UTF-8, so `.` is any byte and `\w` is ASCII. Errors on bad
+/// syntax and on a pattern that would take too much memory.
+pub fn compile_pattern(text: &str) -> Result<Regex, regex::Error> {
+    RegexBuilder::new(text).unicode(false).nest_limit(64).size_limit(PATTERN_BYTES).build()
+}
+
 impl Settings {
-    /// All patterns as one automaton, for the question "may any of them match?".
+    /// All patterns as one automaton, for the question "may any of them match?". Errors when they are too large together,
+    /// which loading has ruled out.
     pub fn any_pattern(&self) -> Result<RegexSet, regex::Error> {
         let of_services = self.services.iter().flat_map(|s| &s.patterns).map(|p| p.regex.as_str());
         let of_workers = self.workers.iter().map(|p| p.regex.as_str());
-        RegexSet::new(of_services.chain(of_workers))
+        RegexSetBuilder::new(of_services.chain(of_workers))
+            .unicode(false)
+            .nest_limit(64)
+            .size_limit(ALL_PATTERNS_BYTES)
+            .build()
     }
 
     /// The service of this name.

@@ -1,0 +1,231 @@
+//! `portreeve config`: check, show, schema.
+
+use std::{
+    fmt::Display,
+    io::{self, Write},
+    time::Duration,
+};
+
+use crate::{
+    config::{
+        Loaded,
+        fragment::{self, At, PatternFragment, Place, ServiceFragment},
+        is_plain,
+        settings::{Defaults, ForeignHolder, Protect, RunsIn},
+    },
+    ident::Endpoint,
+};
+
+/// One line: what is guarded, and which files say so. Errors when the output cannot be written.
+pub fn check(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
+    let ports: usize = loaded.settings.services.iter().map(|service| service.ports.len()).sum();
+    let files: Vec<String> = loaded.layers.iter().map(|layer| layer.origin.to_string()).collect();
+    let services = loaded.settings.services.len();
+    writeln!(out, "ok: {services} services, {ports} guarded ports, files: {}", files.join(", "))
+}
+
+/// The JSON schema of a configuration file. Errors when the output cannot be written.
+pub fn schema(out: &mut dyn Write) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, &fragment::schema())?;
+    writeln!(out)
+}
+
+/// The merged settings as YAML that loads again to the same settings, each value with its origin as a comment. Errors when
+/// the output cannot be written.
+pub fn show(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
+    let merged = &loaded.merged;
+    writeln!(out, "defaults:")?;
+    let otherwise = Defaults::default();
+    let typed = &merged.defaults;
+    for (key, value, otherwise) in [
+        ("grace", &typed.grace, otherwise.grace),
+        ("min_age", &typed.min_age, otherwise.min_age),
+        ("respawn_watch", &typed.respawn_watch, otherwise.respawn_watch),
+    ] {
+        let (value, place) =
+            value.as_ref().map_or((otherwise, None), |at| (at.value, Some(at.place)));
+        writeln!(out, "  {key}: {} # {}", written(value), origin(loaded, place))?;
+    }
+    let holder = typed.foreign_holder.as_ref();
+    let (value, place) =
+        holder.map_or((otherwise.foreign_holder, None), |at| (at.value, Some(at.place)));
+    writeln!(out, "  foreign_holder: {} # {}", word(value), origin(loaded, place))?;
+
+    writeln!(out, "services:{}", if merged.services.is_empty() { " {}" } else { "" })?;
+    for (name, service) in &merged.services {
+        show_service(loaded, &key(&name.0), service, out)?;
+    }
+
+    writeln!(out, "patterns:{}", if merged.patterns.is_empty() { " []" } else { "" })?;
+    for At { value: worker, place } in &merged.patterns {
+        let name = text(&worker.name.value);
+        let grace = worker
+            .grace
+            .as_ref()
+            .map(|grace| format!(", grace: {}", written(grace.value)))
+            .unwrap_or_default();
+        let regex = text(worker.regex.as_str());
+        writeln!(
+            out,
+            "  - {{ name: {name}, kind: worker, match: {regex}{grace} }} # {}",
+            origin(loaded, Some(*place))
+        )?;
+    }
+
+    writeln!(out, "protect:{}", if merged.protect.is_empty() { " []" } else { "" })?;
+    for At { value: rule, place } in &merged.protect {
+        let (key, glob) = match rule {
+            Protect::Unit(glob) => ("unit", glob),
+            Protect::Exe(glob) => ("exe", glob),
+        };
+        writeln!(
+            out,
+            "  - {{ {key}: {} }} # {}",
+            text(glob.glob().glob()),
+            origin(loaded, Some(*place))
+        )?;
+    }
+
+    for takeover in &loaded.takeovers {
+        let (from, to) = (&takeover.from, &takeover.to);
+        let (of, by) = (origin(loaded, Some(from.place)), origin(loaded, Some(to.place)));
+        writeln!(
+            out,
+            "# {} of {} ({of}) is taken over by {} ({by})",
+            takeover.endpoint, from.value, to.value
+        )?;
+    }
+    Ok(())
+}
+
+fn show_service(
+    loaded: &Loaded,
+    key: &str,
+    at: &At<ServiceFragment>,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let ServiceFragment { enabled, runs_in, ports, patterns, grace, foreign_holder } = &at.value;
+    if let Some(At { value: false, place }) = enabled {
+        return writeln!(out, "  {key}: {{ enabled: false }} # {}", origin(loaded, Some(*place)));
+    }
+    let mut lines: Vec<(String, Place)> = Vec::new();
+    if let Some(enabled) = enabled {
+        lines.push(("enabled: true".to_owned(), enabled.place));
+    }
+    if let Some(place) = runs_in {
+        let value = match &place.value {
+            RunsIn::Container(None) => "container".to_owned(),
+            RunsIn::Container(Some(name)) => format!("{{ container: {} }}", text(name)),
+            RunsIn::Unit(unit) => format!("{{ unit: {} }}", text(&unit.0)),
+        };
+        lines.push((format!("runs_in: {value}"), place.place));
+    }
+    if let Some(ports) = ports {
+        let all: Vec<String> = ports.value.iter().map(|port| endpoint(port.value)).collect();
+        lines.push((format!("ports: [{}]", all.join(", ")), ports.place));
+    }
+    if let Some(grace) = grace {
+        lines.push((format!("grace: {}", written(grace.value)), grace.place));
+    }
+    if let Some(holder) = foreign_holder {
+        lines.push((format!("foreign_holder: {}", word(holder.value)), holder.place));
+    }
+    if let Some(patterns) = patterns {
+        let more = if patterns.value.is_empty() { " []" } else { "" };
+        lines.push((format!("patterns:{more}"), patterns.place));
+        lines.extend(
+            patterns
+                .value
+                .iter()
+                .map(|pattern| (format!("  - {}", listed(&pattern.value)), pattern.place)),
+        );
+    }
+    if lines.is_empty() {
+        return writeln!(out, "  {key}: {{}} # {}", origin(loaded, Some(at.place)));
+    }
+    writeln!(out, "  {key}:")?;
+    for (line, place) in lines {
+        writeln!(out, "    {line} # {}", origin(loaded, Some(place)))?;
+    }
+    Ok(())
+}
+
+fn listed(pattern: &PatternFragment) -> String {
+    let regex = text(pattern.regex.as_str());
+    if pattern.is_portless { format!("{{ match: {regex}, portless: true }}") } else { regex }
+}
+
+/// `default`, or file and line. A value that no layer gives is the default of the settings.
+fn origin(loaded: &Loaded, place: Option<Place>) -> impl Display {
+    match place.and_then(|place| Some((place, loaded.layers.get(place.layer)?))) {
+        Some((place, layer)) if place.layer > 0 => format!("{}:{}", layer.origin, place.line),
+        Some(_) | None => "default".to_owned(),
+    }
+}
+
+fn word(holder: ForeignHolder) -> &'static str {
+    match holder {
+        ForeignHolder::Report => "report",
+        ForeignHolder::Reap => "reap",
+    }
+}
+
+/// A duration with the largest unit that needs no fraction.
+fn written(duration: Duration) -> String {
+    let milliseconds = duration.as_millis();
+    for (unit, length) in [("h", 3_600_000), ("m", 60_000), ("s", 1000)] {
+        if milliseconds.is_multiple_of(length) && (milliseconds > 0 || unit == "s") {
+            return format!("{}{unit}", milliseconds / length);
+        }
+    }
+    format!("{milliseconds}ms")
+}
+
+fn endpoint(endpoint: Endpoint) -> String {
+    match endpoint.address {
+        // A bracket opens a list.
+        Some(address) if address.is_ipv6() => format!("'{endpoint}'"),
+        Some(_) | None => endpoint.to_string(),
+    }
+}
+
+/// A key that YAML cannot read as a number, a truth or nothing.
+fn key(name: &str) -> String {
+    let is_word = name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && !["true", "false", "null", "yes", "no", "on", "off", "y", "n"]
+            .contains(&name.to_lowercase().as_str());
+    if is_word { name.to_owned() } else { text(name) }
+}
+
+/// A text in quotes that YAML reads back as it is.
+fn text(text: &str) -> String {
+    if text.chars().all(is_plain) {
+        return format!("'{}'", text.replace('\'', "''"));
+    }
+    let escape = |c: char| match c {
+        '"' | '\\' => format!("\\{c}"),
+        c if is_plain(c) => c.to_string(),
+        c => format!("\\U{:08x}", u32::from(c)),
+    };
+    format!("\"{}\"", text.chars().map(escape).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_is_written_with_its_largest_whole_unit() {
+        for (milliseconds, expected) in [
+            (0, "0s"),
+            (500, "500ms"),
+            (5000, "5s"),
+            (1500, "1500ms"),
+            (120_000, "2m"),
+            (90_000, "90s"),
+            (86_400_000, "24h"),
+        ] {
+            assert_eq!(written(Duration::from_millis(milliseconds)), expected);
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! What one file of the configuration says, as it was typed: every value optional, every value with its place.
+//! The JSON schema is derived from these types; `read` fills them.
+
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+
+use regex::bytes::Regex;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+use super::settings::{ForeignHolder, Protect, RunsIn};
+use crate::ident::{Endpoint, ServiceName};
+
+/// Where a value stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Rank of the layer: 0 is the default inside the binary.
+    pub layer: usize,
+    /// Line, from 1.
+    pub line: usize,
+    /// First byte in the layer's text.
+    pub start: usize,
+    /// Past the last byte in the layer's text.
+    pub end: usize,
+}
+
+/// A value and where it stands.
+#[derive(Debug, Clone)]
+pub struct At<T> {
+    /// The value.
+    pub value: T,
+    /// Where.
+    pub place: Place,
+}
+
+/// The configuration of portreeve: one file of it. Every key is optional, `null` says nothing.
+#[derive(Debug, Clone, Default, JsonSchema)]
+#[schemars(deny_unknown_fields, title = "portreeve configuration, version 1")]
+pub struct Fragment {
+    /// Values for services that set none of their own.
+    #[schemars(with = "Option<DefaultsFragment>")]
+    pub defaults: DefaultsFragment,
+    /// The services that own ports, by name.
+    #[schemars(with = "Option<BTreeMap<NameText, Option<ServiceFragment>>>")]
+    pub services: BTreeMap<ServiceName, At<ServiceFragment>>,
+    /// Stack-wide patterns: workers that inference servers leave behind.
+    #[schemars(with = "Option<Vec<WorkerFragment>>")]
+    pub patterns: Vec<At<WorkerFragment>>,
+    /// Processes that are never ended, whatever else is found.
+    #[schemars(with = "Option<Vec<ProtectRule>>")]
+    pub protect: Vec<At<Protect>>,
+}
+
+/// Values for services that set none of their own.
+#[derive(Debug, Clone, Default, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "Defaults")]
+pub struct DefaultsFragment {
+    /// Grace period: the time between SIGTERM and SIGKILL (default 5s).
+    #[schemars(with = "Option<DurationText>")]
+    pub grace: Option<At<Duration>>,
+    /// A younger process is convicted of nothing (default 10s).
+    #[schemars(with = "Option<DurationText>")]
+    pub min_age: Option<At<Duration>>,
+    /// How long to watch for a respawn after an end (default 3s).
+    #[schemars(with = "Option<DurationText>")]
+    pub respawn_watch: Option<At<Duration>>,
+    /// What becomes of a living holder that is neither owner nor orphan (default report).
+    #[schemars(with = "Option<ForeignHolderText>")]
+    pub foreign_holder: Option<At<ForeignHolder>>,
+}
+
+/// A service: its ports, and how its processes are known.
+#[derive(Debug, Clone, Default, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "Service")]
+pub struct ServiceFragment {
+    /// `false` drops the service.
+    #[schemars(with = "Option<bool>")]
+    pub enabled: Option<At<bool>>,
+    /// Where the service is declared to run; elsewhere its process is left behind.
+    #[schemars(with = "Option<RunsInText>")]
+    pub runs_in: Option<At<RunsIn>>,
+    /// The ports that the service owns.
+    #[schemars(with = "Option<Vec<PortText>>")]
+    pub ports: Option<At<Vec<At<Endpoint>>>>,
+    /// Regular expressions for the command lines of its processes.
+    #[schemars(with = "Option<Vec<PatternText>>")]
+    pub patterns: Option<At<Vec<At<PatternFragment>>>>,
+    /// Grace period: the time between SIGTERM and SIGKILL.
+    #[schemars(with = "Option<DurationText>")]
+    pub grace: Option<At<Duration>>,
+    /// What becomes of a living holder of its ports that is neither owner nor orphan.
+    #[schemars(with = "Option<ForeignHolderText>")]
+    pub foreign_holder: Option<At<ForeignHolder>>,
+}
+
+/// A pattern of a service.
+#[derive(Debug, Clone)]
+pub struct PatternFragment {
+    /// Matched anywhere in the command line.
+    pub regex: Regex,
+    /// The process holds no port of its own.
+    pub is_portless: bool,
+}
+
+/// A worker that an inference server leaves behind, known by its command line. A higher layer's entry of the same name
+/// replaces this one.
+#[derive(Debug, Clone, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "Worker")]
+pub struct WorkerFragment {
+    /// Its name in reports.
+    #[schemars(with = "NameText")]
+    pub name: At<String>,
+    /// Always `worker`: left behind as soon as its parent is gone.
+    #[schemars(with = "WorkerText")]
+    pub kind: Kind,
+    /// Regular expression for its command line.
+    #[schemars(with = "RegexText", rename = "match")]
+    pub regex: Regex,
+    /// Grace period: the time between SIGTERM and SIGKILL.
+    #[schemars(with = "Option<DurationText>")]
+    pub grace: Option<At<Duration>>,
+}
+
+/// What a stack-wide pattern is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// It names workers of inference servers.
+    Worker,
+}
+
+/// A type that exists for its schema only: how a value is written.
+macro_rules! written {
+    ($($name:ident = $title:literal $schema:tt)*) => {$(
+        struct $name;
+
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                $title.into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!($schema)
+            }
+        }
+    )*};
+}
+
+written! {
+    NameText = "Name" {
+        "type": "string",
+        "description": "Letters, digits, '.', '_' and '-', beginning with a letter or digit.",
+        "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+    }
+    DurationText = "Duration" {
+        "type": "string",
+        "description": "A whole number with its unit, at most 24h.",
+        "pattern": "^[0-9]+(ms|s|m|h)$",
+        "examples": ["500ms", "5s", "2m", "1h"]
+    }
+    PortText = "Port" {
+        "description": "8091, 8091/udp, 127.0.0.1:8091 or [::1]:8091/tcp; TCP and every address where nothing else is written.",
+        "anyOf": [
+            { "type": "integer", "minimum": 1, "maximum": 65535 },
+            { "type": "string", "pattern": "^([0-9.]+:|\\[[0-9A-Fa-f:.]+\\]:)?[0-9]+(/(tcp|udp))?$" }
+        ]
+    }
+    RegexText = "Regex" {
+        "type": "string",
+        "description": "A regular expression (syntax of the Rust crate regex), matched anywhere in the command line, whose arguments are \
+                        joined by single spaces. One that matches the empty text is refused.",
+        "minLength": 1,
+        "maxLength": 4096
+    }
+    PatternText = "Pattern" {
+        "anyOf": [
+            { "type": "string", "minLength": 1, "maxLength": 4096 },
+            {
+                "type": "object",
+                "additionalProperties": false,
+                "required": ["match"],
+                "properties": {
+                    "match": { "type": "string", "minLength": 1, "maxLength": 4096 },
+                    "portless": {
+                        "type": ["boolean", "null"],
+                        "description": "The process holds no port of its own: the pattern alone speaks for it."
+                    }
+                }
+            }
+        ]
+    }
+    RunsInText = "RunsIn" {
+        "anyOf": [
+            { "const": "container" },
+            {
+                "type": "object",
+                "additionalProperties": false,
+                "required": ["container"],
+                "properties": { "container": { "type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]*$" } }
+            },
+            {
+                "type": "object",
+                "additionalProperties": false,
+                "required": ["unit"],
+                "properties": { "unit": { "type": "string", "pattern": "^[A-Za-z0-9:_.\\\\@-]+\\.(service|scope)$" } }
+            }
+        ]
+    }
+    ForeignHolderText = "ForeignHolder" { "enum": ["report", "reap"] }
+    WorkerText = "Kind" { "const": "worker" }
+    ProtectRule = "Protect" {
+        "description": "A glob: `*` and `?` match within one path component, `**` over several.",
+        "anyOf": [
+            {
+                "type": "object",
+                "additionalProperties": false,
+                "required": ["unit"],
+                "properties": { "unit": { "type": "string", "minLength": 1, "maxLength": 256 } }
+            },
+            {
+                "type": "object",
+                "additionalProperties": false,
+                "required": ["exe"],
+                "properties": { "exe": { "type": "string", "pattern": "^[/*]", "maxLength": 256 } }
+            }
+        ]
+    }
+}
+
+/// The JSON schema of a file of the configuration.
+pub fn schema() -> Schema {
+    schemars::schema_for!(Fragment)
+}

@@ -1,0 +1,54 @@
+//! The merged layers → settings.
+
+use super::{
+    fragment::{At, DefaultsFragment, Fragment},
+    merge::is_enabled,
+    settings::{Defaults, Service, ServicePattern, Settings, WorkerPattern},
+};
+
+/// What the merged layers say, with the defaults where they say nothing.
+pub(super) fn settings(merged: &Fragment) -> Settings {
+    let defaults = defaults(&merged.defaults);
+    let services = merged.services.iter().filter(|(_, service)| is_enabled(&service.value));
+    let services = services.map(|(name, At { value: service, .. })| Service {
+        name: name.clone(),
+        runs_in: service.runs_in.as_ref().map(|place| place.value.clone()),
+        ports: service.ports.iter().flat_map(|ports| &ports.value).map(|port| port.value).collect(),
+        patterns: service
+            .patterns
+            .iter()
+            .flat_map(|patterns| &patterns.value)
+            .map(|p| ServicePattern {
+                regex: p.value.regex.clone(),
+                is_portless: p.value.is_portless,
+            })
+            .collect(),
+        grace: service.grace.as_ref().map_or(defaults.grace, |grace| grace.value),
+        foreign_holder: service
+            .foreign_holder
+            .as_ref()
+            .map_or(defaults.foreign_holder, |holder| holder.value),
+    });
+    let workers = merged.patterns.iter().map(|At { value: worker, .. }| WorkerPattern {
+        name: worker.name.value.clone(),
+        regex: worker.regex.clone(),
+        grace: worker.grace.as_ref().map_or(defaults.grace, |grace| grace.value),
+    });
+    Settings {
+        defaults,
+        services: services.collect(),
+        workers: workers.collect(),
+        protect: merged.protect.iter().map(|rule| rule.value.clone()).collect(),
+    }
+}
+
+/// `defaults:` over those of the settings.
+pub(super) fn defaults(typed: &DefaultsFragment) -> Defaults {
+    let otherwise = Defaults::default();
+    Defaults {
+        grace: typed.grace.as_ref().map_or(otherwise.grace, |v| v.value),
+        min_age: typed.min_age.as_ref().map_or(otherwise.min_age, |v| v.value),
+        respawn_watch: typed.respawn_watch.as_ref().map_or(otherwise.respawn_watch, |v| v.value),
+        foreign_holder: typed.foreign_holder.as_ref().map_or(otherwise.foreign_holder, |v| v.value),
+    }
+}
