@@ -169,7 +169,9 @@ impl TestBox {
     pub fn cgroup(&self, pid: u32) -> String {
         let text =
             fs::read_to_string(self.inside(&format!("/proc/{pid}/cgroup"))).unwrap_or_default();
-        text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default().to_owned()
+        let path = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
+        // Read from outside, it starts with the box's own group.
+        path.trim_start_matches(&format!("/portreeve-box-{}", self.name)).to_owned()
     }
 
     /// The scope of the login session that a process is in.
@@ -204,7 +206,7 @@ impl TestBox {
         });
     }
 
-    /// Whether every one of these ports can be bound and listened on, by really doing so.
+    /// Whether this port can be bound and listened on, by really doing so.
     pub fn can_bind(&self, port: u16) -> bool {
         self.run(&["/build/examples/plant", "--listen", &port.to_string(), "--leave"])
             .status
