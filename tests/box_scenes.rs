@@ -490,7 +490,7 @@ fn a_worker_whose_server_lives_is_spared() {
 }
 
 #[test]
-fn no_process_is_forgotten_and_none_is_ended_that_was_not_planted_as_an_orphan() {
+fn no_orphan_is_named_that_was_not_planted_as_one() {
     let Some(played) = played() else { return };
     for process in played.scan.json["processes"].as_array().expect("processes") {
         if process["verdict"] == "orphan" {
