@@ -1,0 +1,390 @@
+//! A machine after a bad day: the AI stack's servers were left behind by people who logged out, some stubborn, one
+//! brought back again and again; beside them others run the very same programs and have every right to. `scan` names
+//! each and changes nothing, `reap` ends the orphans and nobody else, and the ports are free for their owners.
+//!
+//! The services and their patterns are those of the default inside the binary.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests may panic"
+)]
+
+mod support;
+
+use std::{collections::BTreeMap, process::Stdio, sync::LazyLock, time::Duration};
+
+use support::{DEADLINE, Login, Report, Terminal, TestBox, skip, wait_until};
+
+const PLANT: &str = "/build/examples/plant";
+const AIDB: &str = "python3 -u /app/server.py --config /etc/aidb.yaml";
+const CONFIG: &str = "defaults: { min_age: 1s, grace: 1s }\n";
+
+/// Left behind, each with the outcome that `reap` is to report.
+const ORPHANS: [(&str, &str); 5] = [
+    ("aidb", "terminated"),
+    ("open-webui", "terminated"),
+    ("stubborn-ralph", "killed"),
+    ("respawned-aidb", "terminated"),
+    ("lone-worker", "terminated"),
+];
+/// Others' business, each with the word on it.
+const SPARED: [(&str, &str); 4] = [
+    ("aidb-in-terminal", "session"),
+    ("aidb-in-tmux", "session"),
+    ("aidb-in-unit", "managed by dev-aidb.service"),
+    ("postgres", "managed by postgresql-look-alike.service"),
+];
+/// Ports of the orphans that nobody brings back.
+const FREED: [u16; 3] = [8091, 3001, 8098];
+
+/// A planted process: pid and start time.
+type Known = (u32, u64);
+
+struct Mess {
+    test_box: TestBox,
+    planted: BTreeMap<&'static str, Known>,
+    present: Vec<Login>,
+}
+
+impl Mess {
+    fn make() -> Result<Self, String> {
+        let mut mess = Self {
+            test_box: TestBox::boot("mess")?,
+            planted: BTreeMap::new(),
+            present: Vec::new(),
+        };
+        mess.test_box.write("/etc/mess.yaml", CONFIG);
+
+        // From real logins that are over: aidb on 8091, Open WebUI on 3001, ralph on 8098, who ignores SIGTERM.
+        let webui =
+            "/venv/bin/python3 /venv/bin/uvicorn open_webui.main:app --host 0.0.0.0 --port 3001";
+        mess.left_behind("aidb", &format!("--as '{AIDB}' --listen 8091"));
+        mess.left_behind("open-webui", &format!("--as '{webui}' --listen 3001"));
+        mess.left_behind(
+            "stubborn-ralph",
+            "--as 'python3 /opt/ralph/server.py' --listen 8098 --ignore-term",
+        );
+
+        // aidb's WebSocket server on 8791, brought back whenever it ends by a launcher that was left behind, too.
+        mess.test_box.write(
+            "/app/start_with_discovery.sh",
+            &format!("while :; do {PLANT} --as '{AIDB}' --listen 8791 --ready /run/planted/respawned-aidb; done\n"),
+        );
+        let mut login = mess.test_box.login("alice", Terminal::No);
+        login.types("cd /app; nohup sh start_with_discovery.sh >/dev/null 2>&1 </dev/null & echo $! > /run/planted/launcher");
+        mess.know("launcher");
+        mess.know("respawned-aidb");
+        login.leaves();
+
+        // A vLLM server was SIGKILLed; its worker holds no port, but the GPU.
+        let mut login = mess.test_box.login("alice", Terminal::No);
+        login.types(&format!(
+            "nohup {PLANT} --as 'python3 -m vllm serve some/model' --ready /run/planted/vllm \
+             --child --setsid --title VLLM::EngineCore --ready /run/planted/lone-worker >/dev/null 2>&1 </dev/null &"
+        ));
+        mess.know("lone-worker");
+        login.leaves();
+        let server = mess.test_box.planted("vllm");
+        mess.test_box.sh(&format!("kill -KILL {server}"));
+
+        // A developer runs aidb's server, on other ports: in a live terminal, in tmux, in a unit.
+        let mut login = mess.test_box.login("alice", Terminal::Yes);
+        login.types(&format!(
+            "{PLANT} --as '{AIDB}' --listen 18091 --ready /run/planted/aidb-in-terminal"
+        ));
+        mess.know("aidb-in-terminal");
+        mess.present.push(login);
+        let mut login = mess.test_box.login("alice", Terminal::Yes);
+        login.types(&format!(
+            "tmux new-session -d \"{PLANT} --as '{AIDB}' --listen 18092 --ready /run/planted/aidb-in-tmux\""
+        ));
+        mess.know("aidb-in-tmux");
+        login.leaves();
+        mess.in_unit("aidb-in-unit", "dev-aidb", &format!("--as '{AIDB}' --listen 18093"));
+
+        // Something like postgres, alive and well in its unit.
+        mess.in_unit(
+            "postgres",
+            "postgresql-look-alike",
+            "--as '/usr/lib/postgresql/15/bin/postgres -D /data' --listen 5432",
+        );
+
+        // A client whose outgoing connection has taken mindsdb's port for its own end.
+        mess.in_unit(
+            "client",
+            "client",
+            "--as 'curl http://127.0.0.1:9999/' --listen 9999 --connect 47334:9999",
+        );
+
+        for name in ["aidb", "open-webui", "stubborn-ralph", "launcher", "aidb-in-tmux"] {
+            mess.test_box.wait_for_logout(mess.planted[name].0);
+        }
+        for name in ["aidb", "open-webui", "stubborn-ralph", "launcher", "lone-worker"] {
+            wait_until(DEADLINE, &format!("'{name}' has lost its parent"), || {
+                mess.parent(name) == 1
+            });
+        }
+        for (pid, _) in mess.planted.values() {
+            mess.test_box.wait_for_age(*pid, Duration::from_millis(1100));
+        }
+        Ok(mess)
+    }
+
+    /// Waits for a planted process and remembers it.
+    fn know(&mut self, name: &'static str) {
+        let pid = self.test_box.planted(name);
+        let start = self.test_box.stat(pid).unwrap_or_else(|| panic!("'{name}' lives")).start;
+        self.planted.insert(name, (pid, start));
+    }
+
+    /// `nohup … &`, then logout.
+    fn left_behind(&mut self, name: &'static str, part: &str) {
+        let mut login = self.test_box.login("alice", Terminal::Yes);
+        login.types(&format!(
+            "nohup {PLANT} {part} --ready /run/planted/{name} >/dev/null 2>&1 </dev/null &"
+        ));
+        self.know(name);
+        login.leaves();
+    }
+
+    fn in_unit(&mut self, name: &'static str, unit: &str, part: &str) {
+        let command = format!("{PLANT} {part} --ready /run/planted/{name}");
+        self.test_box
+            .unit(&format!("{unit}.service"), &format!("[Service]\nExecStart={command}\n"));
+        self.test_box.sh(&format!("systemctl start {unit}"));
+        self.know(name);
+    }
+
+    fn parent(&self, name: &str) -> u64 {
+        self.test_box.stat(self.planted[name].0).unwrap_or_else(|| panic!("'{name}' lives")).parent
+    }
+
+    /// Those of the planted that are still the same living process.
+    fn alive(&self) -> Vec<&'static str> {
+        let is_alive =
+            |(pid, start): Known| self.test_box.stat(pid).is_some_and(|now| now.start == start);
+        self.planted.iter().filter(|(_, known)| is_alive(**known)).map(|(name, _)| *name).collect()
+    }
+
+    fn portreeve(&self, arguments: &[&str]) -> Report {
+        self.test_box.portreeve(&[arguments, &["--config", "/etc/mess.yaml"]].concat())
+    }
+}
+
+/// The mess and all that was done to it, in this order.
+struct Day {
+    mess: Mess,
+    scan: Report,
+    /// Every system call of that scan and its children.
+    trace: String,
+    dry_run: Report,
+    alive_before: Vec<&'static str>,
+    reap: Report,
+    alive_after: Vec<&'static str>,
+    bindable: Vec<u16>,
+    /// After the launcher was ended by hand, as the report advised.
+    launcher_gone: Report,
+    last_scan: Report,
+}
+
+static DAY: LazyLock<Result<Day, String>> = LazyLock::new(spend);
+
+/// The day; none is said as a skip.
+fn day() -> Option<&'static Day> {
+    DAY.as_ref().map_err(|reason| skip(reason)).ok()
+}
+
+fn spend() -> Result<Day, String> {
+    let mess = Mess::make()?;
+    let traced = mess
+        .test_box
+        .command(&["strace", "-f", "-qq", "-s", "256", "-o", "/run/trace", "/build/portreeve"])
+        .args(["scan", "--config", "/etc/mess.yaml", "--format", "json"])
+        .stdin(Stdio::null())
+        .output()
+        .expect("strace runs");
+    let scan = Report::read(&traced);
+    let trace = std::fs::read_to_string(mess.test_box.inside("/run/trace")).expect("a trace");
+    let dry_run = mess.portreeve(&["reap", "--dry-run"]);
+    let alive_before = mess.alive();
+    let reap = mess.portreeve(&["reap"]);
+    let alive_after = mess.alive();
+    let bindable = FREED.into_iter().filter(|port| mess.test_box.can_bind(*port)).collect();
+
+    mess.test_box.sh(&format!("kill -KILL {}", mess.planted["launcher"].0));
+    let respawned = mess.test_box.planted("respawned-aidb");
+    mess.test_box.wait_for_age(respawned, Duration::from_millis(1100));
+    let launcher_gone = mess.portreeve(&["reap"]);
+    let last_scan = mess.portreeve(&["scan"]);
+    Ok(Day {
+        mess,
+        scan,
+        trace,
+        dry_run,
+        alive_before,
+        reap,
+        alive_after,
+        bindable,
+        launcher_gone,
+        last_scan,
+    })
+}
+
+#[test]
+fn scan_names_every_orphan() {
+    let Some(day) = day() else { return };
+    for (name, _) in ORPHANS {
+        let said = day.scan.process(day.mess.planted[name].0);
+        assert_eq!(said["verdict"], "orphan", "'{name}': {said:#}");
+        assert_eq!(said["would_end"], true, "'{name}': {said:#}");
+    }
+}
+
+#[test]
+fn scan_spares_the_same_program_where_somebody_runs_it() {
+    let Some(day) = day() else { return };
+    for (name, title) in SPARED {
+        let said = day.scan.process(day.mess.planted[name].0);
+        assert_eq!(said["verdict"], "spare", "'{name}': {said:#}");
+        assert!(said["title"].as_str().unwrap().contains(title), "'{name}': {said:#}");
+        assert_eq!(said["would_end"], false, "'{name}': {said:#}");
+    }
+}
+
+#[test]
+fn scan_tells_a_clients_own_end_of_a_connection_from_a_server() {
+    let Some(day) = day() else { return };
+    let (client, _) = day.mess.planted["client"];
+    assert_eq!(day.scan.port("47334/tcp")["state"], "ephemeral");
+    assert!(!day.scan.process(client)["would_end"].as_bool().unwrap_or(false));
+}
+
+#[test]
+fn scan_says_who_holds_which_port() {
+    let Some(day) = day() else { return };
+    for (port, name) in [("8091/tcp", "aidb"), ("3001/tcp", "open-webui"), ("5432/tcp", "postgres")]
+    {
+        let said = day.scan.port(port);
+        assert_eq!(said["state"], "held", "{said:#}");
+        assert_eq!(said["holders"], serde_json::json!([day.mess.planted[name].0]), "{said:#}");
+    }
+    assert_eq!(day.scan.port("6379/tcp")["state"], "free");
+}
+
+#[test]
+fn scan_sends_no_signal_and_writes_nothing() {
+    let Some(day) = day() else { return };
+    let calls: Vec<&str> = day.trace.lines().collect();
+    assert!(calls.len() > 100, "a trace of a whole scan, not {} lines", calls.len());
+    let deeds: Vec<_> = calls.iter().filter(|call| changes_the_host(call)).collect();
+    assert!(deeds.is_empty(), "{deeds:#?}");
+}
+
+/// Whether a line of strace's shows a signal, an open for writing, or a change to files, mounts or the clock.
+fn changes_the_host(line: &str) -> bool {
+    const DEEDS: &str = " kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_signal process_vm_writev ptrace \
+        unlink unlinkat rename renameat renameat2 link linkat symlink symlinkat mkdir mkdirat rmdir mknod mknodat \
+        chmod fchmod fchmodat chown fchown lchown fchownat truncate ftruncate fallocate utimensat setxattr fsetxattr \
+        creat mount umount2 move_mount pivot_root swapon reboot sethostname settimeofday clock_settime init_module \
+        finit_module delete_module bpf ";
+    // `4242  openat(AT_FDCWD, "/proc/1/stat", O_RDONLY) = 3`; a call that another thread cut in two is taken by its first half.
+    let call = line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ');
+    let Some((name, arguments)) = call.split_once('(') else { return false };
+    let opens_to_write = matches!(name, "open" | "openat" | "openat2")
+        && ["O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC", "O_APPEND"]
+            .iter()
+            .any(|flag| arguments.contains(flag))
+        && !arguments.contains("\"/dev/null\"");
+    // What systemd does for us is our doing, too.
+    let asks_a_manager = name.starts_with("send")
+        && [
+            "StopUnit",
+            "KillUnit",
+            "StartUnit",
+            "RestartUnit",
+            "TerminateSession",
+            "KillSession",
+            "KillUser",
+        ]
+        .iter()
+        .any(|method| arguments.contains(method));
+    DEEDS.contains(&format!(" {name} ")) || opens_to_write || asks_a_manager
+}
+
+#[test]
+fn a_deed_in_a_trace_is_recognised() {
+    assert!(changes_the_host("17 pidfd_send_signal(5, SIGTERM, NULL, 0) = 0"));
+    assert!(changes_the_host("17    kill(42, SIGTERM <unfinished ...>"));
+    assert!(changes_the_host("17 openat(AT_FDCWD, \"/tmp/x\", O_WRONLY|O_CREAT, 0644) = 3"));
+    assert!(!changes_the_host("17 openat(AT_FDCWD, \"/dev/null\", O_RDWR) = 3"));
+    assert!(!changes_the_host("17 openat(AT_FDCWD, \"/proc/1/stat\", O_RDONLY|O_CLOEXEC) = 3"));
+    assert!(!changes_the_host("17 <... openat resumed>) = 3"));
+}
+
+#[test]
+fn a_dry_run_finds_what_scan_finds_and_ends_nobody() {
+    let Some(day) = day() else { return };
+    for (name, (pid, _)) in &day.mess.planted {
+        let verdicts =
+            [&day.scan, &day.dry_run].map(|report| report.process(*pid)["verdict"].clone());
+        assert_eq!(verdicts[0], verdicts[1], "'{name}'");
+        assert!(day.dry_run.process(*pid)["outcome"].is_null(), "'{name}'");
+    }
+    assert_eq!(day.alive_before, day.mess.planted.keys().copied().collect::<Vec<_>>());
+}
+
+#[test]
+fn reap_ends_exactly_the_orphans() {
+    let Some(day) = day() else { return };
+    let expected: Vec<_> = day
+        .mess
+        .planted
+        .keys()
+        .copied()
+        .filter(|name| !ORPHANS.iter().any(|(orphan, _)| orphan == name))
+        .collect();
+    assert_eq!(day.alive_after, expected);
+}
+
+#[test]
+fn reap_says_how_each_orphan_ended() {
+    let Some(day) = day() else { return };
+    for (name, outcome) in ORPHANS {
+        let said = day.reap.process(day.mess.planted[name].0);
+        assert_eq!(said["outcome"]["result"], outcome, "'{name}': {said:#}");
+    }
+}
+
+#[test]
+fn the_ports_of_the_ended_can_be_bound_again() {
+    let Some(day) = day() else { return };
+    assert_eq!(day.bindable, FREED);
+}
+
+#[test]
+fn reap_names_the_one_who_brings_a_server_back() {
+    let Some(day) = day() else { return };
+    let report = day.reap.json.to_string();
+    assert!(report.contains("start_with_discovery.sh"), "{:#}", day.reap.json);
+}
+
+#[test]
+fn the_exit_code_says_whether_something_remains() {
+    let Some(day) = day() else { return };
+    assert_eq!(day.scan.code, 1, "orphans are there");
+    assert_eq!(day.dry_run.code, 1, "orphans are still there");
+    assert_eq!(day.reap.code, 1, "one was brought back");
+    assert_eq!(day.scan.json["exit_code"], 1);
+}
+
+#[test]
+fn once_the_launcher_is_gone_the_last_orphan_ends_for_good() {
+    let Some(day) = day() else { return };
+    let remaining = day.last_scan.json["processes"].as_array().unwrap();
+    assert!(remaining.iter().all(|process| process["verdict"] != "orphan"), "{remaining:#?}");
+    assert_eq!(day.last_scan.port("8791/tcp")["state"], "free", "{:#}", day.launcher_gone.json);
+    assert_eq!(day.last_scan.code, 0, "what is left is alive and spared: {remaining:#?}");
+}
