@@ -1,10 +1,229 @@
-//! The command: parse, call, report.
+//! The command: parse, call, report. One file per verb.
 
 pub mod config;
+mod reap;
+mod scan;
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{
+    ffi::OsString,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
-/// Runs the command with these arguments.
-pub fn run(_arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    ExitCode::SUCCESS
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{
+    config::{ConfigErrors, Loaded, Sources, load},
+    ident::{Endpoint, ServiceName},
+    judge::Also,
+    pipeline::{Scope, ScopeError},
+    report::{Style, exit},
+};
+
+/// Finds the processes that dead containers, units and parents left behind, proves that they are left behind,
+/// ends them, and proves that their ports are free.
+#[derive(Debug, Parser)]
+#[command(name = "portreeve", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXIT_CODES: &str = "Exit codes:
+  0  clear: guarded ports are free or held by what is alive and spared; or all is done and proven
+  1  not clear: an orphan, a suspect or a foreign holder remains
+  2  could not tell or could not run: incomplete sight, bad usage, bad configuration";
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Report what holds which port, why, and what 'reap' would do; changes nothing
+    Scan {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// End the orphans, then prove that the ports are free
+    Reap {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        deed: Deed,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Check, show or describe the configuration
+    Config {
+        #[command(subcommand)]
+        what: ConfigVerb,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigVerb {
+    /// Read and validate every layer
+    Check(ConfigFile),
+    /// Print the merged settings with the origin of each value
+    Show(ConfigFile),
+    /// Print the JSON schema of a configuration file
+    Schema,
+}
+
+#[derive(Debug, Args)]
+struct ConfigFile {
+    /// Lay this file over those in /etc/portreeve
+    #[arg(long = "config", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// What to look at.
+#[derive(Debug, Args)]
+struct Target {
+    /// Only these services of the settings
+    #[arg(value_name = "SERVICE")]
+    services: Vec<String>,
+    /// Only this port, guarded or not: 8091, 8091/udp, 127.0.0.1:8091
+    #[arg(long = "port", value_name = "PORT")]
+    ports: Vec<Endpoint>,
+    #[command(flatten)]
+    file: ConfigFile,
+}
+
+/// What to do about it.
+#[derive(Debug, Args)]
+struct Deed {
+    /// Report only: the same as 'scan'
+    #[arg(long)]
+    dry_run: bool,
+    /// End these as well; 'session' needs a SERVICE or --port, 'foreign' needs --port
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    also: Vec<Kind>,
+    /// Time between SIGTERM and SIGKILL, such as 5s or 500ms; overrides every service's own
+    #[arg(long, value_name = "TIME", value_parser = crate::config::parse_duration)]
+    grace: Option<std::time::Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// Suspects: the parent is gone, nothing declares where they run
+    Abandoned,
+    /// Processes in somebody's session
+    Session,
+    /// Living holders of the named ports
+    Foreign,
+}
+
+#[derive(Debug, Args)]
+struct Output {
+    /// How to write the report
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For a person
+    Table,
+    /// For a machine: docs/schema/report-v1.json
+    Json,
+}
+
+/// Why a verb did not come to a report.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("{0}")]
+    Config(#[from] ConfigErrors),
+    #[error("{0}")]
+    Scope(#[from] ScopeError),
+    #[error("{0}")]
+    Usage(String),
+    #[error("SIGINT and SIGTERM cannot be caught: {0}\nhint: nothing was done")]
+    Interrupt(#[source] io::Error),
+    #[error("the report cannot be written: {0}")]
+    Write(#[from] io::Error),
+}
+
+/// Runs the command with these arguments and answers with the exit code of the table in `--help`.
+pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // clap sends help to stdout with 0 and errors to stderr with 2.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::COULD_NOT_TELL));
+        }
+    };
+    let mut stdout = anstream::stdout().lock();
+    let result = match cli.verb {
+        Verb::Scan { target, output } => scan::run(target, output.format, &mut stdout),
+        Verb::Reap { target, deed, output } => reap::run(target, &deed, output.format, &mut stdout),
+        Verb::Config { what } => run_config(what, &mut stdout),
+    };
+    let result = result.and_then(|code| stdout.flush().map(|()| code).map_err(Failure::Write));
+    ExitCode::from(match result {
+        Ok(code) => code,
+        // Whoever read us has seen enough (`| head`).
+        Err(Failure::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => exit::CLEAR,
+        Err(failure) => {
+            let _ = writeln!(anstream::stderr(), "error: {failure}");
+            exit::COULD_NOT_TELL
+        }
+    })
+}
+
+fn run_config(what: ConfigVerb, out: &mut dyn Write) -> Result<u8, Failure> {
+    match what {
+        ConfigVerb::Check(file) => config::check(&file.load()?, out)?,
+        ConfigVerb::Show(file) => config::show(&file.load()?, out)?,
+        ConfigVerb::Schema => config::schema(out)?,
+    }
+    Ok(exit::CLEAR)
+}
+
+impl ConfigFile {
+    fn load(self) -> Result<Loaded, ConfigErrors> {
+        load(&Sources { explicit: self.config, ..Sources::default() })
+    }
+}
+
+impl Target {
+    fn scope(&self) -> Scope {
+        Scope {
+            services: self.services.iter().map(|s| ServiceName(s.clone())).collect(),
+            ports: self.ports.clone(),
+        }
+    }
+}
+
+impl Deed {
+    /// The flags as the judge takes them; a flag that could end more than was meant wants its target named.
+    fn also(&self, scope: &Scope) -> Result<Also, Failure> {
+        let has = |kind| self.also.contains(&kind);
+        if has(Kind::Session) && scope.services.is_empty() && scope.ports.is_empty() {
+            return Err(Failure::Usage(
+                "'--also session' ends processes of people who are logged in, so its target must be \
+                 named\nhint: add a SERVICE or --port PORT"
+                    .to_owned(),
+            ));
+        }
+        if has(Kind::Foreign) && scope.ports.is_empty() {
+            return Err(Failure::Usage(
+                "'--also foreign' ends living processes, so their port must be named\nhint: add \
+                 --port PORT"
+                    .to_owned(),
+            ));
+        }
+        Ok(Also {
+            abandoned: has(Kind::Abandoned),
+            session: has(Kind::Session),
+            foreign: has(Kind::Foreign),
+        })
+    }
+}
+
+/// How a person's table looks on this output.
+fn style() -> Style {
+    Style::of_stdout()
 }

@@ -69,3 +69,9 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
         Err(ConfigErrors::new(problems))
     }
 }
+
+/// A duration as the configuration writes it, for flags: `5s`, `500ms`.
+pub fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
+    read::parse_duration(text)
+        .ok_or_else(|| "expected a duration such as 5s, 500ms, 2m or 1h".to_owned())
+}

@@ -543,7 +543,7 @@ fn span_of(place: Place) -> TextSpan {
 }
 
 /// `500ms`, `5s`, `2m`, `1h`; none for anything else and for what overflows.
-fn parse_duration(text: &str) -> Option<Duration> {
+pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at_checked(digits)?;
     let milliseconds: u64 = match unit {

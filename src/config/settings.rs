@@ -132,6 +132,13 @@ impl Settings {
             .build()
     }
 
+    /// `--grace`: one grace period for all.
+    pub fn override_grace(&mut self, grace: Duration) {
+        self.defaults.grace = grace;
+        self.services.iter_mut().for_each(|service| service.grace = grace);
+        self.workers.iter_mut().for_each(|worker| worker.grace = grace);
+    }
+
     /// The service of this name.
     pub fn service(&self, name: &ServiceName) -> Option<&Service> {
         self.services.iter().find(|s| s.name == *name)
