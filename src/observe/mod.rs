@@ -1,6 +1,7 @@
 //! Host → snapshot, reading only what the question needs. Changes nothing.
 
 pub mod cgroup;
+pub mod dbus;
 pub mod diag;
 pub mod holders;
 pub mod listeners;

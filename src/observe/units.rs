@@ -1,18 +1,17 @@
 //! systemd's units and logind's sessions, asked over D-Bus: managers at their private sockets (no bus daemon
-//! needed; root may always), else over the bus. Every answer has a deadline; no answer is no answer.
+//! needed, and root may ask a user's manager there), else over the bus. Every manager has a deadline; no
+//! answer is no answer.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
-    path::Path,
     time::Duration,
 };
-
-use zbus::{Connection, ObjectPath, OwnedObjectPath, OwnedVariant, connection, names::BusName};
 
 use crate::{
     host::Host,
     ident::{Manager, Pid, UnitRef},
+    observe::dbus::{Argument, Call, CallError, Connection, Value},
     snapshot::{KillMode, Seen, Unit},
 };
 
@@ -54,25 +53,22 @@ pub fn observe(host: &Host, questions: &Questions) -> Answers {
     if of_manager.is_empty() && questions.sessions.is_empty() && questions.users.is_empty() {
         return answers;
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = match (runtime, host.is_live()) {
-        (Ok(runtime), true) => runtime,
-        (Ok(_), false) => return unanswered(questions, "a fixture host has no managers to ask"),
-        (Err(error), _) => return unanswered(questions, &error.to_string()),
-    };
-    runtime.block_on(async {
-        let mut asking = tokio::task::JoinSet::new();
-        for (manager, units) in of_manager {
-            let host = host.clone();
-            asking.spawn(async move {
-                let units = ask_manager(&host, manager, units).await;
-                Answers { units, ..Answers::default() }
-            });
-        }
-        let (host, sessions, users) =
-            (host.clone(), questions.sessions.clone(), questions.users.clone());
-        asking.spawn(async move { ask_logind(&host, &sessions, &users).await });
-        for answer in asking.join_all().await {
+    if !host.is_live() {
+        return unanswered(questions, "a fixture host has no managers to ask");
+    }
+    std::thread::scope(|scope| {
+        let mut asking: Vec<_> = of_manager
+            .into_iter()
+            .map(|(manager, units)| {
+                scope.spawn(move || Answers {
+                    units: ask_manager(host, manager, units),
+                    ..Answers::default()
+                })
+            })
+            .collect();
+        let logind = scope.spawn(|| ask_logind(host, &questions.sessions, &questions.users));
+        asking.push(logind);
+        for answer in asking.into_iter().filter_map(|thread| thread.join().ok()) {
             answers.units.extend(answer.units);
             answers.sessions.extend(answer.sessions);
             answers.lingering.extend(answer.lingering);
@@ -91,160 +87,121 @@ fn unanswered(questions: &Questions, why: &str) -> Answers {
 }
 
 /// One answer per unit, whatever happens on the way.
-async fn ask_manager(
+fn ask_manager(
     host: &Host,
     manager: Manager,
     units: Vec<UnitRef>,
 ) -> BTreeMap<UnitRef, Seen<Unit>> {
-    let run = match manager {
-        Manager::System => "run".to_owned(),
-        Manager::User(uid) => format!("run/user/{uid}"),
-    };
-    let bus = match manager {
-        Manager::System => host.path("run/dbus/system_bus_socket"),
-        Manager::User(uid) => host.path(format!("run/user/{uid}/bus")),
-    };
-    let asked = tokio::time::timeout(ANSWER_DEADLINE, async {
-        let private = host.path(format!("{run}/systemd/private"));
-        let (connection, is_bus) = match connect(&private, false).await {
-            Ok(connection) => (connection, false),
-            Err(_) => (connect(&bus, true).await?, true),
-        };
-        let destination = is_bus.then_some(SYSTEMD);
-        let mut answers = Vec::new();
-        for unit in &units {
-            let path = format!("/org/freedesktop/systemd1/unit/{}", escaped(&unit.name.0));
-            answers.push(match properties(&connection, destination, &path).await {
-                Ok(properties) => Seen::Known(read_unit(&properties)),
-                Err(error) => refusal(&error),
-            });
+    let (run, bus, name) = match manager {
+        Manager::System => {
+            ("run".to_owned(), "run/dbus/system_bus_socket".to_owned(), "systemd".to_owned())
         }
-        zbus::Result::Ok(answers)
-    });
-    let name = match manager {
-        Manager::System => "systemd".to_owned(),
-        Manager::User(uid) => format!("the user manager of uid {uid}"),
+        Manager::User(uid) => (
+            format!("run/user/{uid}"),
+            format!("run/user/{uid}/bus"),
+            format!("the user manager of uid {uid}"),
+        ),
     };
-    let answers = match asked.await {
-        Ok(Ok(answers)) => answers,
-        Ok(Err(error)) => vec![refusal(&error); units.len()],
-        Err(_) => vec![Seen::Unreadable(late(&name)); units.len()],
+    let private = host.path(format!("{run}/systemd/private"));
+    let connection = match Connection::to_peer(&private, ANSWER_DEADLINE) {
+        Ok(connection) => Ok((connection, None)),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(CallError::Failed(error)),
+        Err(_) => Connection::to_bus(&host.path(bus), ANSWER_DEADLINE).map(|c| (c, Some(SYSTEMD))),
     };
-    units.into_iter().zip(answers).collect()
-}
-
-fn late(name: &str) -> String {
-    format!("{name} did not answer within {} s", ANSWER_DEADLINE.as_secs())
-}
-
-async fn ask_logind(host: &Host, sessions: &BTreeSet<String>, users: &BTreeSet<u32>) -> Answers {
-    let mut answers = Answers::default();
-    if sessions.is_empty() && users.is_empty() {
-        return answers;
-    }
-    let asked = tokio::time::timeout(ANSWER_DEADLINE, async {
-        let bus = connect(&host.path("run/dbus/system_bus_socket"), true).await?;
-        for id in sessions {
-            let state = logind_property(&bus, "GetSession", id.as_str(), "Session", "State").await;
-            answers.sessions.insert(id.clone(), answer(state, |v| String::try_from(v).ok()));
+    let mut answers = BTreeMap::new();
+    match connection {
+        Ok((mut connection, destination)) => {
+            for unit in units {
+                let path = format!("/org/freedesktop/systemd1/unit/{}", escaped(&unit.name.0));
+                let call =
+                    Call { destination, path: &path, interface: PROPERTIES, member: "GetAll" };
+                // An empty interface's name asks for the properties of all of them.
+                let seen = match connection.call(call, &[Argument::Text("")]) {
+                    Ok(Value::Table(properties)) => Seen::Known(read_unit(&properties)),
+                    Ok(_) => Seen::Unreadable(format!("{name} answered something else")),
+                    Err(error) => refusal(&error, &name),
+                };
+                answers.insert(unit, seen);
+            }
         }
-        for uid in users {
-            let linger = logind_property(&bus, "GetUser", uid, "User", "Linger").await;
-            answers.lingering.insert(*uid, answer(linger, |v| bool::try_from(v).ok()));
-        }
-        zbus::Result::Ok(())
-    })
-    .await;
-    let why = match asked {
-        Ok(Ok(())) => String::new(),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => late("logind"),
-    };
-    for id in sessions {
-        answers.sessions.entry(id.clone()).or_insert_with(|| Seen::Unreadable(why.clone()));
-    }
-    for uid in users {
-        // A user whom logind does not know neither is logged in nor lingers.
-        let unread = || Seen::Unreadable(why.clone());
-        let seen = answers.lingering.entry(*uid).or_insert_with(unread);
-        if *seen == Seen::Gone {
-            *seen = Seen::Known(false);
+        Err(error) => {
+            answers.extend(units.into_iter().map(|unit| (unit, refusal(&error, &name))));
         }
     }
     answers
 }
 
-fn answer<T>(
-    reply: zbus::Result<OwnedVariant>,
-    read: impl Fn(OwnedVariant) -> Option<T>,
-) -> Seen<T> {
-    match reply {
-        Ok(value) => Seen::Known(value).parse(read),
-        Err(error) => refusal(&error),
+fn ask_logind(host: &Host, sessions: &BTreeSet<String>, users: &BTreeSet<u32>) -> Answers {
+    let mut answers = Answers::default();
+    if sessions.is_empty() && users.is_empty() {
+        return answers;
     }
+    let mut bus = Connection::to_bus(&host.path("run/dbus/system_bus_socket"), ANSWER_DEADLINE);
+    let mut ask =
+        |find: &str, argument: Argument<'_>, interface: &str, property: &str| match &mut bus {
+            Ok(bus) => logind_property(bus, find, argument, interface, property)
+                .map_or_else(|error| refusal(&error, "logind"), Seen::Known),
+            Err(error) => refusal(error, "logind"),
+        };
+    for id in sessions {
+        let state = ask("GetSession", Argument::Text(id), "Session", "State");
+        let state = state.parse(|value| match value {
+            Value::Text(state) => Some(state),
+            _ => None,
+        });
+        answers.sessions.insert(id.clone(), state);
+    }
+    for &uid in users {
+        let linger = ask("GetUser", Argument::U32(uid), "User", "Linger");
+        let linger = match linger {
+            // A user whom logind does not know neither is logged in nor lingers.
+            Seen::Gone => Seen::Known(false),
+            seen => seen.parse(|value| match value {
+                Value::Bool(lingers) => Some(lingers),
+                _ => None,
+            }),
+        };
+        answers.lingering.insert(uid, linger);
+    }
+    answers
 }
 
 /// A manager's "no such thing" is an answer; all else is none.
-fn refusal<T>(error: &zbus::Error) -> Seen<T> {
+fn refusal<T>(error: &CallError, who: &str) -> Seen<T> {
     match error {
-        zbus::Error::MethodError(name, ..) => match name.as_str() {
+        CallError::Refused(name) => match name.as_str() {
             "org.freedesktop.systemd1.NoSuchUnit"
             | "org.freedesktop.login1.NoSuchSession"
             | "org.freedesktop.login1.NoSuchUser"
             | "org.freedesktop.DBus.Error.UnknownObject" => Seen::Gone,
             "org.freedesktop.DBus.Error.AccessDenied" => Seen::Denied,
-            other => Seen::Unreadable(other.to_owned()),
+            other => Seen::Unreadable(format!("{who} answered {other}")),
         },
-        zbus::Error::InputOutput(cause) if cause.kind() == io::ErrorKind::PermissionDenied => {
-            Seen::Denied
+        CallError::Failed(error) if error.kind() == io::ErrorKind::PermissionDenied => Seen::Denied,
+        CallError::Failed(error) if error.kind() == io::ErrorKind::TimedOut => {
+            Seen::Unreadable(format!("{who} did not answer within {} s", ANSWER_DEADLINE.as_secs()))
         }
-        other => Seen::Unreadable(other.to_string()),
+        CallError::Failed(error) => Seen::Unreadable(format!("{who} cannot be asked: {error}")),
     }
 }
 
-async fn connect(socket: &Path, is_bus: bool) -> zbus::Result<Connection> {
-    let failed = |e: io::Error| zbus::Error::InputOutput(e.into());
-    let stream = tokio::net::UnixStream::connect(socket).await.map_err(failed)?;
-    let stream = stream.into_std().map_err(failed)?;
-    let builder = connection::Builder::unix_stream(stream).method_timeout(ANSWER_DEADLINE);
-    if is_bus { builder.build().await } else { builder.p2p().build().await }
-}
-
-/// Everything a unit says of itself: an empty interface name asks for all of them at once.
-async fn properties(
-    connection: &Connection,
-    destination: Option<&str>,
-    path: &str,
-) -> zbus::Result<HashMap<String, OwnedVariant>> {
-    let destination = destination.map(BusName::try_from).transpose()?;
-    let path = ObjectPath::try_from(path)?;
-    let reply =
-        connection.call_method(destination, path, Some(PROPERTIES), "GetAll", &("",)).await?;
-    Ok(reply.body().deserialize()?)
-}
-
-async fn logind_property(
-    bus: &Connection,
+fn logind_property(
+    bus: &mut Connection,
     find: &str,
-    argument: impl serde::Serialize + zbus::DynamicType,
+    argument: Argument<'_>,
     interface: &str,
     property: &str,
-) -> zbus::Result<OwnedVariant> {
-    let interface = format!("{LOGIND}.{interface}");
+) -> Result<Value, CallError> {
+    let call =
+        |path, interface, member| Call { destination: Some(LOGIND), path, interface, member };
     let manager = format!("{LOGIND}.Manager");
-    let found = bus
-        .call_method(
-            Some(LOGIND),
-            "/org/freedesktop/login1",
-            Some(manager.as_str()),
-            find,
-            &argument,
-        )
-        .await?;
-    let path: OwnedObjectPath = found.body().deserialize()?;
-    let body = (interface.as_str(), property);
-    let reply = bus.call_method(Some(LOGIND), path, Some(PROPERTIES), "Get", &body).await?;
-    Ok(reply.body().deserialize()?)
+    let found = bus.call(call("/org/freedesktop/login1", &manager, find), &[argument])?;
+    let Value::Text(path) = found else {
+        return Err(CallError::Failed(io::ErrorKind::InvalidData.into()));
+    };
+    let interface = format!("{LOGIND}.{interface}");
+    let arguments = [Argument::Text(&interface), Argument::Text(property)];
+    bus.call(call(&path, PROPERTIES, "Get"), &arguments)
 }
 
 /// A unit's name as an object path's element: all but ASCII letters and digits as `_xx`, a leading digit
@@ -261,23 +218,31 @@ fn escaped(name: &str) -> String {
     path
 }
 
-fn read_unit(properties: &HashMap<String, OwnedVariant>) -> Unit {
-    let text = |key: &str| {
-        let value = properties.get(key)?;
-        <&str>::try_from(value).ok().filter(|t| !t.is_empty()).map(str::to_owned)
+fn read_unit(properties: &HashMap<String, Value>) -> Unit {
+    let text = |key: &str| match properties.get(key) {
+        Some(Value::Text(text)) if !text.is_empty() => Some(text.clone()),
+        _ => None,
     };
-    let flag = |key: &str| properties.get(key).and_then(|v| bool::try_from(v).ok());
-    let pid = |key: &str| {
-        let number = properties.get(key).and_then(|v| u32::try_from(v).ok())?;
-        (number != 0).then_some(Pid(number))
+    let flag = |key: &str| match properties.get(key) {
+        Some(Value::Bool(flag)) => Some(*flag),
+        _ => None,
     };
-    let invocation = properties.get("InvocationID").and_then(|v| {
-        let bytes = Vec::<u8>::try_from(v.try_clone().ok()?).ok()?;
-        let is_set = bytes.iter().any(|&b| b != 0);
-        is_set.then(|| bytes.iter().map(|b| format!("{b:02x}")).collect())
-    });
-    let started = properties.get("InactiveExitTimestampMonotonic");
-    let started = started.and_then(|v| u64::try_from(v).ok()).filter(|&t| t != 0);
+    let pid = |key: &str| match properties.get(key) {
+        Some(Value::U32(pid)) if *pid != 0 => Some(Pid(*pid)),
+        _ => None,
+    };
+    let invocation_id = match properties.get("InvocationID") {
+        Some(Value::Bytes(id)) if id.iter().any(|&b| b != 0) => {
+            Some(id.iter().map(|b| format!("{b:02x}")).collect())
+        }
+        _ => None,
+    };
+    let started = match properties.get("InactiveExitTimestampMonotonic") {
+        Some(Value::U64(microseconds)) if *microseconds != 0 => {
+            Some(Duration::from_micros(*microseconds))
+        }
+        _ => None,
+    };
     Unit {
         is_loaded: text("LoadState").as_deref() == Some("loaded"),
         active_state: text("ActiveState").unwrap_or_default(),
@@ -293,8 +258,8 @@ fn read_unit(properties: &HashMap<String, OwnedVariant>) -> Unit {
         is_delegated: flag("Delegate").unwrap_or(true),
         main_pid: pid("MainPID"),
         control_pid: pid("ControlPID"),
-        invocation_id: invocation,
-        started: started.map(Duration::from_micros),
+        invocation_id,
+        started,
         restart: text("Restart"),
     }
 }
