@@ -72,6 +72,9 @@ const FORWARDERS: [&str; 9] = [
     "dockerd",
 ];
 
+/// Keepers of other people's terminals: whatever their arguments say, sessions live in them.
+const MULTIPLEXERS: [&str; 6] = ["tmux", "screen", "zellij", "mosh-server", "dtach", "abduco"];
+
 /// Where a system keeps its executables; elsewhere a file name proves nothing.
 const SYSTEM_FOLDERS: [&str; 9] = [
     "/usr/",
@@ -147,6 +150,11 @@ impl<'a> Case<'a> {
     /// Holds a guarded port on behalf of a container.
     pub fn is_forwarder(&self) -> Truth {
         Truth::from(!self.held.is_empty()).and(|| self.is_system_exe(&FORWARDERS))
+    }
+
+    /// Keeps terminals open for others.
+    pub fn is_multiplexer(&self) -> Truth {
+        self.is_system_exe(&MULTIPLEXERS)
     }
 
     /// A claim in its cgroup, or a pid namespace of its own.

@@ -206,13 +206,14 @@ fn evidence(case: &Case<'_>) -> Vec<String> {
 
 fn next_step(finding: &Finding, case: &Case<'_>) -> Option<String> {
     let pid = case.process.key.pid;
-    let service = case.services().first().map(|s| s.name.clone());
+    let service = case.services().first().copied();
     match finding {
-        Finding::Orphan(_) => Some("'portreeve reap' ends it".to_owned()),
         Finding::Suspect => Some(match service {
-            Some(name) => format!(
-                "'portreeve reap {name} --also abandoned' ends it; 'runs_in:' in the settings of {name} would settle it"
+            Some(service) if service.runs_in.is_none() => format!(
+                "declare where it runs ('runs_in:' of {0}), or 'portreeve reap {0} --also abandoned'",
+                service.name
             ),
+            Some(service) => format!("'portreeve reap {} --also abandoned' ends it", service.name),
             None => "'portreeve reap --also abandoned' ends it".to_owned(),
         }),
         Finding::Foreign => Some(match case.held.first() {
@@ -223,7 +224,8 @@ fn next_step(finding: &Finding, case: &Case<'_>) -> Option<String> {
             None => format!("stop pid {pid} where it was started"),
         }),
         Finding::Undecided(unknown) => unknown.remedy.clone(),
-        Finding::Spare(_) => None,
+        // `portreeve reap` ends an orphan; the report says so once, at its end.
+        Finding::Orphan(_) | Finding::Spare(_) => None,
     }
 }
 

@@ -210,12 +210,16 @@ fn worker(case: &Case<'_>) -> Answer {
 fn session(case: &Case<'_>) -> Answer {
     let how = if case.process.has_terminal {
         "it has a terminal".to_owned()
+    } else if case.is_multiplexer() == Truth::Yes {
+        "it keeps terminals open".to_owned()
     } else {
         let id = case.process.cgroup.known().and_then(|c| c.session.clone()).unwrap_or_default();
         format!("it runs in open login session {id}")
     };
     Answer {
-        holds: Truth::from(case.process.has_terminal).or(|| case.in_open_session()),
+        holds: Truth::from(case.process.has_terminal)
+            .or(|| case.in_open_session())
+            .or(|| case.is_multiplexer()),
         finding: Finding::Spare(Spare::Session(how.clone())),
         reason: how,
     }
@@ -234,7 +238,10 @@ fn managed(case: &Case<'_>) -> Answer {
             .in_unit_of_its_own()
             .and(|| !case.is_unit_dead())
             .and(|| case.is_unit_process(true)),
-        reason: format!("it is, or descends from, the main process of {unit}"),
+        reason: match case.is_unit_process(false) {
+            Truth::Yes => format!("it is the main process of {unit}"),
+            Truth::No | Truth::Unknown(_) => format!("it descends from the main process of {unit}"),
+        },
         finding: Finding::Spare(Spare::ManagedBy(unit)),
     }
 }
