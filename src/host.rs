@@ -86,11 +86,10 @@ fn read_whole(path: &Path) -> io::Result<Vec<u8>> {
 pub fn seen<T>(result: io::Result<T>) -> Seen<T> {
     match result {
         Ok(value) => Seen::Known(value),
-        Err(error) => match error.kind() {
-            io::ErrorKind::NotFound => Seen::Gone,
-            io::ErrorKind::PermissionDenied => Seen::Denied,
-            _ if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Seen::Gone,
-            _ => Seen::Unreadable(error.to_string()),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ESRCH) => Seen::Gone,
+            Some(libc::EACCES | libc::EPERM) => Seen::Denied,
+            Some(_) | None => Seen::Unreadable(error.to_string()),
         },
     }
 }

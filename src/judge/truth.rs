@@ -17,6 +17,7 @@ pub enum Truth {
 
 impl Truth {
     /// Both hold. A known "no" needs no other fact.
+    #[must_use]
     pub fn and(self, other: impl FnOnce() -> Self) -> Self {
         match self {
             Self::No => Self::No,
@@ -29,6 +30,7 @@ impl Truth {
     }
 
     /// One of them holds. A known "yes" needs no other fact.
+    #[must_use]
     pub fn or(self, other: impl FnOnce() -> Self) -> Self {
         !(!self).and(|| !other())
     }

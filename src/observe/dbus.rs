@@ -113,7 +113,10 @@ impl Connection {
 
     fn authenticate(&mut self) -> io::Result<()> {
         let uid = rustix::process::geteuid().as_raw().to_string();
-        let hex: String = uid.bytes().map(|b| format!("{b:02x}")).collect();
+        // The uid as text, its bytes as hexadecimal digits: every digit is 0x30 and itself.
+        let hex = uid
+            .chars()
+            .fold(String::new(), |hex, digit| hex + "3" + digit.encode_utf8(&mut [0; 4]));
         self.send(format!("\0AUTH EXTERNAL {hex}\r\nBEGIN\r\n").as_bytes())?;
         let mut line = Vec::new();
         while !line.ends_with(b"\r\n") {

@@ -249,7 +249,7 @@ impl Dump {
                     return Err(io::Error::from_raw_os_error(-errno));
                 }
                 SOCK_DIAG_BY_FAMILY => {
-                    self.sockets.extend(read_socket(body, proto).ok_or_else(short)?)
+                    self.sockets.extend(read_socket(body, proto).ok_or_else(short)?);
                 }
                 _ => {}
             }
@@ -258,11 +258,12 @@ impl Dump {
     }
 }
 
-/// `struct inet_diag_msg` and its attributes. `Some(None)`: a socket without a local port.
-fn read_socket(body: &[u8], proto: Proto) -> Option<Option<Socket>> {
+/// `struct inet_diag_msg` and its attributes; empty for a socket without a local port, none for a message
+/// that is too short.
+fn read_socket(body: &[u8], proto: Proto) -> Option<Vec<Socket>> {
     let family = *body.first()?;
     let state = *body.get(1)?;
-    let Some(port) = Port::new(u16_be_at(body, 4)?) else { return Some(None) };
+    let Some(port) = Port::new(u16_be_at(body, 4)?) else { return Some(Vec::new()) };
     let address = address_at(body, family, 8)?;
     let peer = SocketAddr::new(address_at(body, family, 24)?, u16_be_at(body, 6)?);
     let cookie = u64::from(u32_at(body, 44)?) | u64::from(u32_at(body, 48)?) << 32;
@@ -298,7 +299,7 @@ fn read_socket(body: &[u8], proto: Proto) -> Option<Option<Socket>> {
         }
         attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    Some(Some(socket))
+    Some(vec![socket])
 }
 
 fn address_at(bytes: &[u8], family: u8, at: usize) -> Option<IpAddr> {
