@@ -1,5 +1,13 @@
 //! The configuration as its user meets it: layers, errors word for word, what `config` prints, who may write the files.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "clippy knows the tests, not their helpers"
+)]
+
 use std::{
     fs,
     os::unix::fs::{PermissionsExt, chown, lchown, symlink},
@@ -103,7 +111,8 @@ fn without_any_file_the_founding_stack_is_guarded() {
 fn matching(loaded: &Loaded, command_line: &str) -> Vec<String> {
     let mut names = Vec::new();
     for service in &loaded.settings.services {
-        for pattern in service.patterns.iter().filter(|p| p.regex.is_match(command_line.as_bytes())) {
+        for pattern in service.patterns.iter().filter(|p| p.regex.is_match(command_line.as_bytes()))
+        {
             names.push(format!("{}{}", service.name, if pattern.is_portless { "*" } else { "" }));
         }
     }
@@ -114,13 +123,22 @@ fn matching(loaded: &Loaded, command_line: &str) -> Vec<String> {
 fn the_default_knows_the_founding_stacks_command_lines() {
     let loaded = loaded(&[]);
     for (command_line, expected) in [
-        ("python3 -u /app/server.py --config /app/config/config.yaml", &["aidb", "hybrid-coordinator"][..]),
+        (
+            "python3 -u /app/server.py --config /app/config/config.yaml",
+            &["aidb", "hybrid-coordinator"][..],
+        ),
         ("/bin/sh /app/start_with_discovery.sh", &["aidb"]),
         ("bash ./start_with_learning.sh", &["hybrid-coordinator"]),
         ("python3 -u /app/tool_discovery_daemon.py", &["aidb*"]),
-        ("/usr/bin/python3.11 /app/continuous_learning_daemon.py --interval 60", &["hybrid-coordinator*"]),
+        (
+            "/usr/bin/python3.11 /app/continuous_learning_daemon.py --interval 60",
+            &["hybrid-coordinator*"],
+        ),
         ("/opt/my venv/bin/python self_healing_daemon.py", &["health-monitor*"]),
-        ("/usr/bin/python3 /usr/local/bin/uvicorn open_webui.main:app --host 0.0.0.0 --port 3001", &["open-webui"]),
+        (
+            "/usr/bin/python3 /usr/local/bin/uvicorn open_webui.main:app --host 0.0.0.0 --port 3001",
+            &["open-webui"],
+        ),
         ("python /srv/ralph-wiggum/server.py", &["ralph-wiggum"]),
         // What has the file open is not the daemon.
         ("vim server.py", &[]),
@@ -136,8 +154,7 @@ fn the_default_knows_the_founding_stacks_command_lines() {
 #[test]
 fn the_default_knows_the_workers_that_inference_servers_leave_behind() {
     let loaded = loaded(&[]);
-    let tgi =
-        "/opt/conda/bin/python3.11 /opt/conda/bin/text-generation-server serve m --uds-path /tmp/text-generation-server";
+    let tgi = "/opt/conda/bin/python3.11 /opt/conda/bin/text-generation-server serve m --uds-path /tmp/text-generation-server";
     for (command_line, expected) in [
         ("VLLM::EngineCore", Some("vllm")),
         ("VLLM::EngineCore_DP0", Some("vllm")),
@@ -165,8 +182,13 @@ fn the_default_knows_the_workers_that_inference_servers_leave_behind() {
         ("ray::IDLE", None),
         ("/usr/lib/ray/raylet --raylet_socket_name=x", None),
     ] {
-        let found = loaded.settings.workers.iter().filter(|w| w.regex.is_match(command_line.as_bytes()));
-        assert_eq!(found.map(|w| w.name.as_str()).collect::<Vec<_>>(), expected.as_slice(), "{command_line}");
+        let found =
+            loaded.settings.workers.iter().filter(|w| w.regex.is_match(command_line.as_bytes()));
+        assert_eq!(
+            found.map(|w| w.name.as_str()).collect::<Vec<_>>(),
+            expected.as_slice(),
+            "{command_line}"
+        );
     }
 }
 
@@ -262,7 +284,9 @@ hint: write [80]"
 #[test]
 fn a_port_with_two_owners_in_one_layer_is_an_error_at_the_second() {
     assert_eq!(
-        errors("services:\n  b: { ports: [1000, '127.0.0.1:1000', 2000/udp] }\n  a: { ports: ['[::]:2000/udp', 2000] }\n"),
+        errors(
+            "services:\n  b: { ports: [1000, '127.0.0.1:1000', 2000/udp] }\n  a: { ports: ['[::]:2000/udp', 2000] }\n"
+        ),
         "\
 config.yaml:2:22: port 127.0.0.1:1000/tcp is given twice: see line 2
   2 |   b: { ports: [1000, '127.0.0.1:1000', 2000/udp] }
@@ -286,7 +310,7 @@ config.yaml:2:10: expected a duration such as 5s, 500ms, 2m or 1h, found the num
     |          ^
 hint: write 5s for 5 seconds
 
-config.yaml:3:12: a duration is never negative: expected one such as 5s, 500ms, 2m or 1h, found '-5s'
+config.yaml:3:12: a duration is never negative: expected a duration such as 5s, 500ms, 2m or 1h, found the text '-5s'
   3 |   min_age: -5s
     |            ^^^
 
@@ -303,7 +327,7 @@ config.yaml:5:25: expected a duration of at most 24h, found the text '100h'
 #[test]
 fn a_bad_regular_expression_is_underlined_where_it_is_bad() {
     let patterns = ["'a(b'", "\"a\\t[z\"", "'x*'", "'(a{1000}){1000}'", "42"];
-    let list: String = patterns.iter().map(|p| format!("      - {p}\n")).collect();
+    let list = patterns.map(|p| format!("      - {p}\n")).concat();
     assert_eq!(
         errors(&format!("services:\n  a:\n    patterns:\n{list}")),
         "\
@@ -478,7 +502,10 @@ fn the_errors_of_all_files_are_told_at_once() {
     let etc = Etc::new(&[
         ("config.yaml", "a: [1\nb: 2\n"),
         ("conf.d/10-x.yaml", "defaults: { grace: 5 }\n"),
-        ("conf.d/20-x.yaml", "services: { a: { ports: [0] }, b: { ports: [7] }, c: { ports: [7] } }\n"),
+        (
+            "conf.d/20-x.yaml",
+            "services: { a: { ports: [0] }, b: { ports: [7] }, c: { ports: [7] } }\n",
+        ),
     ]);
     let sources = Sources { explicit: Some(etc.path("missing.yaml")), ..etc.sources() };
     assert_eq!(
@@ -498,8 +525,8 @@ conf.d/20-x.yaml:1:26: expected a port number from 1 to 65535, found the number 
     |                          ^
 
 conf.d/20-x.yaml:1:64: port 7/tcp has two owners in one layer: 'b' (line 1) and 'c'
-  1 | …rvices: { a: { ports: [0] }, b: { ports: [7] }, c: { ports: [7] } }
-    |                                                               ^
+  1 | …vices: { a: { ports: [0] }, b: { ports: [7] }, c: { ports: [7] } }
+    |                                                              ^
 hint: keep it in one; a layer above may take it over
 
 missing.yaml: cannot be read: no such file or directory"
@@ -509,19 +536,36 @@ missing.yaml: cannot be read: no such file or directory"
 #[test]
 fn hostile_yaml_is_refused_shortly_and_quickly() {
     let bomb = "a: &a [x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]\n";
-    let many_ports: String = (1..=60_000).map(|n| format!("{n},")).collect();
+    let many_ports = (1..=60_000).map(|n| format!("{n},")).collect::<Vec<_>>().concat();
+    let many_keys = (0..8_000).map(|n| format!("k{n}: 1\n")).collect::<Vec<_>>().concat();
     let cases: &[(&str, String, &str)] = &[
         ("deep flow", "[".repeat(50_000), "not YAML: recursion limit exceeded"),
         ("deep blocks", "- ".repeat(50_000), "not YAML: "),
         ("alias bomb", bomb.to_owned(), "aliases (*…) are not understood here"),
         ("NUL", "services: \0\n".to_owned(), "not YAML: unexpected character: `\\u{0}'"),
-        ("escape sequence", "services: \u{1b}[2J\n".to_owned(), "not YAML: unexpected character: `\\u{1b}'"),
-        ("tag", "services: !!python/object:os.system {}\n".to_owned(), "tags (!…) are not understood here"),
+        (
+            "escape sequence",
+            "services: \u{1b}[2J\n".to_owned(),
+            "not YAML: unexpected character: `\\u{1b}'",
+        ),
+        (
+            "tag",
+            "services: !!python/object:os.system {}\n".to_owned(),
+            "tags (!…) are not understood here",
+        ),
         ("two documents", "services: {}\n---\nservices: {}\n".to_owned(), "a second document"),
-        ("60,000 ports", format!("services: {{ a: {{ ports: [{many_ports}] }} }}"), "more than 16384 values"),
+        (
+            "60,000 ports",
+            format!("services: {{ a: {{ ports: [{many_ports}] }} }}"),
+            "more than 16384 values",
+        ),
         ("10 MB", "#".repeat(10 << 20), "is larger than 1 MiB, which no configuration is"),
-        ("8,000 wrong keys", (0..8_000).map(|n| format!("k{n}: 1\n")).collect(), "unknown key 'k0'"),
-        ("a long pattern", format!("services: {{ a: {{ patterns: ['{}'] }} }}", "a".repeat(5000)), "at most 4096 characters"),
+        ("8,000 wrong keys", many_keys, "unknown key 'k0'"),
+        (
+            "a long pattern",
+            format!("services: {{ a: {{ patterns: ['{}'] }} }}", "a".repeat(5000)),
+            "at most 4096 characters",
+        ),
     ];
     for (name, text, expected) in cases {
         let begun = Instant::now();
@@ -545,7 +589,8 @@ fn text_that_is_no_utf_8_is_refused_with_its_line() {
 
 #[test]
 fn a_byte_order_mark_and_windows_line_ends_are_no_matter() {
-    let loaded = loaded(&[("config.yaml", "\u{feff}services:\r\n  mine:\r\n    ports: [9000]\r\n")]);
+    let loaded =
+        loaded(&[("config.yaml", "\u{feff}services:\r\n  mine:\r\n    ports: [9000]\r\n")]);
     assert_eq!(ports(&loaded, "mine"), ["9000/tcp"]);
 }
 
@@ -562,9 +607,13 @@ fn a_higher_layer_replaces_fields_and_leaves_the_rest() {
         ("conf.d/10-a.yaml", "services: { aidb: { grace: 2s, foreign_holder: reap } }\n"),
         ("conf.d/.#20-b.yaml", "not read: [\n"),
         ("conf.d/README", "not read: [\n"),
-        ("explicit.yaml", "defaults: { grace: 9s }\nservices: { new: { ports: [9000, 9000/udp] } }\n"),
+        (
+            "explicit.yaml",
+            "defaults: { grace: 9s }\nservices: { new: { ports: [9000, 9000/udp] } }\n",
+        ),
     ]);
-    let loaded = load(&Sources { explicit: Some(etc.path("explicit.yaml")), ..etc.sources() }).unwrap();
+    let loaded =
+        load(&Sources { explicit: Some(etc.path("explicit.yaml")), ..etc.sources() }).unwrap();
     let aidb = service(&loaded, "aidb");
     assert_eq!(aidb.runs_in, Some(RunsIn::Unit("aidb.service".into())));
     assert_eq!(aidb.grace, Duration::from_secs(3));
@@ -574,7 +623,11 @@ fn a_higher_layer_replaces_fields_and_leaves_the_rest() {
     assert_eq!(loaded.settings.defaults.grace, Duration::from_secs(9));
     assert_eq!(loaded.settings.defaults.min_age, Duration::from_secs(60));
     assert_eq!(loaded.settings.defaults.respawn_watch, Duration::from_secs(3));
-    assert_eq!(service(&loaded, "new").grace, Duration::from_secs(9), "the default is the highest layer's");
+    assert_eq!(
+        service(&loaded, "new").grace,
+        Duration::from_secs(9),
+        "the default is the highest layer's"
+    );
     assert_eq!(ports(&loaded, "new"), ["9000/tcp", "9000/udp"]);
     let files: Vec<String> = loaded.layers.iter().map(|l| l.origin.to_string()).collect();
     let files: Vec<&str> = files.iter().map(|f| f.rsplit('/').next().unwrap()).collect();
@@ -584,15 +637,22 @@ fn a_higher_layer_replaces_fields_and_leaves_the_rest() {
 #[test]
 fn a_port_goes_to_the_service_of_the_highest_layer() {
     let loaded = loaded(&[
-        ("config.yaml", "services: { mine: { ports: [8091, 9000] }, local: { ports: ['127.0.0.1:6379'] } }\n"),
+        (
+            "config.yaml",
+            "services: { mine: { ports: [8091, 9000] }, local: { ports: ['127.0.0.1:6379'] } }\n",
+        ),
         ("conf.d/10.yaml", "services: { third: { ports: [8091] } }\n"),
     ]);
     assert_eq!(ports(&loaded, "aidb"), ["8791/tcp"]);
     assert_eq!(ports(&loaded, "mine"), ["9000/tcp"]);
     assert_eq!(ports(&loaded, "third"), ["8091/tcp"]);
     assert_eq!(ports(&loaded, "redis"), [""; 0], "127.0.0.1:6379 is a part of redis's 6379");
-    let taken = loaded.takeovers.iter().map(|t| format!("{} {} {}", t.endpoint, t.from.value, t.to.value));
-    assert_eq!(taken.collect::<Vec<_>>(), ["8091/tcp mine third", "8091/tcp aidb third", "6379/tcp redis local"]);
+    let taken =
+        loaded.takeovers.iter().map(|t| format!("{} {} {}", t.endpoint, t.from.value, t.to.value));
+    assert_eq!(
+        taken.collect::<Vec<_>>(),
+        ["8091/tcp mine third", "8091/tcp aidb third", "6379/tcp redis local"]
+    );
 }
 
 #[test]
@@ -607,7 +667,8 @@ fn a_port_returns_when_the_layer_that_took_it_is_overruled() {
 
 #[test]
 fn a_dropped_service_owns_nothing_and_can_come_back() {
-    let drop = ("config.yaml", "services: { redis: { enabled: false }, cache: { ports: [6379] } }\n");
+    let drop =
+        ("config.yaml", "services: { redis: { enabled: false }, cache: { ports: [6379] } }\n");
     let dropped = loaded(&[drop]);
     assert!(dropped.settings.service(&ServiceName::from("redis")).is_none());
     assert!(dropped.takeovers.is_empty());
@@ -619,11 +680,19 @@ fn a_dropped_service_owns_nothing_and_can_come_back() {
 #[test]
 fn two_owners_that_meet_only_in_the_merged_layers_are_an_error_too() {
     let etc = Etc::new(&[
-        ("config.yaml", "services:\n  a: { ports: [9000], enabled: false }\n  b: { ports: [9000] }\n"),
+        (
+            "config.yaml",
+            "services:\n  a: { ports: [9000], enabled: false }\n  b: { ports: [9000] }\n",
+        ),
         ("conf.d/10.yaml", "services: { a: { enabled: true } }\n"),
     ]);
     let report = etc.errors(&etc.sources());
-    assert!(report.starts_with("config.yaml:3:16: port 9000/tcp has two owners in one layer: 'a' (line 2)"), "{report}");
+    assert!(
+        report.starts_with(
+            "config.yaml:3:16: port 9000/tcp has two owners in one layer: 'a' (line 2)"
+        ),
+        "{report}"
+    );
 }
 
 #[test]
@@ -636,7 +705,10 @@ fn workers_are_replaced_by_name_and_protect_rules_add_up() {
         ("conf.d/10.yaml", "protect: [{ unit: 'postgresql*.service' }, { exe: /usr/sbin/sshd }]\n"),
     ]);
     let vllm: Vec<_> = loaded.settings.workers.iter().filter(|w| w.name == "vllm").collect();
-    assert_eq!((vllm.len(), vllm[0].regex.as_str(), vllm[0].grace), (1, "^mine$", Duration::from_secs(3600)));
+    assert_eq!(
+        (vllm.len(), vllm[0].regex.as_str(), vllm[0].grace),
+        (1, "^mine$", Duration::from_secs(3600))
+    );
     let [Protect::Exe(exe), Protect::Unit(unit)] = loaded.settings.protect.as_slice() else {
         panic!("{:?}", loaded.settings.protect)
     };
@@ -646,7 +718,8 @@ fn workers_are_replaced_by_name_and_protect_rules_add_up() {
 
 #[test]
 fn null_says_nothing() {
-    let text = "defaults:\nservices:\n  aidb:\n  redis: { ports: ~, grace: null }\npatterns:\nprotect:\n";
+    let text =
+        "defaults:\nservices:\n  aidb:\n  redis: { ports: ~, grace: null }\npatterns:\nprotect:\n";
     let nothing = loaded(&[("config.yaml", text)]);
     assert_eq!(format!("{:?}", nothing.settings), format!("{:?}", loaded(&[]).settings));
 }
@@ -677,7 +750,10 @@ fn a_pipe_is_refused_without_waiting_for_its_writer() {
     let etc = Etc::new(&[]);
     mknodat(CWD, etc.path("config.yaml"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
     for is_privileged in [false, rustix::process::geteuid().is_root()] {
-        assert_eq!(etc.errors(&Sources { is_privileged, ..etc.sources() }), "config.yaml: is no regular file");
+        assert_eq!(
+            etc.errors(&Sources { is_privileged, ..etc.sources() }),
+            "config.yaml: is no regular file"
+        );
     }
 }
 
@@ -692,6 +768,9 @@ fn is_root(test: &str) -> bool {
     is_root
 }
 
+/// Makes a file unfit for a privileged run.
+type Spoil = fn(&Etc);
+
 fn mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
@@ -701,7 +780,6 @@ fn a_privileged_run_refuses_what_others_than_root_may_write() {
     if !is_root("a_privileged_run_refuses_what_others_than_root_may_write") {
         return;
     }
-    type Spoil = fn(&Etc);
     let cases: &[(&str, Spoil, &str)] = &[
         (
             "the file is writable for all",
@@ -742,7 +820,6 @@ fn a_privileged_run_refuses_what_others_than_root_may_write() {
             "it is somebody's link to root's file",
             |etc| {
                 fs::rename(etc.path("conf.d/10.yaml"), etc.path("real")).unwrap();
-                mode(&etc.path("conf.d"), 0o1777);
                 symlink(etc.path("real"), etc.path("conf.d/10.yaml")).unwrap();
                 lchown(etc.path("conf.d/10.yaml"), Some(1234), None).unwrap();
             },
@@ -778,7 +855,11 @@ fn a_privileged_run_reads_roots_files_through_sticky_directories_and_links() {
     let etc = Etc::new(&[]);
     // As on NixOS: /etc/portreeve is a link into a store that a group may write, with the sticky bit.
     fs::create_dir_all(etc.path("store/abc-etc/portreeve")).unwrap();
-    fs::write(etc.path("store/abc-etc/portreeve/config.yaml"), "services: { mine: { ports: [9000] } }\n").unwrap();
+    fs::write(
+        etc.path("store/abc-etc/portreeve/config.yaml"),
+        "services: { mine: { ports: [9000] } }\n",
+    )
+    .unwrap();
     mode(&etc.path("store/abc-etc/portreeve/config.yaml"), 0o444);
     mode(&etc.path("store"), 0o1775);
     symlink("store/../store/./abc-etc", etc.path("static")).unwrap();
@@ -840,7 +921,7 @@ defaults:
         "\
   mine:
     ports: ['[::1]:6333/tcp', 8080/udp] # /conf.d/10.yaml:3
-    patterns: # /conf.d/10.yaml:4
+    patterns: # /conf.d/10.yaml:5
       - 'it''s' # /conf.d/10.yaml:5
       - { match: \"\\U00000009\", portless: true } # /conf.d/10.yaml:6
 ",
@@ -866,14 +947,17 @@ fn what_show_prints_is_a_configuration_that_says_the_same() {
         assert_show_is_loadable(&loaded(&[("config.yaml", &fs::read_to_string(example).unwrap())]));
     }
     let base = "services: { '8091': {}, 'true': { ports: [1] }, 'no': ~, '1.5': ~, x: { enabled: true, ports: [8091, '[::]:1/udp'] } }\n";
-    let above = "services: { aidb: { enabled: false }, q: { patterns: [\"a\\n'b\\\"\\u202e\\U0001f600 # : {[\", '0', ' x '] } }\n";
+    let above = "services: { aidb: { enabled: false }, q: { patterns: [\"a\\n'b\\\"\\u202e\\U0001f600 # : \\\\{\\\\[\", '0', ' x '] } }\n";
     let odd = "services: { q: { grace: 1ms, foreign_holder: reap } }\nprotect: [{ exe: '/a b/**/c' }, { unit: \"a'*\" }]\n";
     assert_show_is_loadable(&loaded(&[
         ("config.yaml", base),
         ("conf.d/10.yaml", above),
         ("conf.d/1 #'\n\u{1b}.yaml", odd),
     ]));
-    let long = format!("services: {{ q: {{ patterns: [{{ match: '{}', portless: true }}] }} }}", "a".repeat(4096));
+    let long = format!(
+        "services: {{ q: {{ patterns: [{{ match: '{}', portless: true }}] }} }}",
+        "a".repeat(4096)
+    );
     assert_show_is_loadable(&loaded(&[("config.yaml", &long)]));
 }
 
@@ -923,7 +1007,11 @@ fn independent(text: &str) -> serde_json::Value {
 #[test]
 fn the_published_schema_is_what_config_schema_prints() {
     let published = fs::read_to_string(in_repository("docs/schema/config-v1.json")).unwrap();
-    assert_eq!(published, schema(), "write it anew: portreeve config schema > docs/schema/config-v1.json");
+    assert_eq!(
+        published,
+        schema(),
+        "write it anew: portreeve config schema > docs/schema/config-v1.json"
+    );
 }
 
 #[test]
@@ -946,7 +1034,8 @@ fn the_full_example_has_every_key() {
     let text = fs::read_to_string(in_repository("config/examples/full.yaml")).unwrap();
     let schema: serde_json::Value = serde_json::from_str(&schema()).unwrap();
     for object in ["", "/$defs/Defaults", "/$defs/Service", "/$defs/Worker"] {
-        let properties = schema.pointer(&format!("{object}/properties")).unwrap().as_object().unwrap();
+        let properties =
+            schema.pointer(&format!("{object}/properties")).unwrap().as_object().unwrap();
         for key in properties.keys() {
             assert!(text.contains(&format!("{key}:")), "{key} of {object}");
         }

@@ -1,17 +1,19 @@
 //! Configuration in three types: as typed (`fragment`), merged over the layers (`merge`), valid (`settings`).
 //!
 //! ```text
-//! source ─► yaml ─► read ─► merge ─► validate ─► settings
-//! files     nodes   fragment  fragment of all layers
+//! source ─► yaml ─► read ──► merge ─────────► validate ─► settings
+//! files     nodes   fragment  one of all layers
 //! ```
 
 pub mod fragment;
 mod merge;
 mod problem;
 mod read;
+mod reader;
 pub mod settings;
 mod source;
 mod validate;
+mod values;
 mod yaml;
 
 use fragment::Fragment;

@@ -108,6 +108,8 @@ pub enum Protect {
     Exe(GlobMatcher),
 }
 
+/// How deep groups may nest in a pattern.
+pub(super) const PATTERN_NEST_LIMIT: u32 = 64;
 /// Memory that one compiled pattern may take: some hundred times what real ones need.
 const PATTERN_BYTES: usize = 256 << 10;
 /// Memory that all compiled patterns together may take.
@@ -116,7 +118,11 @@ const ALL_PATTERNS_BYTES: usize = 16 << 20;
 /// A pattern, compiled for bytes: a command line need not be UTF-8, so `.` is any byte and `\w` is ASCII. Errors on bad
 /// syntax and on a pattern that would take too much memory.
 pub fn compile_pattern(text: &str) -> Result<Regex, regex::Error> {
-    RegexBuilder::new(text).unicode(false).nest_limit(64).size_limit(PATTERN_BYTES).build()
+    RegexBuilder::new(text)
+        .unicode(false)
+        .nest_limit(PATTERN_NEST_LIMIT)
+        .size_limit(PATTERN_BYTES)
+        .build()
 }
 
 impl Settings {
@@ -127,7 +133,7 @@ impl Settings {
         let of_workers = self.workers.iter().map(|p| p.regex.as_str());
         RegexSetBuilder::new(of_services.chain(of_workers))
             .unicode(false)
-            .nest_limit(64)
+            .nest_limit(PATTERN_NEST_LIMIT)
             .size_limit(ALL_PATTERNS_BYTES)
             .build()
     }
