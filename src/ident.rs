@@ -128,8 +128,9 @@ impl fmt::Display for EndpointError {
 
 impl std::error::Error for EndpointError {}
 
-const FORMS: EndpointError =
-    EndpointError("expected a port such as 8091, 8091/udp, 127.0.0.1:8091 or [::1]:8091/tcp");
+const FORMS: EndpointError = EndpointError(
+    "expected a port such as 8091, 8091/udp, 127.0.0.1:8091 or [::1]:8091/tcp",
+);
 
 impl FromStr for Endpoint {
     type Err = EndpointError;
@@ -251,9 +252,7 @@ mod tests {
 
     #[test]
     fn what_is_no_port_is_refused() {
-        for text in
-            ["", "0", "65536", "+80", "80/sctp", "::1:80", "host:80", "[127.0.0.1]:80", "80 "]
-        {
+        for text in ["", "0", "65536", "+80", "80/sctp", "::1:80", "host:80", "[127.0.0.1]:80", "80 "] {
             assert!(text.parse::<Endpoint>().is_err(), "{text:?}");
         }
     }

@@ -2,10 +2,7 @@
 
 use crate::{
     act::{Deed, Respawn},
-    judge::{
-        port::PortVerdict,
-        verdict::{Unknown, Verdict},
-    },
+    judge::{port::PortVerdict, verdict::{Unknown, Verdict}},
 };
 
 /// What one look found: the dry-run report. Has no way to act.

@@ -33,9 +33,7 @@ impl Outcome {
     pub fn is_gone(&self) -> bool {
         match self {
             Self::Terminated(_) | Self::Killed(_) | Self::Vanished => true,
-            Self::Replaced(_) | Self::Refused(_) | Self::Unkillable { .. } | Self::Interrupted => {
-                false
-            }
+            Self::Replaced(_) | Self::Refused(_) | Self::Unkillable { .. } | Self::Interrupted => false,
         }
     }
 }

@@ -127,12 +127,8 @@ impl Verdict {
             Finding::Orphan(Orphan::Ours(_)) => "orphan: ours".to_owned(),
             Finding::Orphan(Orphan::Worker(_)) => "orphan: worker without its server".to_owned(),
             Finding::Orphan(Orphan::SurvivedUnit(unit)) => format!("orphan: survived {unit}"),
-            Finding::Orphan(Orphan::EarlierRun(unit)) => {
-                format!("orphan: an earlier run of {unit}")
-            }
-            Finding::Orphan(Orphan::Misplaced(service)) => {
-                format!("orphan: not where {service} runs")
-            }
+            Finding::Orphan(Orphan::EarlierRun(unit)) => format!("orphan: an earlier run of {unit}"),
+            Finding::Orphan(Orphan::Misplaced(service)) => format!("orphan: not where {service} runs"),
             Finding::Suspect => "suspect".to_owned(),
             Finding::Foreign => "foreign".to_owned(),
             Finding::Undecided(_) => "undecided".to_owned(),
