@@ -9,14 +9,14 @@
 //!
 //! One law stands above all others: incomplete sight only makes us gentler.
 
-pub mod act;
-pub mod cli;
-pub mod config;
-pub mod host;
 pub mod ident;
-pub mod judge;
+pub mod sys;
+pub mod snapshot;
+pub mod host;
+pub mod config;
 pub mod observe;
+pub mod judge;
+pub mod act;
 pub mod pipeline;
 pub mod report;
-pub mod snapshot;
-pub mod sys;
+pub mod cli;

@@ -7,11 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use regex::bytes::RegexSet;
-
 use crate::{
     act::{Deed, Respawn, interrupt::Interrupt, respawn, signal},
-    config::settings::{RunsIn, Settings},
+    config::settings::{RunsIn, Settings, any_of},
     host::Host,
     ident::{Endpoint, ServiceName, UnitName},
     judge::{
@@ -218,14 +216,15 @@ impl<'a> Inquiry<'a> {
                 guards.push(Guard { endpoint, service: None });
             }
         }
-        let services = || settings.services.iter().filter(|s| in_scope(&s.name));
-        let of_services = services().flat_map(|s| &s.patterns).map(|p| p.regex.as_str());
-        let of_workers = settings.workers.iter().filter(|_| is_everything);
-        let patterns: Vec<&str> = of_services.chain(of_workers.map(|w| w.regex.as_str())).collect();
+        let services = settings.services.iter().filter(|s| in_scope(&s.name));
+        let of_services = services.flat_map(|s| &s.patterns).map(|p| &p.regex);
+        let of_workers = settings.workers.iter().filter(|_| is_everything).map(|w| &w.regex);
+        let patterns: Vec<_> = of_services.chain(of_workers).collect();
         let nominate = if patterns.is_empty() {
             None
         } else {
-            let set = RegexSet::new(patterns).map_err(|e| ScopeError::Patterns(e.to_string()))?;
+            let set = any_of(patterns.into_iter())
+                .map_err(|error| ScopeError::Patterns(error.to_string()))?;
             Some(Arc::new(move |line: &[u8]| set.is_match(line)) as Nominate)
         };
         let declared_units = settings

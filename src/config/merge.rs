@@ -78,7 +78,7 @@ fn is_same_rule(a: &Protect, b: &Protect) -> bool {
 
 /// Ports that one layer gives to two services, or twice to one.
 pub(super) fn check_owners(fragment: &Fragment, layer: &Layer) -> Vec<Problem> {
-    let mut ports: Vec<(&ServiceName, &At<Endpoint>)> = ports_of(fragment).collect();
+    let mut ports: Vec<Owned> = ports_of(fragment).collect();
     ports.sort_by_key(|(_, port)| port.place.start);
     let mut owners = Owners::default();
     let mut problems = Vec::new();
@@ -132,7 +132,7 @@ fn two_owners(
 /// Leaves every port with the service of the highest layer that claims it. Two in one layer are refused by `check_owners`
 /// already, unless one of them was dropped there and is back through a higher layer.
 pub(super) fn take_over(merged: &mut Fragment, layers: &[Layer]) -> (Vec<Takeover>, Vec<Problem>) {
-    let mut ports: Vec<(&ServiceName, &At<Endpoint>)> = ports_of(merged).collect();
+    let mut ports: Vec<Owned> = ports_of(merged).collect();
     ports.sort_by_key(|(_, port)| (std::cmp::Reverse(port.place.layer), port.place.start));
     let mut owners = Owners::default();
     let (mut takeovers, mut problems) = (Vec::new(), Vec::new());
@@ -165,7 +165,9 @@ pub(super) fn take_over(merged: &mut Fragment, layers: &[Layer]) -> (Vec<Takeove
 
 /// Who has which port, found by number and protocol first: a hostile list of ports must not take quadratic time.
 #[derive(Default)]
-struct Owners<'f>(BTreeMap<(Port, Proto), Vec<(&'f ServiceName, &'f At<Endpoint>)>>);
+struct Owners<'f>(BTreeMap<(Port, Proto), Vec<Owned<'f>>>);
+
+type Owned<'f> = (&'f ServiceName, &'f At<Endpoint>);
 
 impl<'f> Owners<'f> {
     fn of(&self, endpoint: &Endpoint) -> Option<(&'f ServiceName, Place)> {
@@ -180,7 +182,7 @@ impl<'f> Owners<'f> {
     }
 }
 
-fn ports_of(fragment: &Fragment) -> impl Iterator<Item = (&ServiceName, &At<Endpoint>)> {
+fn ports_of(fragment: &Fragment) -> impl Iterator<Item = Owned<'_>> {
     let enabled = fragment.services.iter().filter(|(_, service)| is_enabled(&service.value));
     enabled.flat_map(|(name, service)| {
         let ports = service.value.ports.iter().flat_map(|ports| &ports.value);

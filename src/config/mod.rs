@@ -1,17 +1,19 @@
 //! Configuration in three types: as typed (`fragment`), merged over the layers (`merge`), valid (`settings`).
 //!
 //! ```text
-//! source ─► yaml ─► read ─► merge ─► validate ─► settings
-//! files     nodes   fragment  fragment of all layers
+//! source ─► yaml ─► read ──► merge ─────────► validate ─► settings
+//! files     nodes   fragment  one of all layers
 //! ```
 
 pub mod fragment;
 mod merge;
 mod problem;
 mod read;
+mod reader;
 pub mod settings;
 mod source;
 mod validate;
+mod values;
 mod yaml;
 
 use fragment::Fragment;
@@ -54,7 +56,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
         problems = wrong;
     }
     let settings = validate::settings(&merged);
-    if problems.is_empty() && settings.any_pattern().is_err() {
+    if problems.is_empty() && settings::any_of(settings.patterns()).is_err() {
         problems.push(Problem {
             layer: layers.len(),
             file: layers.last().map(|layer| layer.origin.to_string()).unwrap_or_default(),
@@ -72,6 +74,6 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
 
 /// A duration as the configuration writes it, for flags: `5s`, `500ms`.
 pub fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
-    read::parse_duration(text)
+    values::parse_duration(text)
         .ok_or_else(|| "expected a duration such as 5s, 500ms, 2m or 1h".to_owned())
 }

@@ -108,6 +108,8 @@ pub enum Protect {
     Exe(GlobMatcher),
 }
 
+/// How deep groups may nest in a pattern.
+pub(super) const PATTERN_NEST_LIMIT: u32 = 64;
 /// Memory that one compiled pattern may take: some hundred times what real ones need.
 const PATTERN_BYTES: usize = 256 << 10;
 /// Memory that all compiled patterns together may take.
@@ -116,20 +118,28 @@ const ALL_PATTERNS_BYTES: usize = 16 << 20;
 /// A pattern, compiled for bytes: a command line need not be UTF-8, so `.` is any byte and `\w` is ASCII. Errors on bad
 /// syntax and on a pattern that would take too much memory.
 pub fn compile_pattern(text: &str) -> Result<Regex, regex::Error> {
-    RegexBuilder::new(text).unicode(false).nest_limit(64).size_limit(PATTERN_BYTES).build()
+    RegexBuilder::new(text)
+        .unicode(false)
+        .nest_limit(PATTERN_NEST_LIMIT)
+        .size_limit(PATTERN_BYTES)
+        .build()
+}
+
+/// Patterns as one automaton, for the question "may any of them match?". Errors when they are too large
+/// together, which loading has ruled out for all of them.
+pub fn any_of<'a>(patterns: impl Iterator<Item = &'a Regex>) -> Result<RegexSet, regex::Error> {
+    RegexSetBuilder::new(patterns.map(Regex::as_str))
+        .unicode(false)
+        .nest_limit(PATTERN_NEST_LIMIT)
+        .size_limit(ALL_PATTERNS_BYTES)
+        .build()
 }
 
 impl Settings {
-    /// All patterns as one automaton, for the question "may any of them match?". Errors when they are too large together,
-    /// which loading has ruled out.
-    pub fn any_pattern(&self) -> Result<RegexSet, regex::Error> {
-        let of_services = self.services.iter().flat_map(|s| &s.patterns).map(|p| p.regex.as_str());
-        let of_workers = self.workers.iter().map(|p| p.regex.as_str());
-        RegexSetBuilder::new(of_services.chain(of_workers))
-            .unicode(false)
-            .nest_limit(64)
-            .size_limit(ALL_PATTERNS_BYTES)
-            .build()
+    /// Every pattern, of services and workers.
+    pub fn patterns(&self) -> impl Iterator<Item = &Regex> {
+        let of_services = self.services.iter().flat_map(|s| &s.patterns).map(|p| &p.regex);
+        of_services.chain(self.workers.iter().map(|w| &w.regex))
     }
 
     /// `--grace`: one grace period for all.

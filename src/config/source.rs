@@ -244,8 +244,17 @@ fn open_trusted(path: &Path) -> Result<OwnedFd, Refusal> {
                 trust(&fstat(&file)?, &here)?;
                 return Ok(file);
             }
-            _ if ahead.is_empty() => break,
-            _ => return Err(Errno::NOTDIR.into()),
+            FileType::RegularFile
+            | FileType::Fifo
+            | FileType::Socket
+            | FileType::CharacterDevice
+            | FileType::BlockDevice
+            | FileType::Unknown => {
+                if !ahead.is_empty() {
+                    return Err(Errno::NOTDIR.into());
+                }
+                break;
+            }
         }
     }
     Err(Refusal::File("is no regular file".to_owned(), None))

@@ -44,6 +44,22 @@ pub(super) enum Value {
 }
 
 impl Value {
+    /// The text, of what is one.
+    pub(super) fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Null | Self::Bare(_) | Self::List(_) | Self::Map(_) => None,
+        }
+    }
+
+    /// The number or truth as it was written, of what is one.
+    pub(super) fn bare(&self) -> Option<&str> {
+        match self {
+            Self::Bare(text) => Some(text),
+            Self::Null | Self::Text(_) | Self::List(_) | Self::Map(_) => None,
+        }
+    }
+
     /// For the sentence "expected …, found …".
     pub(super) fn describe(&self) -> String {
         match self {
@@ -79,23 +95,16 @@ pub(super) fn parse(text: &str) -> Result<Node, YamlError> {
     let empty = Node { value: Value::Null, span: TextSpan { start: 0, end: 0, line: 1 } };
     let mut document = None;
     while let Some((event, span)) = reader.next()? {
-        match event {
-            Event::StreamStart | Event::DocumentEnd | Event::StreamEnd => {}
-            Event::DocumentStart(..) if document.is_some() => {
-                return Err(reader.error(
-                    "a second document",
-                    Some("put everything into one document"),
-                    span,
-                ));
-            }
-            Event::DocumentStart(..) => {
-                document = Some(match reader.next()? {
-                    Some((event, span)) => reader.node(event, span, 0)?,
-                    None => empty.clone(),
-                });
-            }
-            other => return Err(reader.error(&format!("unexpected {other:?}"), None, span)),
+        // Of the events between documents only this one says something.
+        let Event::DocumentStart(..) = event else { continue };
+        if document.is_some() {
+            let hint = Some("put everything into one document");
+            return Err(reader.error("a second document", hint, span));
         }
+        document = match reader.next()? {
+            Some((event, span)) => Some(reader.node(event, span, 0)?),
+            None => None,
+        };
     }
     Ok(document.unwrap_or(empty))
 }
@@ -154,11 +163,18 @@ impl<'t> Reader<'t> {
                 }
                 Value::Map(entries)
             }
-            Event::Alias(_) => {
+            Event::Alias(_) | Event::UnresolvedAlias(_) => {
                 let hint = Some("write the value out");
                 return Err(self.error("aliases (*…) are not understood here", hint, span));
             }
-            other => return Err(self.error(&format!("unexpected {other:?}"), None, span)),
+            Event::StreamStart
+            | Event::StreamEnd
+            | Event::DocumentStart(..)
+            | Event::DocumentEnd
+            | Event::Anchor(..)
+            | Event::SequenceEnd
+            | Event::MappingEnd
+            | _ => return Err(self.error("not YAML: a value is missing", None, span)),
         };
         Ok(Node { value, span: self.span(span) })
     }
@@ -277,7 +293,7 @@ mod tests {
             "a: [1\n".to_owned(),
             "&a ".repeat(1000),
         ] {
-            assert!(parse(&text).is_err(), "{:.40}", text);
+            assert!(parse(&text).is_err(), "{text:.40}");
         }
     }
 

@@ -83,6 +83,36 @@ pub enum Argument<'a> {
     U32(u32),
 }
 
+impl Value {
+    /// The text of `s`, `o` and `g`.
+    pub fn text(&self) -> Option<&str> {
+        if let Self::Text(text) = self { Some(text) } else { None }
+    }
+
+    /// The truth of `b`.
+    pub fn flag(&self) -> Option<bool> {
+        if let Self::Bool(flag) = self { Some(*flag) } else { None }
+    }
+
+    /// The number of `u` or `t`.
+    pub fn number(&self) -> Option<u64> {
+        match self {
+            Self::U32(number) => Some(u64::from(*number)),
+            Self::U64(number) => Some(*number),
+            Self::Bool(_) | Self::Text(_) | Self::Bytes(_) | Self::Table(_) | Self::Other => None,
+        }
+    }
+
+    /// The bytes of `ay` as hexadecimal digits; none where all are zero.
+    pub fn hex(&self) -> Option<String> {
+        let Self::Bytes(bytes) = self else { return None };
+        let digit = |nibble: u8| char::from_digit(nibble.into(), 16);
+        let is_set = bytes.iter().any(|&b| b != 0);
+        is_set
+            .then(|| bytes.iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).flatten().collect())
+    }
+}
+
 impl Connection {
     /// Connects to a peer that is no bus: a manager's private socket.
     pub fn to_peer(socket: &Path, limit: Duration) -> io::Result<Self> {

@@ -81,7 +81,7 @@ pub fn from_text(host: &Host, tcp: &BTreeSet<Port>, udp: &BTreeSet<Port>) -> See
         }
         match read_table(host, file, proto) {
             Seen::Known(sockets) => {
-                all.extend(sockets.into_iter().filter(|s| ports.contains(&s.port)))
+                all.extend(sockets.into_iter().filter(|s| ports.contains(&s.port)));
             }
             Seen::Gone if file.ends_with('6') => {} // IPv6 switched off
             Seen::Gone => return Seen::Unreadable(format!("'/proc/net/{file}' is missing")),
@@ -125,10 +125,12 @@ fn read_table(host: &Host, file: &str, proto: Proto) -> Seen<Vec<Socket>> {
         let sockets = if proto == Proto::Tcp {
             let entries = TcpNetEntries::from_buf_read(bytes.as_slice(), &system).ok()?;
             let read = |e: procfs_core::net::TcpNetEntry| {
-                let state = match e.state {
-                    TcpState::Listen => SocketState::Listening,
-                    _ if e.inode == 0 => SocketState::Lingering,
-                    _ => SocketState::Connected(e.remote_address),
+                let state = if e.state == TcpState::Listen {
+                    SocketState::Listening
+                } else if e.inode == 0 {
+                    SocketState::Lingering
+                } else {
+                    SocketState::Connected(e.remote_address)
                 };
                 socket(e.local_address, state, e.uid, e.inode)
             };

@@ -145,10 +145,7 @@ fn ask_logind(host: &Host, sessions: &BTreeSet<String>, users: &BTreeSet<u32>) -
         };
     for id in sessions {
         let state = ask("GetSession", Argument::Text(id), "Session", "State");
-        let state = state.parse(|value| match value {
-            Value::Text(state) => Some(state),
-            _ => None,
-        });
+        let state = state.parse(|value| value.text().map(str::to_owned));
         answers.sessions.insert(id.clone(), state);
     }
     for &uid in users {
@@ -156,10 +153,9 @@ fn ask_logind(host: &Host, sessions: &BTreeSet<String>, users: &BTreeSet<u32>) -
         let linger = match linger {
             // A user whom logind does not know neither is logged in nor lingers.
             Seen::Gone => Seen::Known(false),
-            seen => seen.parse(|value| match value {
-                Value::Bool(lingers) => Some(lingers),
-                _ => None,
-            }),
+            seen @ (Seen::Known(_) | Seen::Denied | Seen::Unreadable(_)) => {
+                seen.parse(|value| value.flag())
+            }
         };
         answers.lingering.insert(uid, linger);
     }
@@ -207,42 +203,21 @@ fn logind_property(
 /// A unit's name as an object path's element: all but ASCII letters and digits as `_xx`, a leading digit
 /// too (`bus_label_escape`, systemd src/basic/bus-label.c).
 fn escaped(name: &str) -> String {
-    let mut path = String::with_capacity(name.len() * 2);
-    for (i, byte) in name.bytes().enumerate() {
+    let escape = |(i, byte): (usize, u8)| {
         if byte.is_ascii_alphabetic() || (i > 0 && byte.is_ascii_digit()) {
-            path.push(char::from(byte));
+            char::from(byte).to_string()
         } else {
-            path.push_str(&format!("_{byte:02x}"));
+            format!("_{byte:02x}")
         }
-    }
-    path
+    };
+    name.bytes().enumerate().map(escape).collect()
 }
 
 fn read_unit(properties: &HashMap<String, Value>) -> Unit {
-    let text = |key: &str| match properties.get(key) {
-        Some(Value::Text(text)) if !text.is_empty() => Some(text.clone()),
-        _ => None,
-    };
-    let flag = |key: &str| match properties.get(key) {
-        Some(Value::Bool(flag)) => Some(*flag),
-        _ => None,
-    };
-    let pid = |key: &str| match properties.get(key) {
-        Some(Value::U32(pid)) if *pid != 0 => Some(Pid(*pid)),
-        _ => None,
-    };
-    let invocation_id = match properties.get("InvocationID") {
-        Some(Value::Bytes(id)) if id.iter().any(|&b| b != 0) => {
-            Some(id.iter().map(|b| format!("{b:02x}")).collect())
-        }
-        _ => None,
-    };
-    let started = match properties.get("InactiveExitTimestampMonotonic") {
-        Some(Value::U64(microseconds)) if *microseconds != 0 => {
-            Some(Duration::from_micros(*microseconds))
-        }
-        _ => None,
-    };
+    let text = |key: &str| properties.get(key)?.text().filter(|t| !t.is_empty()).map(str::to_owned);
+    let flag = |key: &str| properties.get(key)?.flag();
+    let number = |key: &str| properties.get(key)?.number().filter(|&n| n != 0);
+    let pid = |key: &str| number(key).and_then(|pid| u32::try_from(pid).ok()).map(Pid);
     Unit {
         is_loaded: text("LoadState").as_deref() == Some("loaded"),
         active_state: text("ActiveState").unwrap_or_default(),
@@ -258,8 +233,8 @@ fn read_unit(properties: &HashMap<String, Value>) -> Unit {
         is_delegated: flag("Delegate").unwrap_or(true),
         main_pid: pid("MainPID"),
         control_pid: pid("ControlPID"),
-        invocation_id,
-        started,
+        invocation_id: properties.get("InvocationID").and_then(Value::hex),
+        started: number("InactiveExitTimestampMonotonic").map(Duration::from_micros),
         restart: text("Restart"),
     }
 }
