@@ -4,6 +4,9 @@ pub mod interrupt;
 pub mod respawn;
 pub mod signal;
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use crate::{ident::ProcessKey, judge::verdict::Verdict};
