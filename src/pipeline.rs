@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    act::{Deed, Respawn, interrupt::Interrupt, respawn, signal},
+    act::{Deed, Outcome, Respawn, interrupt::Interrupt, respawn, signal},
     config::settings::{RunsIn, Settings, any_of},
     host::Host,
     ident::{Endpoint, ServiceName, UnitName},
@@ -111,8 +111,7 @@ pub fn scan(
     Ok(judgement.into())
 }
 
-/// A look that convicts nobody ends the reaping; this many rounds do, too: what keeps coming back is brought
-/// by somebody, and ending it again would not help.
+/// A look that convicts nobody new ends the reaping; this many rounds do, too.
 const ROUNDS: usize = 4;
 /// Between the two looks that must agree.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
@@ -132,6 +131,7 @@ pub fn reap(
     let mut terms = inquiry.terms(scope, also);
     let mut deeds: Vec<Deed> = Vec::new();
     let began_ticks = now_ticks(host);
+    terms.began_ticks = Some(began_ticks);
     for _ in 0..ROUNDS {
         let looked = Instant::now();
         let (_, first) = inquiry.look(&terms, Reach::Narrow);
@@ -148,14 +148,14 @@ pub fn reap(
             .filter(|v| first.confirms(v.key(), v.row) && !was_tried(&deeds, v))
             .cloned()
             .collect();
-        deeds.extend(signal::end(host, &snapshot, confirmed, interrupt, say));
+        let round_ticks = now_ticks(host);
+        let done = signal::end(host, &snapshot, confirmed, interrupt, say);
+        let hertz = snapshot.clock.ticks_per_second;
+        terms.ended.extend(done.iter().filter_map(|deed| ended(deed, round_ticks, hertz)));
+        deeds.extend(done);
         if interrupt.count() > 0 {
             break;
         }
-        let at_ticks = now_ticks(host);
-        let gone = deeds.iter().filter(|d| d.outcome.is_gone());
-        terms.ended =
-            gone.map(|d| Ended { session: d.verdict.process.session, at_ticks }).collect();
     }
     if deeds.iter().any(|d| d.outcome.is_gone()) && interrupt.count() == 0 {
         say("watching for what comes back");
@@ -164,6 +164,20 @@ pub fn reap(
     let (snapshot, after) = inquiry.look(&terms, Reach::Whole);
     let respawns = respawn::find(&deeds, &after.verdicts, &snapshot, began_ticks);
     Ok(Reaped { deeds, respawns, after: after.into(), was_interrupted: interrupt.count() > 0 })
+}
+
+/// When a process was gone, in ticks since boot: rather too early than too late.
+fn ended(deed: &Deed, round_ticks: u64, ticks_per_second: u64) -> Option<Ended> {
+    let after = match deed.outcome {
+        Outcome::Terminated(after) | Outcome::Killed(after) => after,
+        Outcome::Vanished
+        | Outcome::Replaced(_)
+        | Outcome::Refused(_)
+        | Outcome::Unkillable { .. }
+        | Outcome::Interrupted => return None,
+    };
+    let ticks = u64::try_from(after.as_millis()).unwrap_or_default() * ticks_per_second / 1000;
+    Some(Ended { session: deed.verdict.process.session, at_ticks: round_ticks + ticks })
 }
 
 fn was_tried(deeds: &[Deed], verdict: &Verdict) -> bool {
@@ -243,6 +257,7 @@ impl<'a> Inquiry<'a> {
             guards: self.guards.clone(),
             named_ports: scope.ports.clone(),
             also,
+            began_ticks: None,
             ended: Vec::new(),
         }
     }

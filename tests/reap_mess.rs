@@ -372,6 +372,14 @@ fn reap_says_how_each_orphan_ended() {
 }
 
 #[test]
+fn what_was_brought_back_is_not_ended_again_in_the_same_run() {
+    let Some(day) = day() else { return };
+    let processes = day.reap.json["processes"].as_array().unwrap();
+    let ended = processes.iter().filter(|process| !process["outcome"].is_null()).count();
+    assert_eq!(ended, ORPHANS.len(), "{processes:#?}");
+}
+
+#[test]
 fn the_ports_of_the_ended_can_be_bound_again() {
     let Some(day) = day() else { return };
     assert_eq!(day.bindable, FREED);

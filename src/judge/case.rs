@@ -270,6 +270,33 @@ impl<'a> Case<'a> {
         }
     }
 
+    /// Its own parent is a reaper.
+    pub fn is_parent_reaper(&self) -> Truth {
+        match self.parent_of(self.process) {
+            Ok(parent) => self.is_reaper(parent),
+            Err(unknown) => Truth::Unknown(unknown),
+        }
+    }
+
+    /// When it began, or the oldest of the fellows above it that hold a guarded port as well: a forked child is
+    /// as old as its server. In ticks since boot.
+    pub fn oldest_start(&self) -> u64 {
+        let mut oldest = self.process;
+        let mut below = self.process;
+        for parent in self.snapshot.ancestors(self.process.key.pid) {
+            if !self.are_fellows(below, parent) {
+                break;
+            }
+            let pid = parent.key.pid;
+            let holdings = self.snapshot.sockets.known().map(|s| s.holdings.as_slice());
+            if !self.held.is_empty() && holdings.unwrap_or_default().iter().any(|h| h.pid == pid) {
+                oldest = parent;
+            }
+            below = parent;
+        }
+        oldest.key.start_ticks
+    }
+
     /// The living parent, for display.
     pub fn parent(&self) -> Option<&'a Process> {
         self.parent_of(self.root()).ok()
@@ -411,7 +438,7 @@ impl<'a> Case<'a> {
         })
     }
 
-    /// Time since the process began.
+    /// Time since this process itself began.
     pub fn age(&self) -> Option<Duration> {
         self.snapshot.clock.age(self.process.key.start_ticks)
     }

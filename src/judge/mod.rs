@@ -16,6 +16,7 @@ use crate::{
 
 use case::{Case, Guard};
 use port::PortVerdict;
+use truth::Truth;
 use verdict::{Finding, Row, Seal, Spare, Unknown, Verdict};
 
 /// Which gentle verdicts the caller wants ended as well, `--also`.
@@ -38,7 +39,10 @@ pub struct Terms {
     pub named_ports: Vec<Endpoint>,
     /// What is ended beside orphans.
     pub also: Also,
-    /// Processes that this run has ended: what they forked meanwhile is as old as they were.
+    /// When this run began, if it ends processes: what was started since was brought back by somebody, and
+    /// ending it again would not help.
+    pub began_ticks: Option<u64>,
+    /// Processes that this run has ended.
     pub ended: Vec<Ended>,
 }
 
@@ -47,7 +51,7 @@ pub struct Terms {
 pub struct Ended {
     /// Its session.
     pub session: Pid,
-    /// When it was seen to be gone, in ticks since boot.
+    /// When it was gone, in ticks since boot.
     pub at_ticks: u64,
 }
 
@@ -136,29 +140,41 @@ fn verdict_on(case: &Case<'_>, terms: &Terms) -> Verdict {
     }
 }
 
-/// Why the process is too young to be convicted. The root of its fellows speaks for its children; what the
-/// ended left behind in their session was there before they went.
+/// Why the process is too young to be convicted. A server's age speaks for the children that share its port,
+/// and what the ended forked before they went is as old as they were.
 fn youth(case: &Case<'_>, terms: &Terms) -> Option<Unknown> {
-    let min_age = case.settings.defaults.min_age;
-    let start = case.process.key.start_ticks;
-    let is_heir = terms
-        .ended
-        .iter()
-        .any(|ended| ended.session == case.process.session && start <= ended.at_ticks);
-    let root_age = case.snapshot.clock.age(case.root().key.start_ticks);
-    let unknown = |why: String, remedy: Option<String>| Unknown {
-        fact: format!("the age of pid {}", case.process.key.pid),
-        why,
-        remedy,
+    let unknown = |why: String, remedy: Option<String>| {
+        let fact = format!("the age of pid {}", case.process.key.pid);
+        Some(Unknown { fact, why, remedy })
     };
-    match root_age.max(case.age()) {
-        None => Some(unknown("the clock could not be read".to_owned(), None)),
-        Some(age) if age < min_age && !is_heir => Some(unknown(
-            format!("it is {} old, and min_age is {}", seconds(age), seconds(min_age)),
-            Some(format!("run again in {}", seconds(min_age.saturating_sub(age)))),
-        )),
-        Some(_) => None,
+    let min_age = case.settings.defaults.min_age;
+    let Some(age) = case.snapshot.clock.age(case.oldest_start()) else {
+        return unknown("the clock could not be read".to_owned(), None);
+    };
+    if is_heir(case, terms) {
+        return None;
     }
+    if terms.began_ticks.is_some_and(|began| case.process.key.start_ticks >= began) {
+        return unknown("it was started after this run began".to_owned(), None);
+    }
+    if age < min_age {
+        let left = min_age.saturating_sub(age);
+        return unknown(
+            format!("it is {} old, and min_age is {}", seconds(age), seconds(min_age)),
+            Some(format!("run again in {}", seconds(left))),
+        );
+    }
+    None
+}
+
+/// Forked by a process that this run has ended, before its end: of its session, and taken by a reaper since.
+/// What a living launcher starts anew has that launcher for its parent.
+fn is_heir(case: &Case<'_>, terms: &Terms) -> bool {
+    let process = case.process;
+    let inherits = |e: &Ended| e.session == process.session && process.key.start_ticks < e.at_ticks;
+    process.session != Pid::OUTSIDE
+        && terms.ended.iter().any(inherits)
+        && case.is_parent_reaper() == Truth::Yes
 }
 
 fn seconds(time: Duration) -> String {
