@@ -84,6 +84,8 @@ pub enum ClaimKind {
     Podman,
     /// Kubernetes over containerd or CRI-O: `cri-containerd-<id>.scope`, `crio-<id>.scope`, `kubepods/…/<id>`.
     Cri,
+    /// A 64-digit id below some other parent.
+    Other,
     /// `lxc/<name>`, `lxc.payload.<name>`.
     Lxc,
     /// `machine.slice/systemd-nspawn@<name>.service`, `machine-<name>.scope`.

@@ -341,10 +341,7 @@ fn misplaced(case: &Case<'_>) -> Answer {
         holds: (!case.in_unit_of_its_own())
             .and(|| case.is_parent_gone())
             .and(|| !case.does_user_linger()),
-        reason: format!(
-            "{} is declared to run in {place}; this one runs outside, its parent and session are gone",
-            service.name
-        ),
+        reason: format!("declared to run in {place}; runs outside, parent and session gone"),
         finding: Finding::Orphan(Orphan::Misplaced(service.name.clone())),
     }
 }

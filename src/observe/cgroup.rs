@@ -97,6 +97,8 @@ fn one_claim(part: &str, before: &str, is_kube: bool) -> Option<ContainerClaim> 
         "docker" if is_id(part) => return made(ClaimKind::Docker, part),
         "lxc" if !part.is_empty() => return made(ClaimKind::Lxc, part),
         _ if is_kube && is_id(part) => return made(ClaimKind::Cri, part),
+        // Some other parent (--cgroup-parent=, buildkit): a container's all the same, of an engine that we cannot name.
+        _ if is_id(part) => return made(ClaimKind::Other, part),
         _ => {}
     }
     if let Some(name) = part.strip_prefix("lxc.payload.").filter(|n| !n.is_empty()) {
@@ -161,6 +163,7 @@ mod tests {
                 "box".into(),
             ),
             ("0::/machine.slice/machine-box.scope", ClaimKind::Nspawn, "box".into()),
+            ("0::/my-parent/ID", ClaimKind::Other, id()),
             // v1: one line a controller
             ("5:devices:/docker/ID\n1:name=systemd:/docker/ID\n", ClaimKind::Docker, id()),
             // hybrid: the unified line is empty
@@ -179,11 +182,9 @@ mod tests {
             "0::/system.slice/docker.service",
             "0::/system.slice/docker-compose.service",
             "0::/docker/0123",
-            "0::/my-docker/ID",
             "0::/system.slice/docker-IDx.scope",
             "0::/machine.slice/libpod-conmon-ID.scope",
             "0::/user.slice/machine-box.scope",
-            "0::/ID",
         ] {
             assert_eq!(claim_of(text), None, "{text}");
         }
