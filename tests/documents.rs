@@ -1,0 +1,182 @@
+//! What the documents say is so: links lead somewhere, examples load, commands are understood, tables agree with the program.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "clippy knows the tests, not their helpers"
+)]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use portreeve::config::{Sources, load};
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn text(file: &str) -> String {
+    fs::read_to_string(repository().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+}
+
+/// Every Markdown file of the repository, with its text.
+fn documents() -> Vec<(PathBuf, String)> {
+    let mut documents = Vec::new();
+    let mut folders = vec![repository().to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if path.is_dir() && !name.starts_with('.') && name != "target" {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "md") {
+                let text = fs::read_to_string(&path).unwrap();
+                documents.push((path, text));
+            }
+        }
+    }
+    assert!(documents.iter().any(|(path, _)| path.ends_with("README.md")));
+    documents
+}
+
+/// The fenced blocks of this kind.
+fn blocks<'t>(text: &'t str, kind: &str) -> Vec<&'t str> {
+    let parts = text.split("\n```").skip(1).step_by(2);
+    parts.filter_map(|part| part.strip_prefix(kind)?.strip_prefix('\n')).collect()
+}
+
+fn portreeve(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_portreeve")).args(arguments).output().unwrap()
+}
+
+#[test]
+fn every_link_to_a_file_leads_to_one() {
+    let mut count = 0;
+    for (path, text) in documents() {
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let target = link.split('#').next().unwrap();
+            if target.is_empty() || target.contains("://") {
+                continue;
+            }
+            count += 1;
+            let leads_to = path.parent().unwrap().join(target);
+            assert!(leads_to.exists(), "{}: '{link}' leads nowhere", path.display());
+        }
+    }
+    assert!(count > 10, "links are found");
+}
+
+#[test]
+fn every_yaml_example_loads() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut count = 0;
+    for (path, text) in documents() {
+        for block in blocks(&text, "yaml") {
+            count += 1;
+            let file = folder.path().join("example.yaml");
+            fs::write(&file, block).unwrap();
+            let sources = Sources {
+                etc: folder.path().join("none"),
+                explicit: Some(file),
+                is_privileged: false,
+            };
+            if let Err(errors) = load(&sources) {
+                panic!("{}: {errors}", path.display());
+            }
+        }
+    }
+    assert!(count > 1, "examples are found");
+}
+
+/// `--help` behind a command has clap read all that stands before it, and do nothing.
+#[test]
+fn every_command_line_of_a_document_is_understood() {
+    let mut count = 0;
+    for (path, text) in documents() {
+        let lines = text.lines().map(|line| line.trim_start_matches("$ ").trim_start());
+        let lines = lines.map(|line| line.strip_prefix("sudo ").unwrap_or(line));
+        for line in lines.filter_map(|line| line.strip_prefix("portreeve ")) {
+            let words = line.split_whitespace().take_while(|word| !["#", "|", ">"].contains(word));
+            let arguments: Vec<&str> = words.chain(["--help"]).collect();
+            if !["scan", "reap", "config"].contains(&arguments[0]) {
+                continue;
+            }
+            count += 1;
+            let said = portreeve(&arguments);
+            let why = String::from_utf8_lossy(&said.stderr);
+            assert!(said.status.success(), "{}: portreeve {line}\n{why}", path.display());
+        }
+    }
+    assert!(count > 5, "commands are found");
+}
+
+#[test]
+fn the_readme_and_the_help_agree_on_the_exit_codes() {
+    let help = String::from_utf8(portreeve(&["--help"]).stdout).unwrap();
+    let (_, codes) = help.split_once("Exit codes:").unwrap();
+    let in_help: Vec<String> = codes.lines().map(joined).filter(|line| !line.is_empty()).collect();
+    let readme = text("README.md");
+    let (_, section) = readme.split_once("## Exit codes").unwrap();
+    let rows = section.lines().filter(|line| line.starts_with('|')).skip(2);
+    let in_readme: Vec<String> = rows.map(|row| joined(&row.replace('|', " "))).collect();
+    assert_eq!(in_readme.len(), 3);
+    // The help breaks its lines where the terminal ends.
+    assert_eq!(in_readme.join(" "), in_help.join(" "));
+}
+
+fn joined(line: &str) -> String {
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The first column of the table below this heading.
+fn first_column(document: &str, heading: &str) -> BTreeSet<String> {
+    let (_, section) = document.split_once(&format!("\n## {heading}\n")).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let cells = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    cells.map(str::to_owned).collect()
+}
+
+/// The keys of this section of Cargo.toml.
+fn dependencies(section: &str) -> BTreeSet<String> {
+    let manifest = text("Cargo.toml");
+    let lines = manifest.lines().skip_while(|line| *line != format!("[{section}]")).skip(1);
+    let lines = lines.take_while(|line| !line.starts_with('['));
+    lines.filter_map(|line| Some(line.split_once(" = ")?.0.to_owned())).collect()
+}
+
+#[test]
+fn every_dependency_is_explained_and_nothing_else_is() {
+    let document = text("docs/dependencies.md");
+    let of_program = dependencies("dependencies");
+    let of_tests = dependencies("dev-dependencies");
+    assert_eq!(first_column(&document, "In the program"), of_program);
+    assert_eq!(first_column(&document, "In the tests only"), of_tests);
+    let absent = first_column(&document, "Not here");
+    assert!(!absent.is_empty());
+    let here: BTreeSet<String> = of_program.union(&of_tests).cloned().collect();
+    assert_eq!(absent.intersection(&here).count(), 0, "{absent:?}");
+}
+
+#[test]
+fn no_decision_is_longer_than_thirty_lines_or_lacks_a_part() {
+    let folder = repository().join("docs/decisions");
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.lines().count() <= 30, "{name}");
+        for part in ["**Context.**", "**Decision.**", "**Consequence.**"] {
+            assert!(text.contains(part), "{name} has no {part}");
+        }
+        numbers.push(name[..4].parse::<usize>().unwrap());
+        assert!(text.starts_with(&format!("# {}: ", &name[..4])), "{name}");
+    }
+    numbers.sort_unstable();
+    assert_eq!(numbers, (1..=numbers.len()).collect::<Vec<_>>());
+}
