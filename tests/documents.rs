@@ -121,7 +121,7 @@ fn the_readme_and_the_help_agree_on_the_exit_codes() {
     let (_, codes) = help.split_once("Exit codes:").unwrap();
     let in_help: Vec<String> = codes.lines().map(joined).filter(|line| !line.is_empty()).collect();
     let readme = text("README.md");
-    let (_, section) = readme.split_once("## Exit codes").unwrap();
+    let section = section(&readme, "Exit codes");
     let rows = section.lines().filter(|line| line.starts_with('|')).skip(2);
     let in_readme: Vec<String> = rows.map(|row| joined(&row.replace('|', " "))).collect();
     assert_eq!(in_readme.len(), 3);
@@ -133,11 +133,17 @@ fn joined(line: &str) -> String {
     line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// What stands below this heading of the second level.
+fn section<'t>(document: &'t str, heading: &str) -> &'t str {
+    let (_, section) = document.split_once(&format!("\n## {heading}\n")).unwrap();
+    section.split("\n## ").next().unwrap()
+}
+
 /// The first column of the table below this heading.
 fn first_column(document: &str, heading: &str) -> BTreeSet<String> {
-    let (_, section) = document.split_once(&format!("\n## {heading}\n")).unwrap();
-    let section = section.split("\n## ").next().unwrap();
-    let cells = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let cells = section(document, heading)
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split('`').next());
     cells.map(str::to_owned).collect()
 }
 

@@ -147,7 +147,7 @@ fn found_in(file: &str, text: &str) -> Vec<String> {
 fn an_arrow_that_runs_the_other_way_is_found_in_every_form() {
     for text in [
         "use crate::judge::Verdict;",
-        "use crate::{ident::Pid, judge::{self, case::Case}};",
+        "use crate::{ident::Pid, judge::{case::Case}};",
         "pub use crate::judge as renamed;",
         "use super::judge::Verdict;",
         "use portreeve::judge::Verdict;",
@@ -196,6 +196,17 @@ fn a_modules_own_parts_and_what_stands_above_it_are_allowed() {
 #[test]
 fn a_module_without_a_row_is_found() {
     assert_eq!(found_in("src/gate.rs", "use crate::ident::Pid;").len(), 1);
+}
+
+#[test]
+fn unsafe_is_found_but_not_in_tests() {
+    let is_unsafe = |file: &str, text: &str| {
+        Source { file: file.to_owned(), text: text.to_owned() }.is_unsafe()
+    };
+    assert!(is_unsafe("src/host.rs", "fn f() { let fd = unsafe { g() }; }"));
+    assert!(is_unsafe("src/host.rs", "unsafe impl Send for A {}"));
+    assert!(!is_unsafe("src/host.rs", "#![deny(unsafe_code)] mod tests { unsafe fn g() {} }"));
+    assert!(!is_unsafe("src/host/tests.rs", "unsafe fn g() {}"));
 }
 
 #[test]
@@ -297,7 +308,9 @@ fn impurities(source: &Source) -> Vec<String> {
     let names = source.names().into_iter().filter(|name| !name.is_of_tests);
     names
         .filter(|name| !is_pure(name))
-        .map(|name| format!("{}:{}: the judge uses '{}'", source.file, name.line, name.path.join("::")))
+        .map(|name| {
+            format!("{}:{}: the judge uses '{}'", source.file, name.line, name.path.join("::"))
+        })
         .collect()
 }
 
@@ -370,8 +383,9 @@ impl Source {
         names
     }
 
+    /// Tests left out: they do not ship.
     fn is_unsafe(&self) -> bool {
-        self.names().iter().any(|name| name.path == ["unsafe"])
+        self.names().iter().any(|name| name.path == ["unsafe"] && !name.is_of_tests)
     }
 }
 
@@ -424,7 +438,9 @@ fn read_path(
             TokenTree::Punct(star) if star.as_char() == '*' => path.push("*".to_owned()),
             TokenTree::Group(group) if group.delimiter() == Delimiter::Brace => {
                 let branches: Vec<TokenTree> = group.stream().into_iter().collect();
-                for branch in branches.split(|t| matches!(t, TokenTree::Punct(p) if p.as_char() == ',')) {
+                for branch in
+                    branches.split(|t| matches!(t, TokenTree::Punct(p) if p.as_char() == ','))
+                {
                     match branch {
                         [TokenTree::Ident(_), ..] => {
                             read_path(branch, 0, &path, module, names);
@@ -438,7 +454,7 @@ fn read_path(
                 }
                 return at + 3;
             }
-            _ => break,
+            TokenTree::Group(_) | TokenTree::Punct(_) | TokenTree::Literal(_) => break,
         }
         at += 3;
     }
