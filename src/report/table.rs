@@ -340,7 +340,28 @@ fn remains(reaped: &Reaped) -> Vec<String> {
     let came_back = (!came_back.is_empty())
         .then(|| format!("{} came back (pid {})", came_back.len(), pids(&came_back)));
     let orphans = (left.orphans > 0).then(|| counted(left.orphans, "orphan", "orphans"));
-    not_ended.into_iter().chain(came_back).chain(orphans).chain(others(&left)).collect()
+    let taken = reaped.after.ports.iter().filter_map(taken_by_no_server);
+    not_ended
+        .into_iter()
+        .chain(came_back)
+        .chain(orphans)
+        .chain(others(&left))
+        .chain(taken)
+        .collect()
+}
+
+/// A port that is not free and has no server to judge.
+fn taken_by_no_server(port: &PortVerdict) -> Option<String> {
+    let how = match port.state {
+        PortState::Ephemeral { .. } => "taken by an outgoing connection",
+        PortState::KernelOwned => "held by the kernel",
+        PortState::HolderNotVisible => "held by somebody not visible",
+        PortState::Unknown(_) => "unknown",
+        PortState::Free | PortState::Held(_) | PortState::BoundOnly(_) | PortState::Lingering => {
+            return None;
+        }
+    };
+    Some(format!("{} {how}", short(&port.endpoint)))
 }
 
 fn pids(pids: &[Pid]) -> String {
