@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM to ourselves, as a descriptor that a poll can wait on.
+//! SIGINT, SIGTERM and SIGHUP (a connection that dropped) to ourselves, as a descriptor that a poll can wait on.
 
 use std::{
     io::{self, Read},
@@ -20,11 +20,12 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    /// Takes over SIGINT and SIGTERM of this process.
+    /// Takes over SIGINT, SIGTERM and SIGHUP of this process.
     pub fn install() -> io::Result<Self> {
         let (wake, ring) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
             signal_hook::low_level::pipe::register(signal, ring.try_clone()?)?;
         }
         Ok(Self { wake, seen: 0 })

@@ -2,14 +2,18 @@
 //! a cause that must be addressed, not its effect.
 
 use crate::{
-    ident::{Pid, ProcessKey},
-    judge::{display_name, verdict::Verdict},
+    ident::{Manager, Pid, ProcessKey},
+    judge::{
+        display_name,
+        verdict::{Finding, Verdict},
+    },
     snapshot::{Process, Snapshot},
 };
 
 use super::{Deed, Respawn};
 
 /// Candidates of the look after the deeds that were started since `since_ticks` and resemble what was ended.
+/// Who is spared is none of them: that is the owner, back in its place.
 pub fn find(
     deeds: &[Deed],
     verdicts: &[Verdict],
@@ -19,6 +23,7 @@ pub fn find(
     let is_new = |key: ProcessKey| key.start_ticks >= since_ticks;
     verdicts
         .iter()
+        .filter(|v| !matches!(v.finding, Finding::Spare(_)))
         .filter(|v| is_new(v.key()) && !deeds.iter().any(|d| d.verdict.key().is_same(&v.key())))
         .filter_map(|newcomer| {
             let like = likeness(deeds, newcomer)?;
@@ -50,21 +55,31 @@ fn likeness(deeds: &[Deed], newcomer: &Verdict) -> Option<String> {
 
 /// Who started it, as far as the kernel tells: its living parent; else its unit; else what leads its session.
 fn bringer(snapshot: &Snapshot, newcomer: &Process) -> (String, String) {
-    if let Some(parent) = snapshot.ancestors(newcomer.key.pid).next()
-        && parent.key.pid != Pid::INIT
-    {
-        let name = display_name(parent);
-        let pid = parent.key.pid;
+    let unit_of = |process: &Process| process.cgroup.known().and_then(|c| c.unit.clone());
+    let is_manager = |process: &Process| {
+        process.key.pid == Pid::INIT
+            || unit_of(process).is_some_and(|u| {
+                u.name.0 == "init.scope" && matches!(u.manager, Manager::User(_))
+            })
+    };
+    let parent = snapshot.ancestors(newcomer.key.pid).next().filter(|p| !is_manager(p));
+    if let Some(parent) = parent {
+        let (name, pid) = (display_name(parent), parent.key.pid);
         return (
             format!("its parent, pid {pid} ({name})"),
             format!("stop pid {pid} first, or what runs it"),
         );
     }
-    let unit = newcomer.cgroup.known().and_then(|c| c.unit.as_ref());
-    if let Some(unit) = unit {
-        let restart = snapshot.units.get(unit).and_then(|u| u.known()?.restart.clone());
+    // A session's scope starts nothing by itself, and stopping it would end a login.
+    if let Some(unit) = unit_of(newcomer).filter(|u| u.name.0.ends_with(".service")) {
+        let restart = snapshot.units.get(&unit).and_then(|u| u.known()?.restart.clone());
         let how = restart.map(|r| format!(" (Restart={r})")).unwrap_or_default();
-        return (format!("{unit}{how}"), format!("stop it: systemctl stop {}", unit.name));
+        let whose = match unit.manager {
+            Manager::System => String::new(),
+            Manager::User(uid) => format!("--user -M {uid}@ "),
+        };
+        let step = format!("stop it: systemctl {whose}stop {}", unit.name);
+        return (format!("{unit}{how}"), step);
     }
     let leader = snapshot.processes.get(&newcomer.session).filter(|p| p.key != newcomer.key);
     match leader {

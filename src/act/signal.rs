@@ -114,6 +114,11 @@ fn capture(host: &Host, snapshot: &Snapshot, verdict: &Verdict) -> Result<OwnedF
         Seen::Unreadable(why) => return Err(Outcome::Refused(format!("no pidfd: {why}"))),
     };
     let changed = |what: &str| Err(Outcome::Replaced(what.to_owned()));
+    // A pidfd speaks of our own pid namespace, /proc of the one that it was mounted in.
+    if processes::pid_of_pidfd(host, &pidfd) != Some(pid) && !processes::has_ended(&pidfd) {
+        let why = "/proc numbers processes otherwise than the kernel does for us";
+        return Err(Outcome::Refused(why.to_owned()));
+    }
     match (processes::pidfd_inode(&pidfd), seen.key.pidfd_inode) {
         (Some(now), Some(then)) if now != then => return changed("the pid is another process now"),
         (_, _) => {}
@@ -130,6 +135,10 @@ fn capture(host: &Host, snapshot: &Snapshot, verdict: &Verdict) -> Result<OwnedF
     if group != seen.cgroup && !processes::has_ended(&pidfd) {
         return changed("it moved to another control group");
     }
+    let again = processes::read_command_lines(host, &[pid], |_| true).remove(&pid);
+    if again.as_ref() != Some(&seen.command_line) && !processes::has_ended(&pidfd) {
+        return changed("it runs another program now");
+    }
     if !verdict.ports.is_empty()
         && !still_holds(host, snapshot, pid)
         && !processes::has_ended(&pidfd)
@@ -142,11 +151,14 @@ fn capture(host: &Host, snapshot: &Snapshot, verdict: &Verdict) -> Result<OwnedF
 
 /// PID 1, ourselves and our ancestors, whatever the verdict says: asked of the kernel once more.
 fn is_off_limits(host: &Host, pid: Pid) -> Option<String> {
-    let chain = crate::observe::ourselves(host);
     if pid == Pid::INIT || pid == Pid::OUTSIDE {
         return Some("it is PID 1".to_owned());
     }
-    chain.contains(&pid).then(|| "portreeve was started from it".to_owned())
+    match crate::observe::ourselves(host) {
+        Some(chain) if !chain.contains(&pid) => None,
+        Some(_) => Some("portreeve was started from it".to_owned()),
+        None => Some("what portreeve was started from could not be read".to_owned()),
+    }
 }
 
 /// One of the descriptors by which it held a guarded port still leads to that socket. A hold without a link

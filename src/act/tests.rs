@@ -55,11 +55,16 @@ fn listener() -> (TcpListener, Endpoint) {
 }
 
 /// Runs a shell script that says `ready` when it is in place and holds the listener as descriptor 7.
-#[allow(unsafe_code, reason = "a child's descriptor is set up between fork and exec")]
 fn plant(script: &str, listener: Option<&TcpListener>) -> Planted {
+    plant_as("sh", script, listener)
+}
+
+/// The same, with a word in the shell's command line behind the script.
+#[allow(unsafe_code, reason = "a child's descriptor is set up between fork and exec")]
+fn plant_as(name: &str, script: &str, listener: Option<&TcpListener>) -> Planted {
     let held = listener.map(AsRawFd::as_raw_fd);
     let mut command = Command::new("sh");
-    command.args(["-c", script]).stdin(Stdio::null()).stdout(Stdio::piped());
+    command.args(["-c", script, name]).stdin(Stdio::null()).stdout(Stdio::piped());
     // SAFETY: dup2 and prctl are async-signal-safe, and touch nothing but the child.
     unsafe {
         command.pre_exec(move || {
@@ -92,7 +97,9 @@ fn look(endpoint: Endpoint) -> Snapshot {
 
 /// The conviction of a process as it is now.
 fn convict(pid: Pid, ports: &[Endpoint], grace: Duration) -> Verdict {
-    let Seen::Known(process) = processes::read(&Host::live(), pid, Seen::Gone) else {
+    let host = Host::live();
+    let line = processes::read_command_lines(&host, &[pid], |_| true).remove(&pid).unwrap();
+    let Seen::Known(process) = processes::read(&host, pid, line) else {
         panic!("pid {pid} lives");
     };
     let mut verdict = Verdict::sample(process, Finding::Suspect);
@@ -212,6 +219,23 @@ fn a_process_that_let_the_port_go_since_the_verdict_is_left_alone() {
     std::io::Read::read_exact(server.0.stdout.as_mut().unwrap(), &mut word).unwrap();
     let outcomes = end(&snapshot, vec![verdict]);
     assert_eq!(outcomes, [Outcome::Replaced("it let the port go".to_owned())]);
+    assert!(server.lives());
+}
+
+#[test]
+fn a_process_that_runs_another_program_since_the_verdict_is_left_alone() {
+    let (held, endpoint) = listener();
+    let script = "trap 'exec sleep 1000' USR1; echo ready; while :; do sleep 0.02; done";
+    let mut server = plant(script, Some(&held));
+    let snapshot = look(endpoint);
+    let verdict = convict(server.pid(), &[endpoint], GRACE);
+    let raw = rustix::process::Pid::from_raw(server.pid().0.cast_signed()).unwrap();
+    rustix::process::kill_process(raw, rustix::process::Signal::USR1).unwrap();
+    wait_until("it runs sleep", || {
+        processes::read_stat(&Host::live(), server.pid()).known().is_some_and(|s| s.comm == "sleep")
+    });
+    let outcomes = end(&snapshot, vec![verdict]);
+    assert_eq!(outcomes, [Outcome::Replaced("it runs another program now".to_owned())]);
     assert!(server.lives());
 }
 
@@ -338,12 +362,9 @@ fn neither_pid_1_nor_anything_we_were_started_from_is_ever_signalled() {
 fn pythons_resource_tracker_is_left_to_leave_by_itself() {
     let (held, endpoint) = listener();
     let script = "trap 'echo TERM >&2' TERM; echo ready; sleep 0.5 & wait";
-    let mut tracker = plant(script, Some(&held));
-    let mut verdict = convict(tracker.pid(), &[endpoint], GRACE);
-    let line = b"python3 -c from multiprocessing.resource_tracker import main;main(5)".to_vec();
-    verdict.process.command_line =
-        Seen::Known(crate::snapshot::CommandLine { text: line, is_cut: false });
-    let outcomes = end(&look(endpoint), vec![verdict]);
+    let line = "from multiprocessing.resource_tracker import main;main(5)";
+    let mut tracker = plant_as(line, script, Some(&held));
+    let outcomes = end(&look(endpoint), vec![convict(tracker.pid(), &[endpoint], GRACE)]);
     assert!(matches!(outcomes[..], [Outcome::Terminated(_)]), "{outcomes:?}");
     assert_eq!(tracker.0.wait().unwrap().code(), Some(0), "it left when its work was done");
 }

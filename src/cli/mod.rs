@@ -155,17 +155,23 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::COULD_NOT_TELL));
         }
     };
-    let mut stdout = anstream::stdout().lock();
+    // The report is whole, and its exit code settled, before the first byte goes out.
+    let mut text = Vec::new();
     let result = match cli.verb {
-        Verb::Scan { target, output } => scan::run(target, output.format, &mut stdout),
-        Verb::Reap { target, deed, output } => reap::run(target, &deed, output.format, &mut stdout),
-        Verb::Config { what } => run_config(what, &mut stdout),
+        Verb::Scan { target, output } => scan::run(target, output.format, &mut text),
+        Verb::Reap { target, deed, output } => reap::run(target, &deed, output.format, &mut text),
+        Verb::Config { what } => run_config(what, &mut text),
     };
-    let result = result.and_then(|code| stdout.flush().map(|()| code).map_err(Failure::Write));
+    let result = result.and_then(|code| {
+        let mut stdout = anstream::stdout().lock();
+        match stdout.write_all(&text).and_then(|()| stdout.flush()) {
+            // Whoever reads us has seen enough (`| head`).
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Write(error)),
+            Ok(()) | Err(_) => Ok(code),
+        }
+    });
     ExitCode::from(match result {
         Ok(code) => code,
-        // Whoever read us has seen enough (`| head`).
-        Err(Failure::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => exit::CLEAR,
         Err(failure) => {
             let _ = writeln!(anstream::stderr(), "error: {failure}");
             exit::COULD_NOT_TELL

@@ -96,8 +96,6 @@ impl Diag {
                         sockets.extend(found);
                         break;
                     }
-                    // ENOENT: the kernel has no such protocol (IPv6 switched off): nothing can listen there.
-                    Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
                     Err(error) if error.kind() == io::ErrorKind::Interrupted && tries < TRIES => {}
                     Err(error) => return Err(error),
                 }
@@ -278,7 +276,8 @@ fn read_socket(body: &[u8], proto: Proto) -> Option<Vec<Socket>> {
     };
     let mut socket = Socket {
         proto,
-        address,
+        // An IPv4 address in IPv6 clothes (::ffff:127.0.0.1) is in the way of the plain one.
+        address: address.to_canonical(),
         port,
         state,
         inode,

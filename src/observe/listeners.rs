@@ -112,7 +112,7 @@ fn read_table(host: &Host, file: &str, proto: Proto) -> Seen<Vec<Socket>> {
         let socket = |local: std::net::SocketAddr, state, uid, inode| {
             Some(Socket {
                 proto,
-                address: local.ip(),
+                address: local.ip().to_canonical(),
                 port: Port::new(local.port())?,
                 state,
                 inode,

@@ -5,7 +5,10 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Read,
-    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
     path::PathBuf,
     sync::{
         Arc,
@@ -49,6 +52,13 @@ pub fn has_ended(pidfd: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+}
+
+/// Which process a pidfd refers to, as numbered in the pid namespace of this `/proc` (`Pid:` of its fdinfo,
+/// pidfd_open(2)).
+pub fn pid_of_pidfd(host: &Host, pidfd: &OwnedFd) -> Option<Pid> {
+    let info = host.read(&format!("proc/self/fdinfo/{}", pidfd.as_raw_fd()));
+    numbers(info.known()?, b"Pid:").first().copied().map(Pid)
 }
 
 /// The pidfd's inode where it identifies the process.
