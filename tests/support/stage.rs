@@ -4,7 +4,10 @@
 use std::{
     fs::{self, File},
     io::{BufRead, BufReader},
-    os::{fd::OwnedFd, unix::fs::PermissionsExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
@@ -61,6 +64,18 @@ impl Stage {
         Self::set()
     }
 
+    /// Runs this on a thread that has entered the stage's network.
+    pub fn within<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
+        let path = format!("/proc/{}/ns/net", self.keeper.id());
+        let namespace = File::open(path).expect("our keeper lives");
+        let enter = move || {
+            let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).expect("entered");
+            run()
+        };
+        std::thread::scope(|scope| scope.spawn(enter).join().expect("it returns"))
+    }
+
     /// A file of the stage.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
@@ -92,8 +107,15 @@ impl Stage {
 
     /// The same, with words before it: `["setpriv", "--nnp"]`.
     pub fn plant_by(&self, before: &[&str], words: &[&str]) -> Planted {
+        let planted = self.try_plant(before, words);
+        planted.unwrap_or_else(|why| panic!("{words:?} was not planted: {why}"))
+    }
+
+    /// The same for what not every kernel can do.
+    pub fn try_plant(&self, before: &[&str], words: &[&str]) -> Result<Planted, String> {
         let ready = self.ready();
-        let child = self.planting(before, &[], words, &ready).spawn().expect("nsenter runs");
+        let mut command = self.planting(before, &[], words, &ready);
+        let child = command.stderr(Stdio::piped()).spawn().expect("nsenter runs");
         Planted::take(&ready, Some(child))
     }
 
@@ -102,7 +124,7 @@ impl Stage {
         let ready = self.ready();
         let status = self.planting(&[], &["--daemonise"], words, &ready).status();
         assert!(status.expect("nsenter runs").success());
-        let planted = Planted::take(&ready, None);
+        let planted = Planted::take(&ready, None).expect("it stays");
         wait_until(DEADLINE, "it is adopted", || planted.parent() != Some(std::process::id()));
         if planted.parent() == Some(1) {
             return Some(planted);
@@ -177,21 +199,30 @@ pub struct Planted {
 }
 
 impl Planted {
-    fn take(ready: &Path, mut child: Option<Child>) -> Self {
-        let mut pid = None;
+    /// Waits for its pid; where the child ended before, what it said.
+    fn take(ready: &Path, mut child: Option<Child>) -> Result<Self, String> {
+        let (mut pid, mut has_ended) = (None, false);
         wait_until(DEADLINE, "the process is in place", || {
+            has_ended = child.as_mut().is_some_and(|c| c.try_wait().expect("ours").is_some());
             pid = fs::read_to_string(ready).ok().and_then(|text| text.trim().parse().ok());
-            let ended = child.as_mut().and_then(|c| c.try_wait().expect("our child"));
-            assert!(pid.is_some() || ended.is_none(), "it ended before: {ended:?}");
-            pid.is_some()
+            pid.is_some() || has_ended
         });
+        if let (true, Some(child)) = (has_ended, child.take()) {
+            let output = child.wait_with_output().expect("ours");
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
         let pid: u32 = pid.expect("just seen");
-        Self { pid, pidfd: open(pid), child }
+        Ok(Self { pid, pidfd: open(pid), child })
     }
 
     /// A child of ours.
     pub fn of_child(child: Child) -> Self {
         Self { pid: child.id(), pidfd: open(child.id()), child: Some(child) }
+    }
+
+    /// What another planted process started.
+    pub fn adopt(pid: u32) -> Self {
+        Self { pid, pidfd: open(pid), child: None }
     }
 
     /// Its pid.
