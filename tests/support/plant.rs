@@ -86,6 +86,7 @@ fn fork(first: &[&str], words: &[String]) -> Outcome {
 
 /// What to hold and how to behave.
 #[derive(Default)]
+#[allow(clippy::struct_excessive_bools, reason = "each is an option of its own")]
 struct Part {
     setsid: bool,
     ignore_term: bool,
@@ -248,7 +249,7 @@ impl Part {
         let open = |places: &[Place]| places.iter().map(Place::listen).collect::<Outcome<Vec<_>>>();
         match self.way {
             Way::Plain | Way::Outlived => open(&self.listen),
-            Way::Ring => Ok(vec![ways::into_ring(open(&self.listen)?)?]),
+            Way::Ring => Ok(vec![ways::into_ring(&open(&self.listen)?)?]),
             Way::InFlight => Ok(ways::into_flight(&open(&self.listen)?)?),
             Way::OwnTable => {
                 let (listen, (send, receive)) = (self.listen.clone(), mpsc::channel());
@@ -287,10 +288,10 @@ fn wipe_arguments() -> Outcome {
     let field = |number: usize| -> Outcome<u64> {
         Ok(fields.split(' ').nth(number - 3).ok_or("a short stat")?.trim().parse()?)
     };
-    let (start, end) = (field(48)?, field(49)?);
+    let (from, to) = (field(48)?, field(49)?);
     let mut memory = File::options().write(true).open("/proc/self/mem")?;
-    memory.seek(SeekFrom::Start(start))?;
-    memory.write_all(&vec![0; usize::try_from(end - start)?])?;
+    memory.seek(SeekFrom::Start(from))?;
+    memory.write_all(&vec![0; usize::try_from(to - from)?])?;
     Ok(())
 }
 

@@ -34,8 +34,19 @@ impl Stage {
         }
         let folder = tempfile::tempdir().expect("a folder");
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("ours");
+        // Whoever is planted as another user writes here, too.
+        fs::create_dir(folder.path().join("planted")).expect("ours");
+        let all = fs::Permissions::from_mode(0o1777);
+        fs::set_permissions(folder.path().join("planted"), all).expect("ours");
         let fifo = folder.path().join("leash");
-        assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo runs").success());
+        assert!(
+            Command::new("mkfifo")
+                .arg("--mode=644")
+                .arg(&fifo)
+                .status()
+                .expect("mkfifo runs")
+                .success()
+        );
         // For both, so that the open itself waits for nobody.
         let leash = File::options().read(true).write(true).open(&fifo).expect("a FIFO");
         let mut keeper = Command::new("unshare")
@@ -107,8 +118,16 @@ impl Stage {
 
     /// The same, with words before it: `["setpriv", "--nnp"]`.
     pub fn plant_by(&self, before: &[&str], words: &[&str]) -> Planted {
-        let planted = self.try_plant(before, words);
-        planted.unwrap_or_else(|why| panic!("{words:?} was not planted: {why}"))
+        let mut planted = None;
+        // Who reads a link of a process to its socket keeps the socket for that moment, though its process ends.
+        wait_until(DEADLINE, "the port can be bound", || match self.try_plant(before, words) {
+            Ok(new) => planted.replace(new).is_none(),
+            Err(why) => {
+                assert!(why.contains("AddrInUse"), "{words:?} was not planted: {why}");
+                false
+            }
+        });
+        planted.expect("just planted")
     }
 
     /// The same for what not every kernel can do.
@@ -134,17 +153,33 @@ impl Stage {
     }
 
     fn ready(&self) -> PathBuf {
-        self.path(&format!("planted-{}", self.planted.fetch_add(1, Ordering::Relaxed)))
+        self.path(&format!("planted/{}", self.planted.fetch_add(1, Ordering::Relaxed)))
     }
 
     fn planting(&self, before: &[&str], first: &[&str], words: &[&str], ready: &Path) -> Command {
-        let plant = build_folder().join("examples/plant");
-        assert!(plant.exists(), "no 'plant' beside the tests\nhint: cargo build --examples");
         let mut command = self.command(before);
-        command.arg(plant).args(first).arg("--ready").arg(ready);
+        command.arg(self.program("examples/plant")).args(first).arg("--ready").arg(ready);
         command.arg("--leash").arg(self.path("leash")).args(words);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command
+    }
+
+    /// A program of ours, where every user may run it.
+    pub fn program(&self, built: &str) -> PathBuf {
+        let program = self.path(built);
+        if !program.exists() {
+            let built = build_folder().join(built);
+            assert!(
+                built.exists(),
+                "no '{}' beside the tests\nhint: cargo build --examples",
+                built.display()
+            );
+            fs::create_dir_all(program.parent().expect("a folder")).expect("ours");
+            let beside = program.with_extension("new");
+            fs::copy(built, &beside).expect("a copy");
+            fs::rename(beside, &program).expect("a copy");
+        }
+        program
     }
 
     /// portreeve on this network, as on a machine without systemd and without settings of its own.
@@ -154,18 +189,11 @@ impl Stage {
 
     /// The same, by a script that ends in words before the command: `exec setpriv --nnp`.
     pub fn portreeve_by(&self, script: &str, words: &[&str]) -> Command {
-        // Where everybody may run it.
-        let program = self.path("portreeve");
-        if !program.exists() {
-            let beside = self.path("portreeve.new");
-            fs::copy(env!("CARGO_BIN_EXE_portreeve"), &beside).expect("a copy");
-            fs::rename(beside, &program).expect("a copy");
-        }
         let script = format!(
             "mount -t tmpfs none /run; ! [ -d /etc/portreeve ] || mount -t tmpfs none /etc/portreeve; {script} \"$@\""
         );
         let mut command = self.command(&["unshare", "--mount", "sh", "-euc", &script, "sh"]);
-        command.arg(program).args(words).stdin(Stdio::null());
+        command.arg(self.program("portreeve")).args(words).stdin(Stdio::null());
         command
     }
 

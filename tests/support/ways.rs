@@ -58,7 +58,7 @@ pub(crate) fn take_own_table() -> io::Result<()> {
 }
 
 /// Registers the descriptors with a ring, which holds them from then on.
-pub(crate) fn into_ring(held: Vec<OwnedFd>) -> io::Result<OwnedFd> {
+pub(crate) fn into_ring(held: &[OwnedFd]) -> io::Result<OwnedFd> {
     const IORING_REGISTER_FILES: libc::c_uint = 2;
     let mut parameters = [0_u32; 30]; // struct io_uring_params
     // SAFETY: the kernel reads and writes `parameters`, which has the size of its struct.
