@@ -166,20 +166,20 @@ fn where_netlink_is_refused_the_text_of_proc_net_answers() {
 }
 
 #[test]
-fn where_netlink_fails_otherwise_the_ports_are_unknown_and_not_free() {
+fn where_netlink_fails_or_is_cut_short_the_ports_are_unknown_and_not_free() {
     let Some(stage) = on_the_host() else { return };
     let _server = stage.plant(&["--listen", "7300"]);
-    for error in ["EIO", "ENOBUFS", "EMFILE", "EINTR"] {
+    for answer in ["error=EIO", "error=ENOBUFS", "error=EINTR", "retval=0", "retval=10"] {
         let strace = format!(
-            "exec strace --quiet=all -o /dev/null -e trace=recvfrom -e inject=recvfrom:error={error}:when=1+"
+            "exec strace --quiet=all -o /dev/null -e trace=recvfrom -e inject=recvfrom:{answer}:when=1+"
         );
         let said = run_by(&stage, &strace, &["scan", "--port", "7300", "--format", "json"]);
         if String::from_utf8_lossy(&said.stderr).contains("ptrace") {
             return skip("nothing may be traced here");
         }
         let report = Report::read(&said);
-        assert_eq!(state(&report), "unknown", "{error}: {:#}", report.json);
-        assert_eq!(report.code, 2, "{error}");
+        assert_eq!(state(&report), "unknown", "{answer}: {:#}", report.json);
+        assert_eq!(report.code, 2, "{answer}");
     }
 }
 
@@ -416,4 +416,17 @@ fn a_process_that_ends_while_it_holds_the_port_leaves_it_free() {
         let report = stage.report(&["scan", "--port", "7300"]);
         report.code == 0 && state(&report) == "free"
     });
+}
+
+#[test]
+fn an_orphan_that_ends_by_itself_while_it_is_reaped_is_no_trouble() {
+    let Some(stage) = on_the_host() else { return };
+    let (config, name) = config(&stage);
+    let Some(mut orphan) = stage.orphan(&["--as", &name, "--listen", "7300"]) else { return };
+    let mut command = stage.portreeve(&["reap", "--config", &config, "mine"]);
+    let reap = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    orphan.end();
+    let output = reap.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
 }

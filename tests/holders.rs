@@ -13,7 +13,8 @@ mod support;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    net::{TcpListener, UdpSocket},
+    io::Read,
+    net::{TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
 };
 
@@ -330,7 +331,7 @@ fn a_narrow_look_goes_on_where_nobody_in_the_sockets_cgroup_holds_it() {
 #[test]
 fn a_socket_outlives_the_cgroup_that_made_it_and_is_told_so() {
     let Some(stage) = on_the_host() else { return };
-    let Some(Moved { mut server, child, cgroups: [made, now] }) = moved(&stage, "gone") else {
+    let Some(Moved { cgroups: [made, now], mut server, child }) = moved(&stage, "gone") else {
         return;
     };
     server.end();
@@ -406,15 +407,14 @@ fn the_text_of_proc_net_names_the_same_holders_as_the_dump() {
 #[test]
 fn only_closed_connections_linger_and_do_not_block() {
     let Some(stage) = on_the_host() else { return };
-    stage.sh("python3 -c '
-import socket
-server = socket.socket()
-server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-server.bind((\"127.0.0.1\", 7200)); server.listen()
-client = socket.create_connection((\"127.0.0.1\", 7200))
-accepted, _ = server.accept()
-server.close(); accepted.close()
-client.recv(1); client.close()'");
+    stage.within(|| {
+        let server = TcpListener::bind("127.0.0.1:7200").unwrap();
+        let client = TcpStream::connect("127.0.0.1:7200").unwrap();
+        let (accepted, _) = server.accept().unwrap();
+        // Who closes first keeps the TIME_WAIT.
+        drop((server, accepted));
+        assert_eq!((&client).read(&mut [0]).unwrap(), 0);
+    });
     let report = scan(&stage, "7200");
     assert_eq!(state(&report, PORT), "lingering", "{:#}", report.json);
     assert_eq!(report.code, 0);
