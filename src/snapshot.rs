@@ -231,7 +231,8 @@ pub struct Sockets {
     pub all: Vec<Socket>,
     /// Who holds them; a socket may have many holders, and none that we see.
     pub holdings: Vec<Holding>,
-    /// Processes whose descriptors we were refused.
+    /// Processes whose descriptors we were refused, and holders that came and went faster than we looked: with
+    /// any, a socket without a holder is not nobody's.
     pub refused: u32,
     /// Whether bound-but-not-listening TCP sockets would have been seen.
     pub sees_bound: bool,

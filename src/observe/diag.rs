@@ -119,7 +119,7 @@ impl Diag {
         while !dump.is_done {
             let buffer: &mut [u8] = &mut self.buffer;
             let (kept, length) = recv(&self.socket, buffer, RecvFlags::TRUNC)?;
-            if length > kept {
+            if length > kept || length == 0 {
                 return Err(interrupted("a message was cut short"));
             }
             let bytes = self.buffer.get(..length).unwrap_or_default();

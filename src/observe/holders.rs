@@ -29,9 +29,11 @@ use crate::{
 /// How far to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// Stop where the creating cgroups already explain every socket.
+    /// Stop where the creating cgroups already explain every socket: of each socket at least one holder, and
+    /// all that are in the cgroup that created it. Enough to say that a port is taken and by whom; a holder
+    /// to whom the descriptor travelled into another cgroup is looked for only where nobody is found there.
     Narrow,
-    /// Walk every process whatever the cgroups say: a descriptor may have travelled.
+    /// Walk every process whatever the cgroups say: all holders. For whoever ends one of them, and for the proof.
     Whole,
 }
 

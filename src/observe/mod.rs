@@ -44,22 +44,33 @@ const LOOKS: usize = 3;
 pub fn observe(host: &Host, question: &Question) -> Snapshot {
     let mut looks = 1;
     loop {
-        let (snapshot, is_torn) = look(host, question);
-        if !is_torn || looks == LOOKS {
+        let (mut snapshot, is_torn) = look(host, question);
+        if !is_torn {
+            return snapshot;
+        }
+        if looks == LOOKS {
+            if let Seen::Known(sockets) = &mut snapshot.sockets {
+                settle(sockets, &sockets_of(host, question));
+            }
             return snapshot;
         }
         looks += 1;
     }
 }
 
-fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
+/// The sockets on the endpoints asked about, without their holders.
+fn sockets_of(host: &Host, question: &Question) -> Seen<Sockets> {
     let ports = |proto| -> BTreeSet<Port> {
         question.endpoints.iter().filter(|e| e.proto == proto).map(|e| e.port).collect()
     };
-    let mut sockets = listeners::observe(host, &ports(Proto::Tcp), &ports(Proto::Udp));
-    if let Seen::Known(sockets) = &mut sockets {
+    listeners::observe(host, &ports(Proto::Tcp), &ports(Proto::Udp)).map(|mut sockets| {
         sockets.all.retain(|s| question.endpoints.iter().any(|e| s.is_on(e)));
-    }
+        sockets
+    })
+}
+
+fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
+    let mut sockets = sockets_of(host, question);
     let pids = host.pids();
     let mut unread = Vec::new();
     let pids = match pids {
@@ -136,6 +147,29 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
 fn is_unheld(sockets: &Sockets, socket: &Socket) -> bool {
     matches!(socket.state, SocketState::Listening | SocketState::Bound)
         && !sockets.holdings.iter().any(|h| h.inode == socket.inode)
+}
+
+/// Where ports change hands faster than we look: a socket without a holder that a fresh dump no longer shows
+/// was closed between two reads and is nobody's; one that is new there has a holder whom we have missed.
+fn settle(sockets: &mut Sockets, fresh: &Seen<Sockets>) {
+    let Some(fresh) = fresh.known() else {
+        sockets.refused += 1;
+        return;
+    };
+    let is_in = |all: &[Socket], one: &Socket| {
+        all.iter().any(|s| (s.inode, s.cookie) == (one.inode, one.cookie))
+    };
+    let closed: Vec<Socket> = sockets
+        .all
+        .iter()
+        .filter(|s| is_unheld(sockets, s) && !is_in(&fresh.all, s))
+        .cloned()
+        .collect();
+    let new: Vec<Socket> = fresh.all.iter().filter(|s| !is_in(&sockets.all, s)).cloned().collect();
+    sockets.all.retain(|s| !is_in(&closed, s));
+    let missed = new.iter().filter(|s| is_unheld(sockets, s)).count();
+    sockets.refused += u32::try_from(missed).unwrap_or(u32::MAX);
+    sockets.all.extend(new);
 }
 
 fn forget_vanished(sockets: &mut Sockets, processes: &BTreeMap<Pid, Process>) {
@@ -314,4 +348,62 @@ pub fn are_all_taken(host: &Host, endpoints: &BTreeSet<Endpoint>) -> bool {
             on.any(|s| s.state == SocketState::Listening)
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::Holding;
+
+    fn socket(inode: u64) -> Socket {
+        Socket {
+            proto: Proto::Tcp,
+            address: [127, 0, 0, 1].into(),
+            port: Port::new(8091).unwrap(),
+            state: SocketState::Listening,
+            inode,
+            cookie: Some(inode + 1000),
+            uid: 0,
+            creator_cgroup: None,
+            v6only: None,
+        }
+    }
+
+    fn sockets(inodes: &[u64]) -> Sockets {
+        Sockets { all: inodes.iter().map(|&i| socket(i)).collect(), ..Sockets::default() }
+    }
+
+    fn inodes(sockets: &Sockets) -> Vec<u64> {
+        sockets.all.iter().map(|s| s.inode).collect()
+    }
+
+    #[test]
+    fn a_socket_that_was_closed_while_its_holder_was_looked_for_is_nobodys() {
+        let mut seen = sockets(&[1, 2]);
+        settle(&mut seen, &Seen::Known(sockets(&[2])));
+        assert_eq!((inodes(&seen), seen.refused), (vec![2], 0));
+    }
+
+    #[test]
+    fn a_socket_that_came_meanwhile_is_held_by_somebody_whom_we_missed() {
+        let mut seen = sockets(&[1]);
+        settle(&mut seen, &Seen::Known(sockets(&[3])));
+        assert_eq!((inodes(&seen), seen.refused), (vec![3], 1));
+        let mut reused = sockets(&[1]);
+        let mut fresh = sockets(&[1]);
+        fresh.all[0].cookie = Some(7);
+        settle(&mut reused, &Seen::Known(fresh));
+        assert_eq!((reused.all[0].cookie, reused.refused), (Some(7), 1));
+    }
+
+    #[test]
+    fn a_held_socket_stays_though_it_was_closed_and_nothing_is_free_where_no_dump_answers() {
+        let mut held = sockets(&[1]);
+        held.holdings.push(Holding { inode: 1, pid: Pid(7), link: None });
+        settle(&mut held, &Seen::Known(sockets(&[])));
+        assert_eq!(inodes(&held), [1]);
+        let mut unknown = sockets(&[1]);
+        settle(&mut unknown, &Seen::Denied);
+        assert_eq!((inodes(&unknown), unknown.refused), (vec![1], 1));
+    }
 }

@@ -183,7 +183,8 @@ fn joined(mut bytes: Vec<u8>) -> Vec<u8> {
 }
 
 /// Reads `/proc/PID/file` of many processes on a few threads. A thread that hangs in one read longer than
-/// [`READ_DEADLINE`] is written off with that process, and another takes its place.
+/// [`READ_DEADLINE`] is written off with that process, and two others take its place: a thousand sick
+/// processes cost ten deadlines, not a thousand.
 fn read_with_deadline<T: Send + 'static>(
     host: &Host,
     pids: &[Pid],
@@ -244,9 +245,10 @@ fn read_with_deadline<T: Send + 'static>(
                 }
             }
             Ok(News::Read(reader, pid, answer)) => {
+                // Late is better than never, as long as we wait for others anyway.
+                answers.insert(pid, answer);
                 if let Some(doing) = busy.get_mut(&reader) {
                     *doing = None;
-                    answers.insert(pid, answer);
                 }
             }
             Ok(News::Finished(reader)) => {
@@ -264,6 +266,7 @@ fn read_with_deadline<T: Send + 'static>(
                     let why =
                         format!("the process did not let it be read within {READ_DEADLINE:?}");
                     answers.insert(pid, Seen::Unreadable(why));
+                    add_reader(&mut busy);
                     add_reader(&mut busy);
                 }
             }

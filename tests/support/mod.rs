@@ -11,6 +11,8 @@
 #![allow(clippy::print_stdout, reason = "a skip is said aloud")]
 #![allow(unreachable_pub, reason = "shared by several test programs")]
 
+pub mod stage;
+
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},

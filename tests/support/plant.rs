@@ -6,38 +6,49 @@
 //!
 //! | option | effect |
 //! |---|---|
-//! | `--as TEXT` | its command line, split at spaces |
+//! | `--as TEXT` | its command line, split at spaces; `\xNN` is one byte, UTF-8 or not |
 //! | `--title TEXT` | its title as setproctitle(3) leaves it: padded with NULs, environment wiped, name cut to 15 bytes |
 //! | `--bulk BYTES` | lengthens the command line by so much |
 //! | `--listen`, `--bind` `[udp:][ADDRESS:]PORT` | listens there, or binds only; may be repeated |
+//! | `--reuse-port`, `--v6only` | for the sockets that are named after it: SO_REUSEPORT, IPV6_V6ONLY |
+//! | `--how WAY` | how the listeners are held: `outlived`, by a thread that outlives the first; `own-table`, by a thread with descriptors of its own; `ring`, registered with io_uring only; `in-flight`, on their way through a Unix socket |
 //! | `--connect FROM:TO` | an outgoing connection to 127.0.0.1:TO with the local port FROM |
 //! | `--descriptors N` | holds so many descriptors |
 //! | `--ignore-term` | survives SIGTERM |
 //! | `--setsid` | leads a session of its own |
 //! | `--daemonise` | as the first option: forks twice, as daemon(7) wants it, and returns |
 //! | `--ready FILE` | writes its pid there once all is in place |
+//! | `--wipe-arguments` | overwrites its command line with NULs |
+//! | `--leash FIFO` | ends when nobody has this FIFO open for writing any more |
 //! | `--leave` | ends once all is in place |
+//! | `--inherit` | the child gets its sockets, too |
 //! | `--child …` | all that follows is for a child process |
+
+mod ways;
 
 use std::{
     env,
     error::Error,
-    ffi::CString,
+    ffi::{CString, OsString},
     fs::{self, File},
-    io::Write,
-    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
-    os::{fd::OwnedFd, unix::process::CommandExt},
+    io::{Read, Seek, SeekFrom, Write},
+    net::{Ipv4Addr, SocketAddr},
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStringExt, process::CommandExt},
+    },
     path::{Path, PathBuf},
     process::{self, Command, Stdio},
     str::FromStr,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{Arc, atomic::AtomicBool, mpsc},
     thread,
 };
 
 use rustix::{
     fs::MemfdFlags,
-    net::{AddressFamily, SocketType},
+    net::{AddressFamily, SocketType, sockopt},
 };
+use ways::Way;
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
@@ -75,11 +86,16 @@ fn fork(first: &[&str], words: &[String]) -> Outcome {
 
 /// What to hold and how to behave.
 #[derive(Default)]
+#[allow(clippy::struct_excessive_bools, reason = "each is an option of its own")]
 struct Part {
     setsid: bool,
     ignore_term: bool,
     leave: bool,
+    inherit: bool,
+    wipe_arguments: bool,
     descriptors: usize,
+    way: Way,
+    leash: Option<PathBuf>,
     listen: Vec<Place>,
     bind: Vec<Place>,
     connect: Vec<(u16, u16)>,
@@ -88,9 +104,12 @@ struct Part {
 }
 
 /// `[udp:][ADDRESS:]PORT`
+#[derive(Clone)]
 struct Place {
     is_udp: bool,
     address: SocketAddr,
+    reuse_port: bool,
+    v6only: bool,
 }
 
 impl FromStr for Place {
@@ -102,13 +121,40 @@ impl FromStr for Place {
             Ok(port) => (Ipv4Addr::UNSPECIFIED, port).into(),
             Err(_) => text.parse()?,
         };
-        Ok(Self { is_udp, address })
+        Ok(Self { is_udp, address, reuse_port: false, v6only: false })
+    }
+}
+
+impl Place {
+    fn bind(&self, reuse_address: bool) -> Outcome<OwnedFd> {
+        let family =
+            if self.address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let kind = if self.is_udp { SocketType::DGRAM } else { SocketType::STREAM };
+        let flags = rustix::net::SocketFlags::CLOEXEC;
+        let socket = rustix::net::socket_with(family, kind, flags, None)?;
+        sockopt::set_socket_reuseport(&socket, self.reuse_port)?;
+        sockopt::set_socket_reuseaddr(&socket, reuse_address)?;
+        if self.address.is_ipv6() {
+            sockopt::set_ipv6_v6only(&socket, self.v6only)?;
+        }
+        rustix::net::bind(&socket, &self.address)?;
+        Ok(socket)
+    }
+
+    fn listen(&self) -> Outcome<OwnedFd> {
+        // Servers reuse addresses, lest the last one's TIME_WAIT keep them off.
+        let socket = self.bind(!self.is_udp)?;
+        if !self.is_udp {
+            rustix::net::listen(&socket, 128)?;
+        }
+        Ok(socket)
     }
 }
 
 impl Part {
     fn parse(words: Vec<String>) -> Outcome<Self> {
         let mut part = Self::default();
+        let (mut reuse_port, mut v6only) = (false, false);
         let mut rest = words.into_iter();
         while let Some(option) = rest.next() {
             let mut value = || rest.next().ok_or(format!("'{option}' wants a value"));
@@ -116,9 +162,17 @@ impl Part {
                 "--setsid" => part.setsid = true,
                 "--ignore-term" => part.ignore_term = true,
                 "--leave" => part.leave = true,
+                "--inherit" => part.inherit = true,
+                "--wipe-arguments" => part.wipe_arguments = true,
+                "--reuse-port" => reuse_port = true,
+                "--v6only" => v6only = true,
                 "--descriptors" => part.descriptors = value()?.parse()?,
-                "--listen" => part.listen.push(value()?.parse()?),
-                "--bind" => part.bind.push(value()?.parse()?),
+                "--how" => part.way = value()?.parse()?,
+                "--leash" => part.leash = Some(value()?.into()),
+                "--listen" => {
+                    part.listen.push(Place { reuse_port, v6only, ..value()?.parse()? });
+                }
+                "--bind" => part.bind.push(Place { reuse_port, v6only, ..value()?.parse()? }),
                 "--connect" => {
                     let value = value()?;
                     let (from, to) = value.split_once(':').ok_or("'--connect' wants FROM:TO")?;
@@ -142,7 +196,18 @@ impl Part {
                 Arc::new(AtomicBool::new(false)),
             )?;
         }
-        let _held = self.hold()?;
+        if self.wipe_arguments {
+            wipe_arguments()?;
+        }
+        if let Some(fifo) = self.leash.clone() {
+            thread::spawn(move || end_with(&fifo));
+        }
+        let held = self.hold()?;
+        if self.inherit {
+            for socket in &held {
+                rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::empty())?;
+            }
+        }
         if let Some(words) = self.child {
             let mut child = Command::new(env::current_exe()?).args(words).spawn()?;
             thread::spawn(move || child.wait());
@@ -153,42 +218,81 @@ impl Part {
         if self.leave {
             return Ok(());
         }
-        loop {
-            thread::park();
+        if self.way == Way::Outlived {
+            thread::spawn(stay);
+            ways::end_thread();
         }
+        stay()
     }
 
     /// Takes every socket and descriptor that was asked for.
     fn hold(&self) -> Outcome<Vec<OwnedFd>> {
+        // The sockets come last: whoever looks for them must see all that comes first.
         let mut held = Vec::new();
-        for place in &self.listen {
-            held.push(if place.is_udp {
-                UdpSocket::bind(place.address)?.into()
-            } else {
-                TcpListener::bind(place.address)?.into()
-            });
-        }
-        for place in &self.bind {
-            let kind = if place.is_udp { SocketType::DGRAM } else { SocketType::STREAM };
-            held.push(bound(place.address, kind)?);
-        }
-        for (from, to) in &self.connect {
-            let socket = bound((Ipv4Addr::UNSPECIFIED, *from).into(), SocketType::STREAM)?;
-            rustix::net::connect(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, *to)))?;
-            held.push(socket);
-        }
         for _ in 0..self.descriptors {
             held.push(File::open("/dev/null")?.into());
         }
+        held.extend(self.listeners()?);
+        for place in &self.bind {
+            held.push(place.bind(false)?);
+        }
+        for (from, to) in &self.connect {
+            let from: Place = from.to_string().parse()?;
+            let socket = from.bind(false)?;
+            rustix::net::connect(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, *to)))?;
+            held.push(socket);
+        }
         Ok(held)
+    }
+
+    fn listeners(&self) -> Outcome<Vec<OwnedFd>> {
+        let open = |places: &[Place]| places.iter().map(Place::listen).collect::<Outcome<Vec<_>>>();
+        match self.way {
+            Way::Plain | Way::Outlived => open(&self.listen),
+            Way::Ring => Ok(vec![ways::into_ring(&open(&self.listen)?)?]),
+            Way::InFlight => Ok(ways::into_flight(&open(&self.listen)?)?),
+            Way::OwnTable => {
+                let (listen, (send, receive)) = (self.listen.clone(), mpsc::channel());
+                thread::spawn(move || {
+                    let held = ways::take_own_table()
+                        .map_err(Into::into)
+                        .and_then(|()| open(&listen))
+                        .map_err(|error| error.to_string());
+                    let _ = send.send(held.as_ref().map(|_| ()).map_err(Clone::clone));
+                    stay()
+                });
+                receive.recv()??;
+                Ok(Vec::new())
+            }
+        }
     }
 }
 
-fn bound(address: SocketAddr, kind: SocketType) -> Outcome<OwnedFd> {
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let socket = rustix::net::socket(family, kind, None)?;
-    rustix::net::bind(&socket, &address)?;
-    Ok(socket)
+fn stay() -> ! {
+    loop {
+        thread::park();
+    }
+}
+
+/// Ends this process once the FIFO has no writer left.
+#[allow(clippy::exit, reason = "the whole process is to end, whatever its other threads do")]
+fn end_with(fifo: &Path) {
+    let _ = File::open(fifo).and_then(|mut fifo| fifo.read_to_end(&mut Vec::new()));
+    process::exit(0)
+}
+
+/// Writes NULs over the memory that /proc/self/cmdline shows (fields 48 and 49 of proc_pid_stat(5)).
+fn wipe_arguments() -> Outcome {
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    let (_, fields) = stat.rsplit_once(") ").ok_or("no name in stat")?;
+    let field = |number: usize| -> Outcome<u64> {
+        Ok(fields.split(' ').nth(number - 3).ok_or("a short stat")?.trim().parse()?)
+    };
+    let (from, to) = (field(48)?, field(49)?);
+    let mut memory = File::options().write(true).open("/proc/self/mem")?;
+    memory.seek(SeekFrom::Start(from))?;
+    memory.write_all(&vec![0; usize::try_from(to - from)?])?;
+    Ok(())
 }
 
 /// The pid, in full or not at all.
@@ -201,7 +305,7 @@ fn announce(file: &Path) -> Outcome {
 /// Another command line.
 #[derive(Default)]
 struct Disguise {
-    arguments: Vec<String>,
+    arguments: Vec<OsString>,
     wipes_environment: bool,
     bulk: usize,
 }
@@ -215,9 +319,10 @@ impl Disguise {
         while let Some(option) = rest.next() {
             let mut value = || rest.next().ok_or(format!("'{option}' wants a value"));
             match option.as_str() {
-                "--as" => disguise.arguments = value()?.split(' ').map(str::to_owned).collect(),
+                "--as" => disguise.arguments = value()?.split(' ').map(unescaped).collect(),
                 "--title" => {
-                    disguise.arguments = [vec![value()?], vec![String::new(); 40]].concat();
+                    disguise.arguments = vec![value()?.into()];
+                    disguise.arguments.extend(vec![OsString::new(); 40]);
                     disguise.wipes_environment = true;
                 }
                 "--bulk" => disguise.bulk = value()?.parse()?,
@@ -242,7 +347,7 @@ impl Disguise {
         // One argument is at most 128 KiB long (execve(2)).
         while self.bulk > 0 {
             let piece = self.bulk.min(100_000);
-            self.arguments.push("x".repeat(piece));
+            self.arguments.push("x".repeat(piece).into());
             self.bulk -= piece;
         }
         let (name, rest) = self.arguments.split_first().ok_or("a disguise wants a name")?;
@@ -253,6 +358,22 @@ impl Disguise {
         }
         Err(command.exec().into())
     }
+}
+
+/// `\xNN` becomes one byte.
+fn unescaped(text: &str) -> OsString {
+    let mut parts = text.split("\\x");
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        match part.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                bytes.extend(part.bytes().skip(2));
+            }
+            None => bytes.extend([b"\\x", part.as_bytes()].concat()),
+        }
+    }
+    OsString::from_vec(bytes)
 }
 
 /// The pid survives execve(2), so a memory file of another name was inherited from somebody else.
@@ -278,7 +399,8 @@ fn handed_over() -> Outcome<Option<Vec<String>>> {
 
 /// The kernel names a process after its file; a disguise goes by its first argument. The kernel cuts it to 15 bytes.
 fn take_name() -> Outcome {
-    let argument = env::args().next().unwrap_or_default();
+    let argument = env::args_os().next().unwrap_or_default();
+    let argument = argument.to_string_lossy();
     let name = argument.rsplit('/').next().unwrap_or_default();
     Ok(rustix::thread::set_name(&CString::new(name)?)?)
 }
