@@ -240,7 +240,8 @@ fn a_service_may_have_its_foreign_holders_ended() {
 
 #[test]
 fn a_session_that_stands_only_because_another_fact_is_missing_is_not_ended() {
-    let kept = Scene::mess().exe(7, "/srv/keep/server").edit(7, |p| p.has_terminal = true);
+    let kept = Scene::new().process(7, 1, SERVER).exe(7, "/srv/keep/server");
+    let kept = kept.edit(7, |p| p.has_terminal = true);
     let kept = kept.ask(|t| t.also.session = true);
     let blinded = kept.without(&Fact::Exe(7), super::scene::Blindness::Denied);
     assert!(matches!(blinded.verdict(7).finding, Finding::Spare(_)));

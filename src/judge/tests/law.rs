@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::super::{Ended, verdict::Finding};
-use super::scene::{BLINDNESSES, ID, NOW, SERVER, Scene, settings, system, unit};
+use super::scene::{BLINDNESSES, ID, NOW, SERVER, Scene, system, unit};
 use crate::{
     config::settings::ForeignHolder,
     ident::{ContainerId, Manager, Pid, UnitRef},
@@ -18,12 +18,14 @@ use crate::{
 fn seen<T: std::fmt::Debug + Clone + 'static>(
     known: impl Strategy<Value = T> + 'static,
 ) -> impl Strategy<Value = Seen<T>> {
+    // Boxed: by value the strategies of a whole host outgrow a test's stack.
     prop_oneof![
-        12 => known.prop_map(Seen::Known),
+        24 => known.prop_map(Seen::Known),
         1 => Just(Seen::Gone),
         1 => Just(Seen::Denied),
         1 => Just(Seen::Unreadable("input/output error".to_owned())),
     ]
+    .boxed()
 }
 
 fn user_unit(name: &str) -> UnitRef {
@@ -42,12 +44,12 @@ fn units() -> [UnitRef; 6] {
 }
 
 fn any_unit() -> impl Strategy<Value = Unit> {
-    let states = ["active", "inactive", "failed", "activating", "deactivating"];
+    let states = vec!["active", "inactive", "failed", "activating", "deactivating"];
     let modes = [KillMode::ControlGroup, KillMode::Mixed, KillMode::Process];
     let pid = || prop::option::of((1u32..9).prop_map(Pid));
     (
         prop::bool::weighted(0.9),
-        prop::sample::select(&states[..]),
+        prop::sample::select(states),
         prop::sample::select(&["running", "abandoned", "dead"][..]),
         prop::option::weighted(0.9, prop::sample::select(modes.to_vec())),
         prop::bool::weighted(0.8),
@@ -84,6 +86,8 @@ fn any_cgroup() -> impl Strategy<Value = Cgroup> {
         of(None, None),
         of(Some(system("a.service")), None),
         of(Some(system("db.service")), None),
+        of(Some(system("db.service")), None),
+        of(Some(system("db.service")), None),
         of(Some(system("keep.service")), None),
         of(Some(system("session-3.scope")), Some("3")),
         of(Some(user_unit("init.scope")), None),
@@ -95,18 +99,19 @@ fn any_cgroup() -> impl Strategy<Value = Cgroup> {
         .prop_map(|(cgroup, claim)| Cgroup { claim, ..cgroup })
 }
 
-fn any_process(pid: u32) -> impl Strategy<Value = Process> {
-    let lines = [
+fn any_process(pid: u32) -> BoxedStrategy<Process> {
+    let lines = vec![
         SERVER,
         SERVER,
         "VLLM::EngineCore",
         "python3 discovery_daemon.py",
         "web.py",
         "postgres -D /x",
+        "postgres -D /x",
         "sh",
         "",
     ];
-    let exes = [
+    let exes = vec![
         "/usr/bin/python3.13",
         "/usr/bin/python3.13",
         "/usr/bin/python3.13",
@@ -116,9 +121,9 @@ fn any_process(pid: u32) -> impl Strategy<Value = Process> {
         "/usr/bin/conmon",
         "/srv/keep/x",
     ];
-    let line = prop::sample::select(&lines[..])
+    let line = prop::sample::select(lines)
         .prop_map(|l| CommandLine { text: l.as_bytes().to_vec(), is_cut: false });
-    let exe = prop::sample::select(&exes[..]).prop_map(std::path::PathBuf::from);
+    let exe = prop::sample::select(exes).prop_map(std::path::PathBuf::from);
     let namespaces =
         prop_oneof![8 => Just(vec![pid]), 1 => Just(vec![pid, 2]), 1 => Just(vec![pid, 3, 1])];
     let invocation = prop::option::of(prop::sample::select(vec!["a".repeat(32), "b".repeat(32)]));
@@ -151,11 +156,12 @@ fn any_process(pid: u32) -> impl Strategy<Value = Process> {
                 process
             },
         )
+        .boxed()
 }
 
 fn any_socket() -> impl Strategy<Value = (Vec<u32>, String, SocketState)> {
-    let addresses = ["0.0.0.0", "127.0.0.1", "[::]", "[::1]", "[::ffff:127.0.0.1]"];
-    let ports = [8091, 8092, 5432, 3001, 47334, 9000];
+    let addresses = vec!["0.0.0.0", "127.0.0.1", "[::]", "[::1]", "[::ffff:127.0.0.1]"];
+    let ports = vec![8091, 8092, 5432, 3001, 47334, 9000];
     let state = prop_oneof![
         5 => Just(SocketState::Listening),
         1 => Just(SocketState::Bound),
@@ -164,8 +170,8 @@ fn any_socket() -> impl Strategy<Value = (Vec<u32>, String, SocketState)> {
     ];
     (
         prop::collection::vec(1u32..9, 0..3),
-        prop::sample::select(&addresses[..]),
-        prop::sample::select(&ports[..]),
+        prop::sample::select(addresses),
+        prop::sample::select(ports),
         state,
     )
         .prop_map(|(holders, address, port, state)| (holders, format!("{address}:{port}"), state))
@@ -184,9 +190,13 @@ prop_compose! {
         has_systemd in prop::bool::weighted(0.85),
         receipt in prop::option::weighted(0.2, seen(any::<bool>())),
         v6only in any::<[bool; 5]>(),
+        is_first_random in prop::bool::weighted(0.2),
     ) -> Scene {
         let mut scene = Scene::new();
         for process in processes {
+            if process.key.pid == Pid::INIT && !is_first_random {
+                continue;
+            }
             if process.command_line.known().is_some() {
                 scene.snapshot.matching.insert(process.key.pid);
             }
@@ -219,7 +229,7 @@ prop_compose! {
 
 prop_compose! {
     fn any_scene()(
-        host in any_host(),
+        host in any_host().boxed(),
         abandoned in any::<bool>(),
         session in any::<bool>(),
         foreign in any::<bool>(),
@@ -242,16 +252,25 @@ prop_compose! {
     }
 }
 
+/// PROPTEST_CASES sets how long it takes.
+fn config() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    ProptestConfig { cases: default.cases / 2, failure_persistence: None, ..default }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
-    fn not_seeing_one_fact_more_never_convicts_and_never_frees(scene in any_scene()) {
-        prop_assert_eq!(scene.obeys_the_law(), Ok(()));
+    fn not_seeing_one_fact_more_never_convicts_and_never_frees(
+        scene in any_scene().boxed(),
+        blindness in prop::sample::select(&BLINDNESSES[..]),
+    ) {
+        prop_assert_eq!(scene.obeys_the_law_when(blindness), Ok(()));
     }
 
     #[test]
-    fn every_candidate_has_one_verdict_and_only_its_own_kind_is_convicted(scene in any_scene()) {
+    fn every_candidate_has_one_verdict_and_only_its_own_kind_is_convicted(scene in any_scene().boxed()) {
         let judgement = scene.judge();
         for verdict in &judgement.verdicts {
             let is_only_one = judgement.verdicts.iter().filter(|v| v.key() == verdict.key()).count();
@@ -286,5 +305,4 @@ fn the_random_hosts_reach_every_row() {
         [1, 3, 8, 9, 10, 12, 13, 14, 15, 16, 17, 18, 19]
     );
     assert!(convicted > 100);
-    assert!(settings().services.len() > 4 && BLINDNESSES.len() == 3);
 }

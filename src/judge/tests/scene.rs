@@ -1,6 +1,6 @@
 //! Hosts in a few lines, and every fact of them by name, to be taken away.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::LazyLock, time::Duration};
 
 use globset::Glob;
 
@@ -8,7 +8,7 @@ use super::super::{
     Judgement, Terms,
     case::Guard,
     judge,
-    port::PortVerdict,
+    port::{PortState, PortVerdict},
     verdict::{Finding, Verdict},
 };
 use crate::{
@@ -60,7 +60,7 @@ fn service(name: &str, runs_in: Option<RunsIn>, ports: &[u16], patterns: &[&str]
 
 /// Two services that share a pattern, one that runs in a unit, one that declares nothing, one without
 /// patterns, one for workers' titles.
-pub(super) fn settings() -> Settings {
+fn settings() -> Settings {
     let glob = |text: &str| Glob::new(text).unwrap().compile_matcher();
     let container = || Some(RunsIn::Container(None));
     let portless = r"portless discovery_daemon\.py";
@@ -105,7 +105,8 @@ pub(super) fn claim() -> ContainerClaim {
 impl Scene {
     /// PID 1 and nothing else on a host with systemd; every guarded port of the settings is asked about.
     pub(super) fn new() -> Self {
-        let settings = settings();
+        static SETTINGS: LazyLock<Settings> = LazyLock::new(settings);
+        let settings = SETTINGS.clone();
         let guards = settings.services.iter().flat_map(|service| {
             let guard = |&endpoint| Guard { endpoint, service: Some(service.name.clone()) };
             service.ports.iter().map(guard)
@@ -487,29 +488,31 @@ impl Scene {
 
     /// The law: with any one fact not seen, nobody is convicted who was not, and no port becomes free.
     pub(super) fn obeys_the_law(&self) -> Result<(), String> {
-        use super::super::port::PortState;
+        BLINDNESSES.into_iter().try_for_each(|blindness| self.obeys_the_law_when(blindness))
+    }
+
+    /// The same for one way of not seeing.
+    pub(super) fn obeys_the_law_when(&self, blindness: Blindness) -> Result<(), String> {
         let sighted = self.judge();
         for fact in self.facts() {
-            for blindness in BLINDNESSES {
-                let blinded = self.clone().without(&fact, blindness).judge();
-                for verdict in blinded.convicted() {
-                    let pid = verdict.key().pid;
-                    if !sighted.convicted().any(|v| v.key().pid == pid) {
-                        let before = sighted.verdicts.iter().find(|v| v.key().pid == pid);
-                        let before = before.map_or("no candidate".to_owned(), Verdict::title);
-                        return Err(format!(
-                            "{fact:?} {blindness:?} makes pid {pid} ({before}) {}, row {}: {}",
-                            verdict.title(),
-                            verdict.row.0,
-                            verdict.reason,
-                        ));
-                    }
+            let blinded = self.clone().without(&fact, blindness).judge();
+            for verdict in blinded.convicted() {
+                let pid = verdict.key().pid;
+                if !sighted.convicted().any(|v| v.key().pid == pid) {
+                    let before = sighted.verdicts.iter().find(|v| v.key().pid == pid);
+                    let before = before.map_or("no candidate".to_owned(), Verdict::title);
+                    return Err(format!(
+                        "{fact:?} {blindness:?} makes pid {pid} ({before}) {}, row {}: {}",
+                        verdict.title(),
+                        verdict.row.0,
+                        verdict.reason,
+                    ));
                 }
-                for (before, after) in sighted.ports.iter().zip(&blinded.ports) {
-                    if after.state == PortState::Free && before.state != PortState::Free {
-                        let endpoint = before.endpoint;
-                        return Err(format!("{fact:?} {blindness:?} makes {endpoint} free"));
-                    }
+            }
+            for (before, after) in sighted.ports.iter().zip(&blinded.ports) {
+                if after.state == PortState::Free && before.state != PortState::Free {
+                    let endpoint = before.endpoint;
+                    return Err(format!("{fact:?} {blindness:?} makes {endpoint} free"));
                 }
             }
         }
