@@ -283,8 +283,8 @@ fn unknowns(snapshot: &Snapshot, verdicts: &[Verdict]) -> Vec<Unknown> {
     if let Some((pid, why)) = snapshot.unread.first() {
         let fact = match snapshot.unread.len() {
             1 if *pid == Pid::OUTSIDE => "the processes of this host".to_owned(),
-            1 => format!("the command line of pid {pid}"),
-            n => format!("the command lines of {n} processes, pid {pid} among them"),
+            1 => format!("process {pid}"),
+            n => format!("{n} processes, pid {pid} among them"),
         };
         unknowns.push(Unknown { fact, why: why.clone(), remedy: rights() });
     }
