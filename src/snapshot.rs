@@ -196,19 +196,27 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Whether it stands in the way of a service that binds this endpoint.
+    /// Whether it stands in the way of a service that binds this endpoint, as far as is known.
     pub fn is_on(&self, endpoint: &Endpoint) -> bool {
-        let same = match endpoint.address {
-            None => true,
-            Some(wanted) => {
-                self.address == wanted
-                    || wanted.is_unspecified()
-                    || (self.address.is_unspecified()
-                        && (self.address.is_ipv4() == wanted.is_ipv4()
-                            || (self.address.is_ipv6() && self.v6only != Some(true))))
+        self.overlaps(endpoint) != Some(false)
+    }
+
+    /// The same; none where that depends on an IPv6 socket's `v6only` and it is not known.
+    pub fn overlaps(&self, endpoint: &Endpoint) -> Option<bool> {
+        if self.port != endpoint.port || self.proto != endpoint.proto {
+            return Some(false);
+        }
+        // An IPv4-mapped address (`::ffff:127.0.0.1`) takes the port from IPv4.
+        let own = self.address.to_canonical();
+        match endpoint.address.map(|wanted| wanted.to_canonical()) {
+            None => Some(true),
+            Some(wanted) if wanted.is_ipv6() && wanted.is_unspecified() => Some(true),
+            Some(wanted) if own.is_ipv4() == wanted.is_ipv4() => {
+                Some(own == wanted || own.is_unspecified() || wanted.is_unspecified())
             }
-        };
-        same && self.port == endpoint.port && self.proto == endpoint.proto
+            Some(_) if own.is_ipv6() && own.is_unspecified() => self.v6only.map(|only| !only),
+            Some(_) => Some(false),
+        }
     }
 }
 

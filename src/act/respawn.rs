@@ -58,9 +58,8 @@ fn bringer(snapshot: &Snapshot, newcomer: &Process) -> (String, String) {
     let unit_of = |process: &Process| process.cgroup.known().and_then(|c| c.unit.clone());
     let is_manager = |process: &Process| {
         process.key.pid == Pid::INIT
-            || unit_of(process).is_some_and(|u| {
-                u.name.0 == "init.scope" && matches!(u.manager, Manager::User(_))
-            })
+            || unit_of(process)
+                .is_some_and(|u| u.name.0 == "init.scope" && matches!(u.manager, Manager::User(_)))
     };
     let parent = snapshot.ancestors(newcomer.key.pid).next().filter(|p| !is_manager(p));
     if let Some(parent) = parent {

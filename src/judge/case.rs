@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use crate::{
     config::settings::{Service, ServicePattern, Settings, WorkerPattern},
     ident::{Endpoint, Manager, Pid, ServiceName, UnitName, UnitRef},
-    snapshot::{Process, Seen, Snapshot, Unit},
+    snapshot::{Cgroup, Process, Seen, Snapshot, Unit},
 };
 
 use super::{
@@ -32,6 +32,8 @@ pub struct Case<'a> {
     pub process: &'a Process,
     /// Guarded ports that it holds.
     pub held: Vec<&'a Guard>,
+    /// Why it is not known whether it holds more of them.
+    pub unsure: Option<Unknown>,
     /// Patterns of services that it matches.
     pub matched: Vec<(&'a Service, &'a ServicePattern)>,
     /// The first worker pattern that it matches.
@@ -95,9 +97,10 @@ impl<'a> Case<'a> {
         settings: &'a Settings,
         process: &'a Process,
         held: Vec<&'a Guard>,
+        unsure: Option<Unknown>,
     ) -> Self {
         let (matched, worker) = matches(settings, process);
-        Self { snapshot, settings, process, held, matched, worker }
+        Self { snapshot, settings, process, held, unsure, matched, worker }
     }
 
     fn name(&self, what: &str) -> String {
@@ -141,7 +144,10 @@ impl<'a> Case<'a> {
         if by_rule == Truth::Yes {
             return (Truth::Yes, "a 'protect:' rule names it".to_owned());
         }
-        let is_guardian = self.is_system_exe(&GUARDIANS).and(|| !self.is_forwarder());
+        let is_guardian = self
+            .is_system_exe(&GUARDIANS)
+            .or(|| self.is_system_exe(&FORWARDERS))
+            .and(|| !self.is_forwarder());
         let name = process.exe.known().and_then(|exe| system_name(exe)).unwrap_or("it");
         let why = format!("{name} keeps this machine running");
         (by_rule.or(|| is_guardian), why)
@@ -179,7 +185,7 @@ impl<'a> Case<'a> {
         let depth = known(&self.process.namespace_pids, || self.name("the pid namespace"))?.len();
         let claim = known(&self.process.cgroup, || self.name("the control group"))?.claim.as_ref();
         let mut below = self.process;
-        loop {
+        for _ in 0..=self.snapshot.processes.len() {
             let above = self.parent_of(below)?;
             let name = |what: &str| format!("{what} of pid {}", above.key.pid);
             let is_outside = if depth > 1 {
@@ -199,6 +205,9 @@ impl<'a> Case<'a> {
             }
             below = above;
         }
+        // Parents that were read at two moments may form a ring.
+        let why = "its parents changed while they were read".to_owned();
+        Err(Unknown { fact: self.name("the ancestry"), why, remedy: None })
     }
 
     /// The parent as it was seen.
@@ -215,10 +224,18 @@ impl<'a> Case<'a> {
         })
     }
 
-    /// PID 1, or the main process of a user's manager.
+    /// PID 1, or the main process of a user's manager. A PID 1 that is a server of the settings itself (in a
+    /// container it may be) is a parent like any other.
     fn is_reaper(&self, process: &Process) -> Truth {
         if process.key.pid == Pid::INIT {
-            return Truth::Yes;
+            return fact(
+                &process.command_line,
+                || "the command line of pid 1".to_owned(),
+                |_| {
+                    let (services, worker) = matches(self.settings, process);
+                    Truth::from(services.is_empty() && worker.is_none())
+                },
+            );
         }
         let name = || format!("the control group of pid {}", process.key.pid);
         fact(&process.cgroup, name, |cgroup| match &cgroup.unit {
@@ -233,39 +250,80 @@ impl<'a> Case<'a> {
         })
     }
 
-    /// The topmost process that one reaches through parents that are fellows: of the same service, session,
-    /// unit and user.
-    pub fn root(&self) -> &'a Process {
-        let mut root = self.process;
+    /// The process, then the parents that are fellows: of the same service, session, unit and user; no reaper
+    /// is. Then whether the next parent is a fellow too: no, or not known.
+    fn fellows(&self) -> (Vec<&'a Process>, Truth) {
+        let mut fellows = vec![self.process];
+        let mut below = self.process;
         for parent in self.snapshot.ancestors(self.process.key.pid) {
-            if !self.are_fellows(root, parent) {
+            if self.is_reaper(parent) != Truth::No {
                 break;
             }
-            root = parent;
+            match self.are_fellows(below, parent) {
+                Truth::Yes => fellows.push(parent),
+                no_or_unknown @ (Truth::No | Truth::Unknown(_)) => return (fellows, no_or_unknown),
+            }
+            below = parent;
         }
-        root
+        (fellows, Truth::No)
     }
 
-    fn are_fellows(&self, child: &Process, parent: &Process) -> bool {
-        let same = |a: Option<&u32>, b: Option<&u32>| a.is_some() && a == b;
-        let unit = |p: &Process| p.cgroup.known().map(|c| (c.unit.clone(), c.path.clone()));
-        let (services, worker) = matches(self.settings, parent);
-        let is_same_service = services
-            .iter()
-            .any(|(service, _)| self.matched.iter().any(|(own, _)| own.name == service.name))
-            || (worker.is_some() && self.worker.is_some());
-        is_same_service
-            && child.session == parent.session
-            && child.session != Pid::OUTSIDE
-            && same(child.uid.known(), parent.uid.known())
-            && unit(child).is_some()
-            && unit(child) == unit(parent)
+    /// The topmost of them.
+    fn root(&self) -> &'a Process {
+        self.fellows().0.last().copied().unwrap_or(self.process)
+    }
+
+    fn are_fellows(&self, child: &Process, parent: &Process) -> Truth {
+        let of = |what: &str, process: &Process| format!("{what} of pid {}", process.key.pid);
+        let is_same_service = || {
+            let (services, worker) = matches(self.settings, parent);
+            let is_own = |name: &ServiceName| self.matched.iter().any(|(own, _)| own.name == *name);
+            services.iter().any(|(service, _)| is_own(&service.name))
+                || (worker.is_some() && self.worker.is_some())
+        };
+        let is_same_session = || match (child.session, parent.session) {
+            (Pid::OUTSIDE, _) | (_, Pid::OUTSIDE) => Truth::Unknown(Unknown {
+                fact: of("the session", child),
+                why: "it lies outside our pid namespace".to_owned(),
+                remedy: None,
+            }),
+            (own, above) => Truth::from(own == above),
+        };
+        self.by_command_line(|| true)
+            .and(|| {
+                let name = || of("the command line", parent);
+                fact(&parent.command_line, name, |_| is_same_service().into())
+            })
+            .and(is_same_session)
+            .and(|| {
+                fact(
+                    &child.uid,
+                    || of("the user", child),
+                    |own| {
+                        let name = || of("the user", parent);
+                        fact(&parent.uid, name, |above| Truth::from(own == above))
+                    },
+                )
+            })
+            .and(|| {
+                let what = "the control group";
+                fact(
+                    &child.cgroup,
+                    || of(what, child),
+                    |own| {
+                        let is_same =
+                            |above: &Cgroup| own.unit == above.unit && own.path == above.path;
+                        fact(&parent.cgroup, || of(what, parent), |above| is_same(above).into())
+                    },
+                )
+            })
     }
 
     /// The parent is gone: a reaper took the process, or the fellows that it descends from.
     pub fn is_parent_gone(&self) -> Truth {
-        match self.parent_of(self.root()) {
-            Ok(parent) => self.is_reaper(parent),
+        let (fellows, is_next_one_too) = self.fellows();
+        match self.parent_of(fellows.last().copied().unwrap_or(self.process)) {
+            Ok(parent) => self.is_reaper(parent).or(|| is_next_one_too),
             Err(unknown) => Truth::Unknown(unknown),
         }
     }
@@ -281,20 +339,14 @@ impl<'a> Case<'a> {
     /// When it began, or the oldest of the fellows above it that hold a guarded port as well: a forked child is
     /// as old as its server. In ticks since boot.
     pub fn oldest_start(&self) -> u64 {
-        let mut oldest = self.process;
-        let mut below = self.process;
-        for parent in self.snapshot.ancestors(self.process.key.pid) {
-            if !self.are_fellows(below, parent) {
-                break;
-            }
-            let pid = parent.key.pid;
-            let holdings = self.snapshot.sockets.known().map(|s| s.holdings.as_slice());
-            if !self.held.is_empty() && holdings.unwrap_or_default().iter().any(|h| h.pid == pid) {
-                oldest = parent;
-            }
-            below = parent;
-        }
-        oldest.key.start_ticks
+        let sockets = self.snapshot.sockets.known();
+        let is_holder = |process: &&&Process| {
+            let pid = process.key.pid;
+            sockets.is_some_and(|s| s.holdings.iter().any(|h| h.pid == pid))
+        };
+        let (fellows, _) = self.fellows();
+        let oldest = fellows.iter().rev().find(is_holder).filter(|_| !self.held.is_empty());
+        oldest.map_or(self.process, |process| process).key.start_ticks
     }
 
     /// The living parent, for display.
@@ -359,24 +411,19 @@ impl<'a> Case<'a> {
         )
     }
 
-    /// Its login session is over: the scope is abandoned, or logind closes or no longer knows it.
+    /// Its login session is over: the scope is abandoned, or logind closes it. That logind does not know it
+    /// proves nothing: it keeps a session while its scope has processes, and may have lost its memory.
     pub fn is_session_closed(&self) -> Truth {
         self.in_session().and(|| {
             let id =
                 self.process.cgroup.known().and_then(|c| c.session.clone()).unwrap_or_default();
-            let is_abandoned = self.own_unit(|_, unit| Truth::from(unit.sub_state == "abandoned"));
-            is_abandoned.or(|| match self.snapshot.sessions.get(&id) {
-                Some(Seen::Gone) => Truth::Yes,
-                Some(seen) => fact(
-                    seen,
-                    || format!("the state of session {id}"),
-                    |state| Truth::from(state == "closing"),
-                ),
-                None => Truth::Unknown(Unknown {
-                    fact: format!("the state of session {id}"),
-                    why: "it was not asked for".to_owned(),
-                    remedy: None,
-                }),
+            let name = || format!("the state of session {id}");
+            let unasked = Seen::Unreadable("it was not asked for".to_owned());
+            self.own_unit(|_, unit| {
+                Truth::from(unit.sub_state == "abandoned").or(|| {
+                    let seen = self.snapshot.sessions.get(&id).unwrap_or(&unasked);
+                    fact(seen, name, |state| Truth::from(state == "closing"))
+                })
             })
         })
     }
@@ -417,11 +464,31 @@ impl<'a> Case<'a> {
         )
     }
 
-    /// Services of the process: by pattern or by a port that it holds.
+    /// What its command line says, where that was read.
+    pub fn by_command_line(&self, says: impl FnOnce() -> bool) -> Truth {
+        fact(&self.process.command_line, || self.name("the command line"), |_| says().into())
+    }
+
+    /// It matches a pattern, of a service or of workers.
+    pub fn has_pattern(&self) -> Truth {
+        self.by_command_line(|| !self.matched.is_empty() || self.worker.is_some())
+    }
+
+    /// It holds a guarded port that `wanted` says yes to.
+    pub fn holds(&self, wanted: impl Fn(&Guard) -> bool) -> Truth {
+        let unsure = || self.unsure.clone().map_or(Truth::No, Truth::Unknown);
+        Truth::from(self.held.iter().any(|guard| wanted(guard))).or(unsure)
+    }
+
+    /// Services whose ports it holds.
+    pub fn services_by_port(&self) -> impl Iterator<Item = &'a Service> {
+        self.held.iter().filter_map(|g| self.settings.service(g.service.as_ref()?))
+    }
+
+    /// Services of the process: by a port that it holds, then by pattern, which several may share.
     pub fn services(&self) -> Vec<&'a Service> {
-        let by_port = self.held.iter().filter_map(|g| self.settings.service(g.service.as_ref()?));
         let mut services: Vec<&Service> = Vec::new();
-        for service in self.matched.iter().map(|(s, _)| *s).chain(by_port) {
+        for service in self.services_by_port().chain(self.matched.iter().map(|(s, _)| *s)) {
             if !services.iter().any(|s| s.name == service.name) {
                 services.push(service);
             }
@@ -430,12 +497,21 @@ impl<'a> Case<'a> {
     }
 
     /// The service that declares where it runs, whose pattern this process matches, and one of whose ports it
-    /// holds (or the pattern is portless).
-    pub fn declared_service(&self) -> Option<&'a Service> {
-        self.matched.iter().find_map(|(service, pattern)| {
-            let holds = self.held.iter().any(|g| g.service.as_ref() == Some(&service.name));
-            (service.runs_in.is_some() && (pattern.is_portless || holds)).then_some(*service)
-        })
+    /// holds (or the pattern is portless); with it, whether that is so.
+    pub fn declared_service(&self) -> (Truth, Option<&'a Service>) {
+        let declared = self.matched.iter().filter(|(service, _)| service.runs_in.is_some());
+        let mut answer = (self.by_command_line(|| false), None);
+        for &(service, pattern) in declared {
+            let is_its = |guard: &Guard| guard.service.as_ref() == Some(&service.name);
+            let holds = Truth::from(pattern.is_portless).or(|| self.holds(is_its));
+            if holds == Truth::Yes {
+                return (holds, Some(service));
+            }
+            if answer.0 == Truth::No {
+                answer = (holds, Some(service));
+            }
+        }
+        answer
     }
 
     /// Time since this process itself began.

@@ -11,12 +11,12 @@ use std::{collections::BTreeMap, time::Duration};
 use crate::{
     config::settings::{ForeignHolder, Settings},
     ident::{Endpoint, Pid, ProcessKey},
-    snapshot::{Process, Seen, Snapshot, SocketState},
+    snapshot::{Process, Snapshot, SocketState},
 };
 
 use case::{Case, Guard};
 use port::PortVerdict;
-use truth::Truth;
+use truth::{Truth, fact};
 use verdict::{Finding, Row, Seal, Spare, Unknown, Verdict};
 
 /// Which gentle verdicts the caller wants ended as well, `--also`.
@@ -68,23 +68,27 @@ pub struct Judgement {
 
 /// Judges every candidate and every guarded port.
 pub fn judge(snapshot: &Snapshot, settings: &Settings, terms: &Terms) -> Judgement {
-    let mut held: BTreeMap<Pid, Vec<&Guard>> = BTreeMap::new();
+    let unread = unread_sockets(snapshot);
+    let mut holds: BTreeMap<Pid, (Vec<&Guard>, Option<Unknown>)> = BTreeMap::new();
+    for &pid in &snapshot.matching {
+        holds.entry(pid).or_default();
+    }
     for guard in &terms.guards {
-        for pid in holders_of(snapshot, guard) {
-            let guards = held.entry(pid).or_default();
-            if !guards.contains(&guard) {
-                guards.push(guard);
+        for (pid, is_on) in holders_of(snapshot, guard) {
+            let (guards, unsure) = holds.entry(pid).or_default();
+            match is_on {
+                Truth::Yes if !guards.contains(&guard) => guards.push(guard),
+                Truth::Yes | Truth::No => {}
+                Truth::Unknown(unknown) => *unsure = Some(unknown),
             }
         }
     }
-    for &pid in &snapshot.matching {
-        held.entry(pid).or_default();
-    }
-    let verdicts: Vec<Verdict> = held
+    let verdicts: Vec<Verdict> = holds
         .into_iter()
-        .filter_map(|(pid, guards)| {
+        .filter_map(|(pid, (held, unsure))| {
             let process = snapshot.processes.get(&pid)?;
-            Some(verdict_on(&Case::new(snapshot, settings, process, guards), terms))
+            let case = Case::new(snapshot, settings, process, held, unsure.or(unread.clone()));
+            Some(verdict_on(&case, terms))
         })
         .collect();
     let ports = terms.guards.iter().map(|g| port::judge(snapshot, g, &verdicts)).collect();
@@ -92,18 +96,34 @@ pub fn judge(snapshot: &Snapshot, settings: &Settings, terms: &Terms) -> Judgeme
     Judgement { ports, verdicts, unknowns }
 }
 
-/// Who holds a guarded port as a server: an outgoing connection's client is no candidate.
-fn holders_of<'a>(snapshot: &'a Snapshot, guard: &'a Guard) -> impl Iterator<Item = Pid> + 'a {
+/// Who holds a guarded port as a server, or may: an outgoing connection's client is no candidate.
+fn holders_of<'a>(
+    snapshot: &'a Snapshot,
+    guard: &'a Guard,
+) -> impl Iterator<Item = (Pid, Truth)> + 'a {
     let sockets = snapshot.sockets.known().map(|s| s.all.as_slice()).unwrap_or_default();
-    sockets
-        .iter()
-        .filter(|socket| socket.is_on(&guard.endpoint))
-        .filter(|socket| match socket.state {
-            SocketState::Listening | SocketState::Bound => true,
+    sockets.iter().flat_map(move |socket| {
+        let is_server = match socket.state {
+            SocketState::Listening | SocketState::Bound => Truth::Yes,
             SocketState::Connected(_) => !port::is_ephemeral(snapshot, socket.port),
-            SocketState::Lingering => false,
-        })
-        .flat_map(|socket| snapshot.holders(socket.inode))
+            SocketState::Lingering => Truth::No,
+        };
+        let is_held = is_server.and(|| port::is_on(socket, &guard.endpoint));
+        let holders = snapshot.holders(socket.inode).filter({
+            let is_held = is_held.clone();
+            move |_| is_held != Truth::No
+        });
+        holders.map(move |pid| (pid, is_held.clone()))
+    })
+}
+
+/// What keeps us from knowing who holds what.
+fn unread_sockets(snapshot: &Snapshot) -> Option<Unknown> {
+    let name = || "the sockets on the guarded ports".to_owned();
+    match fact(&snapshot.sockets, name, |_| Truth::Yes) {
+        Truth::Unknown(unknown) => Some(unknown),
+        Truth::Yes | Truth::No => None,
+    }
 }
 
 fn verdict_on(case: &Case<'_>, terms: &Terms) -> Verdict {
@@ -117,12 +137,12 @@ fn verdict_on(case: &Case<'_>, terms: &Terms) -> Verdict {
     let is_wanted = match &finding {
         Finding::Orphan(_) => true,
         Finding::Suspect => terms.also.abandoned,
-        Finding::Spare(Spare::Session(_)) => terms.also.session,
+        Finding::Spare(Spare::Session(_)) => terms.also.session && decision.is_certain,
         Finding::Spare(_) | Finding::Undecided(_) => false,
         Finding::Foreign => {
             let is_named = |g: &&Guard| terms.named_ports.iter().any(|p| p.overlaps(&g.endpoint));
             (terms.also.foreign && case.held.iter().any(is_named))
-                || case.services().iter().any(|s| s.foreign_holder == ForeignHolder::Reap)
+                || case.services_by_port().any(|s| s.foreign_holder == ForeignHolder::Reap)
         }
     };
     Verdict {
@@ -250,14 +270,8 @@ fn unknowns(snapshot: &Snapshot, verdicts: &[Verdict]) -> Vec<Unknown> {
     let mut unknowns = Vec::new();
     let as_root = Some("run it as root: 'sudo portreeve scan'".to_owned());
     let rights = || as_root.clone().filter(|_| !snapshot.sight.may_see_all);
-    if let Some(why) = match &snapshot.sockets {
-        Seen::Known(_) => None,
-        Seen::Gone => Some("they are gone".to_owned()),
-        Seen::Denied => Some("permission denied".to_owned()),
-        Seen::Unreadable(why) => Some(why.clone()),
-    } {
-        let fact = "the sockets on the guarded ports".to_owned();
-        unknowns.push(Unknown { fact, why, remedy: rights() });
+    if let Some(unknown) = unread_sockets(snapshot) {
+        unknowns.push(Unknown { remedy: rights(), ..unknown });
     }
     if snapshot.sight.is_proc_hidden {
         unknowns.push(Unknown {
@@ -269,8 +283,8 @@ fn unknowns(snapshot: &Snapshot, verdicts: &[Verdict]) -> Vec<Unknown> {
     if let Some((pid, why)) = snapshot.unread.first() {
         let fact = match snapshot.unread.len() {
             1 if *pid == Pid::OUTSIDE => "the processes of this host".to_owned(),
-            1 => format!("the command line of pid {pid}"),
-            n => format!("the command lines of {n} processes, pid {pid} among them"),
+            1 => format!("process {pid}"),
+            n => format!("{n} processes, pid {pid} among them"),
         };
         unknowns.push(Unknown { fact, why: why.clone(), remedy: rights() });
     }
@@ -310,3 +324,6 @@ pub fn display_name(process: &Process) -> String {
         Some(_) | None => format!("[{}]", process.name),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -59,6 +59,8 @@ pub struct Decision {
     pub row: Row,
     /// Why, in one line.
     pub reason: String,
+    /// No earlier row was in doubt: whoever wants such processes ended may have this one ended.
+    pub is_certain: bool,
 }
 
 /// Asks the rows in turn.
@@ -74,10 +76,12 @@ pub fn decide(case: &Case<'_>) -> Decision {
                 doubt = Some((row, unknown, all_spare && spares));
             }
             (Truth::Yes, None) => {
-                return Decision { finding: answer.finding, row, reason: answer.reason };
+                let Answer { finding, reason, .. } = answer;
+                return Decision { finding, row, reason, is_certain: true };
             }
             (Truth::Yes, Some((_, _, true))) if spares => {
-                return Decision { finding: answer.finding, row, reason: answer.reason };
+                let Answer { finding, reason, .. } = answer;
+                return Decision { finding, row, reason, is_certain: false };
             }
             (Truth::Yes, Some((row, unknown, _))) => return undecided(row, unknown),
         }
@@ -98,7 +102,7 @@ pub fn decide(case: &Case<'_>) -> Decision {
 
 fn undecided(row: Row, unknown: Unknown) -> Decision {
     let reason = format!("not known: {unknown}");
-    Decision { finding: Finding::Undecided(unknown), row, reason }
+    Decision { finding: Finding::Undecided(unknown), row, reason, is_certain: false }
 }
 
 fn protected(case: &Case<'_>) -> Answer {
@@ -161,9 +165,10 @@ fn forwarder(case: &Case<'_>) -> Answer {
 
 /// Row 2 drops a receipt of another boot or another process; row 8 convicts by one that fits.
 fn ours(case: &Case<'_>) -> Answer {
+    let boot = &case.snapshot.clock.boot_id;
     let fits = |receipt: &&Receipt| {
-        case.snapshot.clock.boot_id.known() == Some(&receipt.boot_id)
-            && case.process.key.is_same(&receipt.key)
+        let is_this_boot = boot.known().is_none_or(|id| *id == receipt.boot_id);
+        is_this_boot && case.process.key.is_same(&receipt.key)
     };
     let Some(receipt) = case.snapshot.receipts.iter().find(fits) else { return Answer::no() };
     let pid = case.process.key.pid;
@@ -191,19 +196,24 @@ fn ours(case: &Case<'_>) -> Answer {
             |alive| Truth::from(!alive),
         )
     };
+    let is_this_boot =
+        fact(boot, || "the boot id".to_owned(), |id| Truth::from(*id == receipt.boot_id));
     Answer {
-        holds: is_it.and(is_gone),
+        holds: is_this_boot.and(|| is_it).and(is_gone),
         reason: format!("portreeve started it for {owner}, which is gone"),
         finding: Finding::Orphan(Orphan::Ours(owner.clone())),
     }
 }
 
 fn worker(case: &Case<'_>) -> Answer {
-    let Some(pattern) = case.worker else { return Answer::no() };
+    let name = case.worker.map_or_else(String::new, |pattern| pattern.name.clone());
     Answer {
-        holds: case.is_parent_gone().and(|| !case.is_unit_process(false)),
-        reason: format!("it is a {} worker, and the server that started it is gone", pattern.name),
-        finding: Finding::Orphan(Orphan::Worker(pattern.name.clone())),
+        holds: case
+            .by_command_line(|| case.worker.is_some())
+            .and(|| case.is_parent_gone())
+            .and(|| !case.is_unit_process(false)),
+        reason: format!("it is a {name} worker, and the server that started it is gone"),
+        finding: Finding::Orphan(Orphan::Worker(name)),
     }
 }
 
@@ -317,8 +327,7 @@ fn unread(fact: String) -> Truth {
 /// Whether the process outlived a unit that means to leave its processes (KillMode=process, Delegate=): no
 /// proof against it, but nobody's care either (docs/decisions/0001).
 fn is_left_by_dead_unit(case: &Case<'_>) -> Truth {
-    let has_pattern = !case.matched.is_empty() || case.worker.is_some();
-    Truth::from(has_pattern).and(|| case.is_unit_dead()).and(|| case.is_parent_gone())
+    case.has_pattern().and(|| case.is_unit_dead()).and(|| case.is_parent_gone())
 }
 
 fn in_unit(case: &Case<'_>) -> Answer {
@@ -331,23 +340,24 @@ fn in_unit(case: &Case<'_>) -> Answer {
 }
 
 fn misplaced(case: &Case<'_>) -> Answer {
-    let Some(service) = case.declared_service() else { return Answer::no() };
-    let place = match &service.runs_in {
+    let (is_declared, service) = case.declared_service();
+    let place = match service.and_then(|s| s.runs_in.as_ref()) {
         Some(RunsIn::Container(Some(name))) => format!("container {name}"),
         Some(RunsIn::Container(None)) | None => "a container".to_owned(),
         Some(RunsIn::Unit(unit)) => unit.to_string(),
     };
+    let name = service.map_or_else(|| "?".into(), |s| s.name.clone());
     Answer {
-        holds: (!case.in_unit_of_its_own())
+        holds: is_declared
+            .and(|| !case.in_unit_of_its_own())
             .and(|| case.is_parent_gone())
             .and(|| !case.does_user_linger()),
         reason: format!("declared to run in {place}; runs outside, parent and session gone"),
-        finding: Finding::Orphan(Orphan::Misplaced(service.name.clone())),
+        finding: Finding::Orphan(Orphan::Misplaced(name)),
     }
 }
 
 fn suspect(case: &Case<'_>) -> Answer {
-    let has_pattern = !case.matched.is_empty() || case.worker.is_some();
     let why = if let Some((service, _)) = case.matched.first() {
         if service.runs_in.is_none() {
             format!("its parent is gone, and nothing declares where {} runs", service.name)
@@ -361,7 +371,7 @@ fn suspect(case: &Case<'_>) -> Answer {
         "its parent is gone, but nothing proves it left behind".to_owned()
     };
     Answer {
-        holds: Truth::from(has_pattern).and(|| case.is_parent_gone()),
+        holds: case.has_pattern().and(|| case.is_parent_gone()),
         reason: why,
         finding: Finding::Suspect,
     }
@@ -379,7 +389,9 @@ fn foreign(case: &Case<'_>) -> Answer {
     } else {
         format!("it is alive and holds the port of {}{parent}", owners.join(", "))
     };
-    Answer { holds: Truth::from(!case.held.is_empty()), finding: Finding::Foreign, reason }
+    // A command line that was not read might be an orphan's.
+    let holds = case.holds(|_| true).and(|| case.by_command_line(|| true));
+    Answer { holds, finding: Finding::Foreign, reason }
 }
 
 fn parent_lives(case: &Case<'_>) -> Answer {

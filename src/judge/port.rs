@@ -4,11 +4,12 @@ use std::{collections::BTreeSet, net::SocketAddr};
 
 use crate::{
     ident::{Endpoint, Pid, Port, ServiceName},
-    snapshot::{Seen, Snapshot, SocketState},
+    snapshot::{Seen, Snapshot, Socket, SocketState},
 };
 
 use super::{
     case::Guard,
+    truth::{Truth, fact},
     verdict::{Unknown, Verdict},
 };
 
@@ -54,11 +55,25 @@ pub enum PortState {
 }
 
 /// Whether an outgoing connection may take this port as its own.
-pub fn is_ephemeral(snapshot: &Snapshot, port: Port) -> bool {
-    snapshot
-        .ephemeral_ports
-        .known()
-        .is_some_and(|&(low, high)| (low..=high).contains(&port.number()))
+pub fn is_ephemeral(snapshot: &Snapshot, port: Port) -> Truth {
+    fact(
+        &snapshot.ephemeral_ports,
+        || format!("whether connections take port {port} by themselves (ip_local_port_range)"),
+        |&(low, high)| (low..=high).contains(&port.number()).into(),
+    )
+}
+
+/// Whether a socket stands in the way of a service on this endpoint.
+pub fn is_on(socket: &Socket, endpoint: &Endpoint) -> Truth {
+    let fact =
+        || format!("whether the socket on [{}]:{} takes IPv4 too", socket.address, socket.port);
+    socket.overlaps(endpoint).map_or_else(
+        || {
+            let why = "the text of /proc/net does not tell".to_owned();
+            Truth::Unknown(Unknown { fact: fact(), why, remedy: None })
+        },
+        Truth::from,
+    )
 }
 
 /// Judges one guarded port; `verdicts` name its holders.
@@ -92,10 +107,7 @@ pub fn judge(snapshot: &Snapshot, guard: &Guard, verdicts: &[Verdict]) -> PortVe
         PortState::BoundOnly(pids) => (format!("bound, not listening yet, by {}", named(pids)), None),
         PortState::Ephemeral { holders, peer } => (
             format!("taken by an outgoing connection to {peer} as its local port: {}", named(holders)),
-            Some(format!(
-                "keep the kernel off it: sysctl -w net.ipv4.ip_local_reserved_ports={}; this connection must close first",
-                reserved_with(snapshot, endpoint.port)
-            )),
+            Some(format!("{}; this connection must close first", reserve(snapshot, endpoint.port))),
         ),
         PortState::Lingering => (
             "no process has it; closed connections linger (TIME_WAIT) for a minute at most".to_owned(),
@@ -120,17 +132,14 @@ pub fn judge(snapshot: &Snapshot, guard: &Guard, verdicts: &[Verdict]) -> PortVe
 fn state(snapshot: &Snapshot, guard: &Guard) -> PortState {
     let sockets = match &snapshot.sockets {
         Seen::Known(sockets) => sockets,
-        Seen::Gone | Seen::Denied | Seen::Unreadable(_) => {
-            let why = match &snapshot.sockets {
+        unseen @ (Seen::Gone | Seen::Denied | Seen::Unreadable(_)) => {
+            let why = match unseen {
                 Seen::Unreadable(why) => why.clone(),
-                Seen::Known(_) | Seen::Gone => "they are gone".to_owned(),
+                Seen::Known(_) | Seen::Gone => "they were gone when they were read".to_owned(),
                 Seen::Denied => "permission denied".to_owned(),
             };
-            return PortState::Unknown(Unknown {
-                fact: "its sockets".to_owned(),
-                why,
-                remedy: None,
-            });
+            let fact = "its sockets".to_owned();
+            return PortState::Unknown(Unknown { fact, why, remedy: None });
         }
     };
     let on_port: Vec<_> = sockets.all.iter().filter(|s| s.is_on(&guard.endpoint)).collect();
@@ -145,8 +154,11 @@ fn state(snapshot: &Snapshot, guard: &Guard) -> PortState {
             pids.extend(snapshot.holders(inode));
             if pids.len() == before && snapshot.holders(inode).next().is_none() {
                 let sight = &snapshot.sight;
-                let saw_all =
-                    sight.may_see_all && sight.is_first_pid_namespace && sockets.refused == 0;
+                let was_listed = !snapshot.unread.iter().any(|(pid, _)| *pid == Pid::OUTSIDE);
+                let saw_all = sight.may_see_all
+                    && sight.is_first_pid_namespace
+                    && sockets.refused == 0
+                    && was_listed;
                 return Err(if saw_all {
                     PortState::KernelOwned
                 } else {
@@ -169,15 +181,17 @@ fn state(snapshot: &Snapshot, guard: &Guard) -> PortState {
     if !bound.is_empty() {
         return holders(&bound).map_or_else(|state| state, PortState::BoundOnly);
     }
-    match peer {
-        Some(peer) if is_ephemeral(snapshot, guard.endpoint.port) => {
+    let Some(peer) = peer else {
+        return if on_port.is_empty() { PortState::Free } else { PortState::Lingering };
+    };
+    match is_ephemeral(snapshot, guard.endpoint.port) {
+        Truth::Yes => {
             let holders = connected.iter().flat_map(|&inode| snapshot.holders(inode));
             let holders: BTreeSet<Pid> = holders.collect();
             PortState::Ephemeral { holders: holders.into_iter().collect(), peer }
         }
-        Some(_) => holders(&connected).map_or_else(|state| state, PortState::Held),
-        None if on_port.is_empty() => PortState::Free,
-        None => PortState::Lingering,
+        Truth::No => holders(&connected).map_or_else(|state| state, PortState::Held),
+        Truth::Unknown(unknown) => PortState::Unknown(unknown),
     }
 }
 
@@ -192,10 +206,26 @@ fn are_unrelated(snapshot: &Snapshot, pids: &[Pid]) -> bool {
     })
 }
 
-/// What the host reserves already, and this port (proc sysctl net.ipv4, ip_local_reserved_ports).
-fn reserved_with(snapshot: &Snapshot, port: Port) -> String {
+/// How to keep the kernel from giving this port to outgoing connections (proc sysctl net.ipv4,
+/// ip_local_reserved_ports): what is reserved already stays so.
+fn reserve(snapshot: &Snapshot, port: Port) -> String {
+    let line = |ports: &str| {
+        format!("keep the kernel off it: sysctl -w net.ipv4.ip_local_reserved_ports={ports}")
+    };
     match snapshot.reserved_ports.known().map(String::as_str) {
-        Some("") | None => port.to_string(),
-        Some(reserved) => format!("{reserved},{port}"),
+        Some("") => line(&port.to_string()),
+        Some(reserved) if is_in(reserved, port) => "the kernel keeps off it already".to_owned(),
+        Some(reserved) => line(&format!("{reserved},{port}")),
+        // A line that we cannot complete would take back what others reserved.
+        None => format!("add {port} to what net.ipv4.ip_local_reserved_ports holds"),
     }
+}
+
+/// Whether a list such as `8080,9000-9100` has this port.
+fn is_in(list: &str, port: Port) -> bool {
+    list.split(',').any(|part| {
+        let (low, high) = part.split_once('-').unwrap_or((part, part));
+        let (low, high) = (low.trim().parse::<u16>(), high.trim().parse::<u16>());
+        low.is_ok_and(|low| low <= port.number()) && high.is_ok_and(|high| port.number() <= high)
+    })
 }

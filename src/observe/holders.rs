@@ -121,7 +121,9 @@ impl Search<'_> {
                 continue;
             };
             // A thread of the same table adds nothing; one that cannot be compared is looked at.
-            if thread != pid && !matches!(sys::shares_descriptors(pid, thread), Ok(true)) {
+            let is_shared =
+                || self.host.is_live() && matches!(sys::shares_descriptors(pid, thread), Ok(true));
+            if thread != pid && !is_shared() {
                 self.descriptors_of(pid, &format!("{pid}/task/{thread}/fd"), found);
             }
         }

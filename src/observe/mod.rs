@@ -107,12 +107,13 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
     let holding: BTreeSet<Pid> =
         sockets.known().map(|s| s.holdings.iter().map(|h| h.pid).collect()).unwrap_or_default();
     let candidates: BTreeSet<Pid> = matching.union(&holding).copied().collect();
-    let ourselves = ourselves(host);
-    let processes = with_relatives(host, &candidates, &ourselves, command_lines, question);
+    let ourselves = ourselves(host).unwrap_or_else(|| vec![Pid(std::process::id())]);
+    let (processes, blurred) =
+        with_relatives(host, &candidates, &ourselves, command_lines, question);
     let sight = sight(host);
     let mut is_torn = holding.iter().any(|pid| !processes.contains_key(pid));
     if let Seen::Known(sockets) = &mut sockets {
-        forget_vanished(sockets, &processes);
+        forget_vanished(sockets, &processes, &blurred);
         // To eyes that see everything, a server's socket without a holder was closed between two reads.
         let sees_all = sight.may_see_all && sight.is_first_pid_namespace;
         is_torn |= sees_all && sockets.all.iter().any(|s| is_unheld(sockets, s));
@@ -135,7 +136,7 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
         sockets,
         matching: matching.into_iter().filter(|pid| processes.contains_key(pid)).collect(),
         processes,
-        unread,
+        unread: unread.into_iter().chain(blurred).collect(),
         units: answers.units,
         sessions: answers.sessions,
         lingering: answers.lingering,
@@ -172,18 +173,24 @@ fn settle(sockets: &mut Sockets, fresh: &Seen<Sockets>) {
     sockets.all.extend(new);
 }
 
-fn forget_vanished(sockets: &mut Sockets, processes: &BTreeMap<Pid, Process>) {
-    sockets.holdings.retain(|h| processes.contains_key(&h.pid));
+fn forget_vanished(
+    sockets: &mut Sockets,
+    processes: &BTreeMap<Pid, Process>,
+    blurred: &BTreeMap<Pid, String>,
+) {
+    sockets.holdings.retain(|h| processes.contains_key(&h.pid) || blurred.contains_key(&h.pid));
 }
 
-/// The candidates, their ancestors, and the leaders of their sessions and groups; the dead are left out.
+/// The candidates, their ancestors, and the leaders of their sessions and groups; the dead are left out. Then
+/// the candidates that are there and could not be read.
 fn with_relatives(
     host: &Host,
     candidates: &BTreeSet<Pid>,
     ourselves: &[Pid],
     mut command_lines: BTreeMap<Pid, Seen<CommandLine>>,
     question: &Question,
-) -> BTreeMap<Pid, Process> {
+) -> (BTreeMap<Pid, Process>, BTreeMap<Pid, String>) {
+    let mut blurred = BTreeMap::new();
     let mut processes: BTreeMap<Pid, Process> = BTreeMap::new();
     let mut next: BTreeSet<Pid> = candidates.iter().chain(ourselves).copied().collect();
     let mut asked: BTreeSet<Pid> = BTreeSet::new();
@@ -191,12 +198,21 @@ fn with_relatives(
         let mut relatives = BTreeSet::new();
         for pid in std::mem::take(&mut next) {
             asked.insert(pid);
-            if let Seen::Known(process) = processes::read(host, pid, Seen::Gone) {
-                relatives.insert(process.parent);
-                if candidates.contains(&pid) {
-                    relatives.extend([process.group, process.session]);
+            let why = match processes::read(host, pid, Seen::Gone) {
+                Seen::Known(process) => {
+                    relatives.insert(process.parent);
+                    if candidates.contains(&pid) {
+                        relatives.extend([process.group, process.session]);
+                    }
+                    processes.insert(pid, process);
+                    continue;
                 }
-                processes.insert(pid, process);
+                Seen::Gone => continue,
+                Seen::Denied => "permission denied".to_owned(),
+                Seen::Unreadable(why) => why,
+            };
+            if candidates.contains(&pid) {
+                blurred.insert(pid, why);
             }
         }
         relatives.remove(&Pid::OUTSIDE);
@@ -218,7 +234,7 @@ fn with_relatives(
             }
         }
     }
-    processes
+    (processes, blurred)
 }
 
 /// What systemd and logind must be asked: nothing about a process that a container claims.
@@ -264,21 +280,16 @@ fn questions(
     asked
 }
 
-/// Ourselves, then our ancestors.
-pub fn ourselves(host: &Host) -> Vec<Pid> {
+/// Ourselves, then our ancestors as far up as our pid namespace goes; none where one of them could not be read.
+pub fn ourselves(host: &Host) -> Option<Vec<Pid>> {
     let mut chain = Vec::new();
-    if !host.is_live() {
-        return chain;
-    }
     let mut next = Pid(std::process::id());
-    while next != Pid::OUTSIDE && !chain.contains(&next) {
+    while host.is_live() && next != Pid::OUTSIDE && !chain.contains(&next) {
         chain.push(next);
-        match processes::read_stat(host, next) {
-            Seen::Known(stat) => next = Pid(u32::try_from(stat.ppid).unwrap_or_default()),
-            Seen::Gone | Seen::Denied | Seen::Unreadable(_) => break,
-        }
+        let stat = processes::read_stat(host, next);
+        next = Pid(u32::try_from(stat.known()?.ppid).unwrap_or_default());
     }
-    chain
+    Some(chain)
 }
 
 /// Time, as the kernel counts it.

@@ -1,0 +1,8 @@
+//! The verdict table, row by row: it decides, it does not where one of its conditions fails, and no fact that
+//! it needs and that could not be read lets it convict.
+
+mod guards;
+mod law;
+mod ports;
+mod rows;
+mod scene;

@@ -1,0 +1,521 @@
+//! Hosts in a few lines, and every fact of them by name, to be taken away.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::LazyLock, time::Duration};
+
+use globset::Glob;
+
+use super::super::{
+    Judgement, Terms,
+    case::Guard,
+    judge,
+    port::{PortState, PortVerdict},
+    verdict::{Finding, Verdict},
+};
+use crate::{
+    config::settings::{
+        Defaults, ForeignHolder, Protect, RunsIn, Service, ServicePattern, Settings, WorkerPattern,
+        compile_pattern,
+    },
+    ident::{Endpoint, Manager, Pid, Port, ProcessKey, Proto, UnitRef},
+    snapshot::{
+        Cgroup, ClaimKind, Clock, CommandLine, ContainerClaim, Holding, KillMode, Process, Receipt,
+        Seen, Sight, Snapshot, Socket, SocketState, Sockets, Unit,
+    },
+};
+
+pub(super) const NOW: u64 = 1_000_000;
+pub(super) const SERVER: &str = "python3 -u /app/server.py --config /etc/a.yaml";
+pub(super) const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+/// What was seen, what is set, what was asked.
+#[derive(Debug, Clone)]
+pub(super) struct Scene {
+    pub(super) snapshot: Snapshot,
+    pub(super) settings: Settings,
+    pub(super) terms: Terms,
+}
+
+pub(super) fn port(number: u16) -> Port {
+    Port::new(number).unwrap()
+}
+
+pub(super) fn system(unit: &str) -> UnitRef {
+    UnitRef { manager: Manager::System, name: unit.into() }
+}
+
+fn service(name: &str, runs_in: Option<RunsIn>, ports: &[u16], patterns: &[&str]) -> Service {
+    let pattern = |text: &&str| ServicePattern {
+        regex: compile_pattern(text.trim_start_matches("portless ")).unwrap(),
+        is_portless: text.starts_with("portless "),
+    };
+    Service {
+        name: name.into(),
+        runs_in,
+        ports: ports.iter().map(|p| p.to_string().parse().unwrap()).collect(),
+        patterns: patterns.iter().map(pattern).collect(),
+        grace: Duration::from_secs(5),
+        foreign_holder: ForeignHolder::Report,
+    }
+}
+
+/// Two services that share a pattern, one that runs in a unit, one that declares nothing, one without
+/// patterns, one for workers' titles.
+fn settings() -> Settings {
+    let glob = |text: &str| Glob::new(text).unwrap().compile_matcher();
+    let container = || Some(RunsIn::Container(None));
+    let portless = r"portless discovery_daemon\.py";
+    Settings {
+        defaults: Defaults::default(),
+        services: vec![
+            service("aidb", container(), &[8091, 8791], &[r"server\.py --config", portless]),
+            service("db", Some(RunsIn::Unit("db.service".into())), &[5432], &["postgres -D"]),
+            service("hybrid", container(), &[8092], &[r"server\.py --config"]),
+            service("mindsdb", None, &[47334], &[]),
+            service("web", None, &[3001], &[r"web\.py"]),
+        ],
+        workers: vec![WorkerPattern {
+            name: "vllm".to_owned(),
+            regex: compile_pattern("^VLLM::").unwrap(),
+            grace: Duration::from_secs(5),
+        }],
+        protect: vec![Protect::Unit(glob("keep*.service")), Protect::Exe(glob("/srv/keep/*"))],
+    }
+}
+
+pub(super) fn unit() -> Unit {
+    Unit {
+        is_loaded: true,
+        active_state: "active".to_owned(),
+        sub_state: "running".to_owned(),
+        kill_mode: Some(KillMode::ControlGroup),
+        sends_sigkill: true,
+        is_delegated: false,
+        main_pid: None,
+        control_pid: None,
+        invocation_id: Some("b".repeat(32)),
+        started: Some(Duration::from_secs(5000)),
+        restart: None,
+    }
+}
+
+pub(super) fn claim() -> ContainerClaim {
+    ContainerClaim { kind: ClaimKind::Docker, id: ID.into() }
+}
+
+impl Scene {
+    /// PID 1 and nothing else on a host with systemd; every guarded port of the settings is asked about.
+    pub(super) fn new() -> Self {
+        static SETTINGS: LazyLock<Settings> = LazyLock::new(settings);
+        let settings = SETTINGS.clone();
+        let guards = settings.services.iter().flat_map(|service| {
+            let guard = |&endpoint| Guard { endpoint, service: Some(service.name.clone()) };
+            service.ports.iter().map(guard)
+        });
+        let terms = Terms { guards: guards.collect(), ..Terms::default() };
+        let snapshot = Snapshot {
+            clock: Clock {
+                boot_id: Seen::Known("this boot".to_owned()),
+                now_ticks: Seen::Known(NOW),
+                ticks_per_second: 100,
+            },
+            ourselves: vec![Pid(900), Pid(901)],
+            has_systemd: true,
+            sight: Sight { may_see_all: true, is_first_pid_namespace: true, is_proc_hidden: false },
+            ephemeral_ports: Seen::Known((32_768, 60_999)),
+            reserved_ports: Seen::Known(String::new()),
+            sockets: Seen::Known(Sockets { sees_bound: true, ..Sockets::default() }),
+            processes: BTreeMap::new(),
+            matching: [].into(),
+            unread: Vec::new(),
+            units: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            lingering: [(1000, Seen::Known(false))].into(),
+            receipts: Vec::new(),
+        };
+        let scene = Self { snapshot, settings, terms };
+        scene.process(1, 0, "/sbin/init").edit(1, |p| p.exe = Seen::Known("/sbin/init".into()))
+    }
+
+    /// The founding mess: a server of aidb on its port, whose container and parent are gone.
+    pub(super) fn mess() -> Self {
+        Self::new().process(7, 1, SERVER).listens(7, 8091)
+    }
+
+    /// A process of uid 1000 in a session of its own, in no unit.
+    pub(super) fn process(mut self, pid: u32, parent: u32, command_line: &str) -> Self {
+        let text = command_line.as_bytes().to_vec();
+        let process = Process {
+            key: ProcessKey { pid: Pid(pid), start_ticks: 1000, pidfd_inode: None },
+            parent: Pid(parent),
+            group: Pid(pid),
+            session: Pid(pid),
+            has_terminal: false,
+            state: 'S',
+            threads: 1,
+            is_kernel_thread: false,
+            name: "python3".to_owned(),
+            command_line: Seen::Known(CommandLine { text, is_cut: false }),
+            exe: Seen::Known("/usr/bin/python3.13".into()),
+            uid: Seen::Known(1000),
+            namespace_pids: Seen::Known(vec![pid]),
+            cgroup: Seen::Known(Cgroup { path: "/".to_owned(), ..Cgroup::default() }),
+            invocation_id: None,
+            is_root_deleted: false,
+        };
+        if self.settings.patterns().any(|p| p.is_match(command_line.as_bytes())) {
+            self.snapshot.matching.insert(Pid(pid));
+        }
+        self.snapshot.processes.insert(Pid(pid), process);
+        self
+    }
+
+    pub(super) fn edit(mut self, pid: u32, edit: impl FnOnce(&mut Process)) -> Self {
+        edit(self.snapshot.processes.get_mut(&Pid(pid)).unwrap());
+        self
+    }
+
+    pub(super) fn exe(self, pid: u32, path: &str) -> Self {
+        self.edit(pid, |p| p.exe = Seen::Known(path.into()))
+    }
+
+    pub(super) fn cgroup(self, pid: u32, edit: impl FnOnce(&mut Cgroup)) -> Self {
+        self.edit(pid, |p| {
+            if let Seen::Known(cgroup) = &mut p.cgroup {
+                edit(cgroup);
+            }
+        })
+    }
+
+    /// Puts a process into a container of this depth of pid namespaces.
+    pub(super) fn contained(self, pid: u32, namespace_pids: &[u32]) -> Self {
+        let pids = namespace_pids.to_vec();
+        self.cgroup(pid, |c| c.claim = Some(claim()))
+            .edit(pid, |p| p.namespace_pids = Seen::Known(pids))
+    }
+
+    /// Makes a unit known, as `edit` changes a running one.
+    pub(super) fn unit(mut self, unit_ref: &UnitRef, edit: impl FnOnce(&mut Unit)) -> Self {
+        let mut unit = unit();
+        edit(&mut unit);
+        self.snapshot.units.insert(unit_ref.clone(), Seen::Known(unit));
+        self
+    }
+
+    pub(super) fn edit_unit(mut self, unit_ref: &UnitRef, edit: impl FnOnce(&mut Unit)) -> Self {
+        if let Some(Seen::Known(unit)) = self.snapshot.units.get_mut(unit_ref) {
+            edit(unit);
+        }
+        self
+    }
+
+    /// Puts a process into a unit.
+    pub(super) fn inside(self, pid: u32, unit_ref: &UnitRef) -> Self {
+        let unit = Some(unit_ref.clone());
+        self.cgroup(pid, |c| (c.path, c.unit) = (format!("/{unit_ref}"), unit))
+    }
+
+    /// Puts a process into login session 3.
+    pub(super) fn in_session(mut self, pid: u32, state: &str, sub_state: &str) -> Self {
+        let scope = system("session-3.scope");
+        self.snapshot.sessions.insert("3".to_owned(), Seen::Known(state.to_owned()));
+        self.inside(pid, &scope)
+            .cgroup(pid, |c| c.session = Some("3".to_owned()))
+            .unit(&scope, |u| (u.sub_state, u.kill_mode) = (sub_state.to_owned(), None))
+    }
+
+    pub(super) fn listens(self, pid: u32, number: u16) -> Self {
+        self.socket(&[pid], &format!("0.0.0.0:{number}"), SocketState::Listening)
+    }
+
+    /// A TCP socket in a state, held by these processes.
+    pub(super) fn socket(mut self, holders: &[u32], local: &str, state: SocketState) -> Self {
+        let local: std::net::SocketAddr = local.parse().unwrap();
+        let Seen::Known(sockets) = &mut self.snapshot.sockets else { return self };
+        let inode = 100 + sockets.all.len() as u64;
+        let address: IpAddr = local.ip();
+        sockets.all.push(Socket {
+            proto: Proto::Tcp,
+            address,
+            port: port(local.port()),
+            state,
+            inode,
+            cookie: None,
+            uid: 1000,
+            creator_cgroup: None,
+            v6only: address.is_ipv6().then_some(false),
+        });
+        let held = |&pid: &u32| Holding { inode, pid: Pid(pid), link: Some(format!("{pid}/fd/3")) };
+        sockets.holdings.extend(holders.iter().map(held));
+        self
+    }
+
+    pub(super) fn edit_sockets(mut self, edit: impl FnOnce(&mut Sockets)) -> Self {
+        if let Seen::Known(sockets) = &mut self.snapshot.sockets {
+            edit(sockets);
+        }
+        self
+    }
+
+    pub(super) fn see(mut self, edit: impl FnOnce(&mut Snapshot)) -> Self {
+        edit(&mut self.snapshot);
+        self
+    }
+
+    pub(super) fn set(mut self, edit: impl FnOnce(&mut Settings)) -> Self {
+        edit(&mut self.settings);
+        self
+    }
+
+    pub(super) fn ask(mut self, edit: impl FnOnce(&mut Terms)) -> Self {
+        edit(&mut self.terms);
+        self
+    }
+
+    /// Asks about one more endpoint by name.
+    pub(super) fn named_port(self, endpoint: &str) -> Self {
+        let endpoint: Endpoint = endpoint.parse().unwrap();
+        self.ask(|t| {
+            t.named_ports.push(endpoint);
+            if !t.guards.iter().any(|g| g.endpoint.overlaps(&endpoint)) {
+                t.guards.push(Guard { endpoint, service: None });
+            }
+        })
+    }
+
+    pub(super) fn receipt(mut self, pid: u32, edit: impl FnOnce(&mut Receipt)) -> Self {
+        let mut receipt = Receipt {
+            boot_id: "this boot".to_owned(),
+            key: self.snapshot.processes[&Pid(pid)].key,
+            exe: "/usr/bin/python3.13".into(),
+            uid: 1000,
+            owner: "model llama".to_owned(),
+            is_owner_alive: Seen::Known(false),
+        };
+        edit(&mut receipt);
+        self.snapshot.receipts.push(receipt);
+        self
+    }
+
+    pub(super) fn judge(&self) -> Judgement {
+        judge(&self.snapshot, &self.settings, &self.terms)
+    }
+
+    /// The verdict on a candidate. Panics where there is none.
+    pub(super) fn verdict(&self, pid: u32) -> Verdict {
+        let verdicts = self.judge().verdicts;
+        verdicts.into_iter().find(|v| v.key().pid == Pid(pid)).expect("a candidate")
+    }
+
+    /// Row and title of the verdict on a candidate; the law holds on the way.
+    pub(super) fn says(&self, pid: u32) -> (u8, String) {
+        self.obeys_the_law().unwrap();
+        let verdict = self.verdict(pid);
+        (verdict.row.0, verdict.title())
+    }
+
+    pub(super) fn convicts(&self, pid: u32) -> bool {
+        self.obeys_the_law().unwrap();
+        self.verdict(pid).is_convicted
+    }
+
+    /// The word on a guarded port.
+    pub(super) fn port(&self, endpoint: &str) -> PortVerdict {
+        self.obeys_the_law().unwrap();
+        let endpoint: Endpoint = endpoint.parse().unwrap();
+        self.judge().ports.into_iter().find(|p| p.endpoint == endpoint).expect("a guarded port")
+    }
+
+    /// Each of these facts, seen in each of the three other ways, leaves the process undecided, and the verdict
+    /// names the fact.
+    pub(super) fn needs(&self, pid: u32, facts: &[(Fact, &str)]) {
+        for (fact, name) in facts {
+            for blindness in BLINDNESSES {
+                let blinded = self.clone().without(fact, blindness);
+                let verdict = blinded.verdict(pid);
+                let Finding::Undecided(unknown) = &verdict.finding else {
+                    panic!("{fact:?} {blindness:?}: {}: {}", verdict.title(), verdict.reason);
+                };
+                assert_eq!(unknown.fact, *name, "{fact:?} {blindness:?}");
+                assert!(!verdict.is_convicted, "{fact:?} {blindness:?}");
+            }
+        }
+    }
+
+    /// Each of these facts, seen in each of the three other ways, changes nothing.
+    pub(super) fn does_not_need(&self, pid: u32, facts: &[Fact]) {
+        for fact in facts {
+            for blindness in BLINDNESSES {
+                let blinded = self.clone().without(fact, blindness);
+                assert_eq!(blinded.says(pid), self.says(pid), "{fact:?} {blindness:?}");
+            }
+        }
+    }
+}
+
+/// A fact of a scene that may not have been seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Fact {
+    Boot,
+    Now,
+    EphemeralPorts,
+    ReservedPorts,
+    Sockets,
+    V6Only(usize),
+    /// The process itself: gone between two reads.
+    Process(u32),
+    CommandLine(u32),
+    Exe(u32),
+    Uid(u32),
+    NamespacePids(u32),
+    Cgroup(u32),
+    InvocationId(u32),
+    Session(u32),
+    /// 0 = outside our pid namespace.
+    Parent(u32),
+    Unit(UnitRef),
+    SessionState(String),
+    Linger(u32),
+    OwnerAlive(usize),
+    /// Not in the `Seen` form: rights, and what the walk through `/proc` was refused.
+    Sight,
+}
+
+/// The ways of not seeing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Blindness {
+    Gone,
+    Denied,
+    Unreadable,
+}
+
+pub(super) const BLINDNESSES: [Blindness; 3] =
+    [Blindness::Gone, Blindness::Denied, Blindness::Unreadable];
+
+fn blind<T>(seen: &mut Seen<T>, blindness: Blindness) {
+    *seen = match blindness {
+        Blindness::Gone => Seen::Gone,
+        Blindness::Denied => Seen::Denied,
+        Blindness::Unreadable => Seen::Unreadable("input/output error".to_owned()),
+    };
+}
+
+impl Scene {
+    /// Every fact there is.
+    pub(super) fn facts(&self) -> Vec<Fact> {
+        let snapshot = &self.snapshot;
+        let mut facts = vec![
+            Fact::Boot,
+            Fact::Now,
+            Fact::EphemeralPorts,
+            Fact::ReservedPorts,
+            Fact::Sockets,
+            Fact::Sight,
+        ];
+        let sockets = snapshot.sockets.known().map_or(0, |s| s.all.len());
+        facts.extend((0..sockets).map(Fact::V6Only));
+        let of_process: [fn(u32) -> Fact; 9] = [
+            Fact::Process,
+            Fact::CommandLine,
+            Fact::Exe,
+            Fact::Uid,
+            Fact::NamespacePids,
+            Fact::Cgroup,
+            Fact::InvocationId,
+            Fact::Session,
+            Fact::Parent,
+        ];
+        let pids = snapshot.processes.keys();
+        facts.extend(pids.flat_map(|pid| of_process.map(|fact| fact(pid.0))));
+        facts.extend(snapshot.units.keys().cloned().map(Fact::Unit));
+        facts.extend(snapshot.sessions.keys().cloned().map(Fact::SessionState));
+        facts.extend(snapshot.lingering.keys().copied().map(Fact::Linger));
+        facts.extend((0..snapshot.receipts.len()).map(Fact::OwnerAlive));
+        facts
+    }
+
+    /// The same host, one fact not seen.
+    pub(super) fn without(mut self, fact: &Fact, how: Blindness) -> Self {
+        let snapshot = &mut self.snapshot;
+        let mut of = |pid: &u32, edit: &dyn Fn(&mut Process)| {
+            snapshot.processes.get_mut(&Pid(*pid)).into_iter().for_each(edit);
+        };
+        match fact {
+            Fact::CommandLine(pid) => of(pid, &|p| blind(&mut p.command_line, how)),
+            Fact::Exe(pid) => of(pid, &|p| blind(&mut p.exe, how)),
+            Fact::Uid(pid) => of(pid, &|p| blind(&mut p.uid, how)),
+            Fact::NamespacePids(pid) => of(pid, &|p| blind(&mut p.namespace_pids, how)),
+            Fact::Cgroup(pid) => of(pid, &|p| blind(&mut p.cgroup, how)),
+            Fact::InvocationId(pid) => of(pid, &|p| {
+                let mut seen = Seen::Gone;
+                blind(&mut seen, how);
+                p.invocation_id = Some(seen);
+            }),
+            Fact::Session(pid) => of(pid, &|p| (p.session, p.group) = (Pid::OUTSIDE, Pid::OUTSIDE)),
+            Fact::Parent(pid) => of(pid, &|p| p.parent = Pid::OUTSIDE),
+            Fact::Process(pid) => drop(snapshot.processes.remove(&Pid(*pid))),
+            Fact::Boot => blind(&mut snapshot.clock.boot_id, how),
+            Fact::Now => blind(&mut snapshot.clock.now_ticks, how),
+            Fact::EphemeralPorts => blind(&mut snapshot.ephemeral_ports, how),
+            Fact::ReservedPorts => blind(&mut snapshot.reserved_ports, how),
+            Fact::Sockets => blind(&mut snapshot.sockets, how),
+            Fact::Unit(unit) => {
+                snapshot.units.get_mut(unit).into_iter().for_each(|u| blind(u, how));
+            }
+            Fact::SessionState(id) => {
+                snapshot.sessions.get_mut(id).into_iter().for_each(|s| blind(s, how));
+            }
+            Fact::Linger(uid) => {
+                snapshot.lingering.get_mut(uid).into_iter().for_each(|l| blind(l, how));
+            }
+            Fact::OwnerAlive(at) => {
+                let receipt = snapshot.receipts.get_mut(*at);
+                receipt.into_iter().for_each(|r| blind(&mut r.is_owner_alive, how));
+            }
+            Fact::V6Only(at) => {
+                return self.edit_sockets(|s| s.all[*at].v6only = None);
+            }
+            Fact::Sight => {
+                snapshot.sight = Sight {
+                    may_see_all: false,
+                    is_first_pid_namespace: false,
+                    is_proc_hidden: true,
+                };
+                return self.edit_sockets(|s| (s.refused, s.sees_bound) = (3, false));
+            }
+        }
+        self
+    }
+
+    /// The law: with any one fact not seen, nobody is convicted who was not, and no port becomes free.
+    pub(super) fn obeys_the_law(&self) -> Result<(), String> {
+        BLINDNESSES.into_iter().try_for_each(|blindness| self.obeys_the_law_when(blindness))
+    }
+
+    /// The same for one way of not seeing.
+    pub(super) fn obeys_the_law_when(&self, blindness: Blindness) -> Result<(), String> {
+        let sighted = self.judge();
+        for fact in self.facts() {
+            let blinded = self.clone().without(&fact, blindness).judge();
+            for verdict in blinded.convicted() {
+                let pid = verdict.key().pid;
+                if !sighted.convicted().any(|v| v.key().pid == pid) {
+                    let before = sighted.verdicts.iter().find(|v| v.key().pid == pid);
+                    let before = before.map_or("no candidate".to_owned(), Verdict::title);
+                    return Err(format!(
+                        "{fact:?} {blindness:?} makes pid {pid} ({before}) {}, row {}: {}",
+                        verdict.title(),
+                        verdict.row.0,
+                        verdict.reason,
+                    ));
+                }
+            }
+            for (before, after) in sighted.ports.iter().zip(&blinded.ports) {
+                if after.state == PortState::Free && before.state != PortState::Free {
+                    let endpoint = before.endpoint;
+                    return Err(format!("{fact:?} {blindness:?} makes {endpoint} free"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
