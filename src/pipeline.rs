@@ -217,10 +217,14 @@ impl<'a> Inquiry<'a> {
         }
         let is_everything = scope.services.is_empty() && scope.ports.is_empty();
         let in_scope = |name| is_everything || scope.services.contains(name);
+        // Named ports alone are a narrow question. Named services are not: a process that matches a pattern may
+        // hold the port of another service.
+        let is_by_port = scope.services.is_empty() && !scope.ports.is_empty();
+        let is_named = |endpoint: &Endpoint| scope.ports.iter().any(|p| p.overlaps(endpoint));
         let mut guards = Vec::new();
         for service in &settings.services {
             for &endpoint in &service.ports {
-                if in_scope(&service.name) || scope.ports.iter().any(|p| p.overlaps(&endpoint)) {
+                if !is_by_port || is_named(&endpoint) {
                     guards.push(Guard { endpoint, service: Some(service.name.clone()) });
                 }
             }
@@ -255,6 +259,7 @@ impl<'a> Inquiry<'a> {
     fn terms(&self, scope: &Scope, also: Also) -> Terms {
         Terms {
             guards: self.guards.clone(),
+            named_services: scope.services.clone(),
             named_ports: scope.ports.clone(),
             also,
             began_ticks: None,

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::ident::{ContainerId, Endpoint, Pid, Port, ProcessKey, Proto, UnitName, UnitRef};
+use crate::ident::{ContainerId, Endpoint, Pid, Port, ProcessKey, Proto, UnitRef};
 
 /// The four answers to a question to the kernel or to a manager. "Not there" and "could not look" never mix.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +69,7 @@ impl<T> Seen<T> {
 /// A process's arguments.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CommandLine {
-    /// The bytes with NUL separators turned into spaces, trailing padding cut: what patterns match.
+    /// The bytes with NUL separators turned into spaces, trailing padding cut: what patterns match. 4 KiB at most.
     pub text: Vec<u8>,
     /// Whether there was more than we keep.
     pub is_cut: bool,
@@ -112,6 +112,8 @@ pub struct Cgroup {
     pub unit: Option<UnitRef>,
     /// The session's id, where the unit is a login session's scope (`session-ID.scope` below `user-UID.slice`).
     pub session: Option<String>,
+    /// The UID of that slice: whose session it is, whatever user the process has become since.
+    pub session_user: Option<u32>,
 }
 
 /// One process, as the kernel shows it.
@@ -143,6 +145,8 @@ pub struct Process {
     pub uid: Seen<u32>,
     /// Its pid in each pid namespace from ours inwards (NSpid of proc_pid_status(5)); more than one = in a nested namespace.
     pub namespace_pids: Seen<Vec<u32>>,
+    /// Who traces it (ptrace(2)): a debugger, strace.
+    pub tracer: Seen<Option<Pid>>,
     /// Control group.
     pub cgroup: Seen<Cgroup>,
     /// INVOCATION_ID of its environment, 32 hexadecimal digits; `Known(None)` = the environment has none.
@@ -351,8 +355,9 @@ pub struct Snapshot {
     pub clock: Clock,
     /// Ourselves, then our ancestors up to PID 1.
     pub ourselves: Vec<Pid>,
-    /// Whether systemd runs this host (`/run/systemd/system` exists, sd_booted(3)).
-    pub has_systemd: bool,
+    /// Whether systemd runs this host (`/run/systemd/system` exists, sd_booted(3)); not known where its marks
+    /// are seen and its `/run` is not ours.
+    pub has_systemd: Seen<bool>,
     /// What we may look at at all.
     pub sight: Sight,
     /// The range that outgoing connections take their local ports from (ip(7) ip_local_port_range), both ends in it.
@@ -394,12 +399,5 @@ impl Snapshot {
     pub fn holders(&self, inode: u64) -> impl Iterator<Item = Pid> {
         let holdings = self.sockets.known().map(|s| s.holdings.as_slice()).unwrap_or_default();
         holdings.iter().filter(move |h| h.inode == inode && inode != 0).map(|h| h.pid)
-    }
-
-    /// The unit of this name under the system's manager, where it was asked for.
-    pub fn system_unit(&self, name: &UnitName) -> Option<&Seen<Unit>> {
-        self.units.iter().find_map(|(unit, seen)| {
-            (unit.manager == crate::ident::Manager::System && unit.name == *name).then_some(seen)
-        })
     }
 }

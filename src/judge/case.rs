@@ -2,6 +2,8 @@
 
 use std::{path::Path, time::Duration};
 
+use regex::bytes::Regex;
+
 use crate::{
     config::settings::{Service, ServicePattern, Settings, WorkerPattern},
     ident::{Endpoint, Manager, Pid, ServiceName, UnitName, UnitRef},
@@ -9,7 +11,7 @@ use crate::{
 };
 
 use super::{
-    truth::{Truth, fact},
+    truth::{Truth, fact, known},
     verdict::Unknown,
 };
 
@@ -39,6 +41,9 @@ pub struct Case<'a> {
     /// The first worker pattern that it matches.
     pub worker: Option<&'a WorkerPattern>,
 }
+
+/// What a question that nobody put is answered with.
+const UNASKED: &str = "its manager was not asked about it";
 
 /// Executables of service managers, engines and monitors, by file name within a system's folder.
 const GUARDIANS: [&str; 17] = [
@@ -125,6 +130,7 @@ impl<'a> Case<'a> {
             (process.is_kernel_thread, "it is a thread of the kernel"),
             (self.snapshot.ourselves.first() == Some(&pid), "it is portreeve itself"),
             (self.snapshot.ourselves.contains(&pid), "portreeve was started from it"),
+            (self.is_multiplexer(), "it keeps other people's terminals"),
         ];
         if let Some((_, why)) = by_nature.iter().find(|(holds, _)| *holds) {
             return (Truth::Yes, (*why).to_owned());
@@ -158,9 +164,19 @@ impl<'a> Case<'a> {
         Truth::from(!self.held.is_empty()).and(|| self.is_system_exe(&FORWARDERS))
     }
 
-    /// Keeps terminals open for others.
-    pub fn is_multiplexer(&self) -> Truth {
-        self.is_system_exe(&MULTIPLEXERS)
+    /// Keeps terminals open for others, from whatever folder: people install these at home.
+    fn is_multiplexer(&self) -> bool {
+        let exe = self.process.exe.known().and_then(|exe| file_name(exe));
+        exe.is_some_and(|name| MULTIPLEXERS.contains(&name))
+    }
+
+    /// A debugger or strace is attached: somebody is looking into it.
+    pub fn is_traced(&self) -> Truth {
+        fact(
+            &self.process.tracer,
+            || self.name("the tracer"),
+            |tracer| Truth::from(tracer.is_some()),
+        )
     }
 
     /// A claim in its cgroup, or a pid namespace of its own.
@@ -224,10 +240,18 @@ impl<'a> Case<'a> {
         })
     }
 
-    /// PID 1, or the main process of a user's manager. A PID 1 that is a server of the settings itself (in a
-    /// container it may be) is a parent like any other.
+    /// PID 1, or the main process of a user's manager. A PID 1 that is a server of the settings itself is a
+    /// parent like any other; inside a container it may be one that we do not recognise.
     fn is_reaper(&self, process: &Process) -> Truth {
         if process.key.pid == Pid::INIT {
+            let runs_systemd = self.snapshot.has_systemd == Seen::Known(true);
+            if !self.snapshot.sight.is_first_pid_namespace && !runs_systemd {
+                return Truth::Unknown(Unknown {
+                    fact: "whether pid 1 is an init or a container's own server".to_owned(),
+                    why: "this is a pid namespace within the host's".to_owned(),
+                    remedy: Some("run it on the host, outside the container".to_owned()),
+                });
+            }
             return fact(
                 &process.command_line,
                 || "the command line of pid 1".to_owned(),
@@ -366,24 +390,29 @@ impl<'a> Case<'a> {
         let name = || format!("the state of {unit}");
         match self.snapshot.units.get(unit) {
             Some(seen) => fact(seen, name, test),
-            None => fact(&Seen::Unreadable("it was not asked for".to_owned()), name, test),
+            None => fact(&Seen::Unreadable(UNASKED.to_owned()), name, test),
         }
+    }
+
+    /// Where no systemd runs, nothing is in a unit or a session of its.
+    fn under_systemd(&self, test: impl FnOnce() -> Truth) -> Truth {
+        let name = || "whether systemd runs here".to_owned();
+        fact(&self.snapshot.has_systemd, name, |runs| Truth::from(*runs)).and(test)
     }
 
     /// Its unit, where systemd runs and says that it is loaded.
     pub fn own_unit(&self, test: impl FnOnce(&UnitRef, &Unit) -> Truth) -> Truth {
-        if !self.snapshot.has_systemd {
-            return Truth::No;
-        }
-        self.in_unit(|unit| {
-            self.unit(unit, |state| {
-                if state.is_loaded {
-                    return test(unit, state);
-                }
-                Truth::Unknown(Unknown {
-                    fact: format!("the state of {unit}"),
-                    why: "its manager has not loaded it".to_owned(),
-                    remedy: None,
+        self.under_systemd(|| {
+            self.in_unit(|unit| {
+                self.unit(unit, |state| {
+                    if state.is_loaded {
+                        return test(unit, state);
+                    }
+                    Truth::Unknown(Unknown {
+                        fact: format!("the state of {unit}"),
+                        why: "its manager has not loaded it".to_owned(),
+                        remedy: None,
+                    })
                 })
             })
         })
@@ -401,14 +430,13 @@ impl<'a> Case<'a> {
 
     /// In a login session, open or closed.
     fn in_session(&self) -> Truth {
-        if !self.snapshot.has_systemd {
-            return Truth::No;
-        }
-        fact(
-            &self.process.cgroup,
-            || self.name("the control group"),
-            |c| c.session.is_some().into(),
-        )
+        self.under_systemd(|| {
+            fact(
+                &self.process.cgroup,
+                || self.name("the control group"),
+                |c| c.session.is_some().into(),
+            )
+        })
     }
 
     /// Its login session is over: the scope is abandoned, or logind closes it. That logind does not know it
@@ -418,7 +446,7 @@ impl<'a> Case<'a> {
             let id =
                 self.process.cgroup.known().and_then(|c| c.session.clone()).unwrap_or_default();
             let name = || format!("the state of session {id}");
-            let unasked = Seen::Unreadable("it was not asked for".to_owned());
+            let unasked = Seen::Unreadable(UNASKED.to_owned());
             self.own_unit(|_, unit| {
                 Truth::from(unit.sub_state == "abandoned").or(|| {
                     let seen = self.snapshot.sessions.get(&id).unwrap_or(&unasked);
@@ -443,30 +471,32 @@ impl<'a> Case<'a> {
         self.own_unit(|_, unit| unit.is_dead().into())
     }
 
-    /// Its user's processes stay after the last logout.
+    /// Its user's processes stay after the last logout: the user that it runs as, or whose session it is.
     pub fn does_user_linger(&self) -> Truth {
-        if !self.snapshot.has_systemd {
-            return Truth::No;
-        }
-        fact(
-            &self.process.uid,
-            || self.name("the user"),
-            |uid| match self.snapshot.lingering.get(uid) {
-                Some(seen) => {
-                    fact(seen, || format!("whether uid {uid} lingers"), |lingers| (*lingers).into())
-                }
-                None => Truth::Unknown(Unknown {
-                    fact: format!("whether uid {uid} lingers"),
-                    why: "it was not asked for".to_owned(),
-                    remedy: None,
-                }),
-            },
-        )
+        let lingers = |uid: &u32| {
+            let unasked = Seen::Unreadable(UNASKED.to_owned());
+            let seen = self.snapshot.lingering.get(uid).unwrap_or(&unasked);
+            fact(seen, || format!("whether uid {uid} lingers"), |lingers| (*lingers).into())
+        };
+        let of_session = || self.process.cgroup.known().and_then(|c| c.session_user);
+        self.under_systemd(|| {
+            fact(&self.process.uid, || self.name("the user"), lingers)
+                .or(|| of_session().map_or(Truth::No, |uid| lingers(&uid)))
+        })
     }
 
-    /// What its command line says, where that was read.
+    /// What its command line says, where that was read. What stands behind a cut may say more.
     pub fn by_command_line(&self, says: impl FnOnce() -> bool) -> Truth {
-        fact(&self.process.command_line, || self.name("the command line"), |_| says().into())
+        let name = || self.name("the command line");
+        fact(&self.process.command_line, name, |line| match (says(), line.is_cut) {
+            (true, _) => Truth::Yes,
+            (false, false) => Truth::No,
+            (false, true) => Truth::Unknown(Unknown {
+                fact: self.name("the end of the command line"),
+                why: "it is longer than what is kept of it".to_owned(),
+                remedy: None,
+            }),
+        })
     }
 
     /// It matches a pattern, of a service or of workers.
@@ -520,28 +550,24 @@ impl<'a> Case<'a> {
     }
 }
 
-/// The value of a fact that a sentence needs, or what is unknown.
-fn known<T>(seen: &Seen<T>, name: impl FnOnce() -> String) -> Result<&T, Unknown> {
-    seen.known().ok_or_else(|| match fact(seen, name, |_| Truth::Yes) {
-        Truth::Unknown(unknown) => unknown,
-        Truth::Yes | Truth::No => Unknown { fact: String::new(), why: String::new(), remedy: None },
-    })
-}
-
 /// Patterns that a process's command line matches.
 fn matches<'a>(
     settings: &'a Settings,
     process: &Process,
 ) -> (Vec<(&'a Service, &'a ServicePattern)>, Option<&'a WorkerPattern>) {
     let Some(line) = process.command_line.known() else { return (Vec::new(), None) };
+    // A match that ends where the line was cut might not be one of the whole line.
+    let fits = |regex: &Regex| {
+        regex.find_iter(&line.text).any(|found| !line.is_cut || found.end() < line.text.len())
+    };
     let services = settings.services.iter().flat_map(|service| {
         service
             .patterns
             .iter()
-            .filter(|pattern| pattern.regex.is_match(&line.text))
+            .filter(|pattern| fits(&pattern.regex))
             .map(move |pattern| (service, pattern))
     });
-    let worker = settings.workers.iter().find(|worker| worker.regex.is_match(&line.text));
+    let worker = settings.workers.iter().find(|worker| fits(&worker.regex));
     (services.collect(), worker)
 }
 
@@ -550,11 +576,15 @@ fn without_deleted(exe: &Path) -> &Path {
     exe.to_str().and_then(|t| t.strip_suffix(" (deleted)")).map_or(exe, Path::new)
 }
 
-/// The file name of an executable in a system folder; NixOS wraps `conmon` as `.conmon-wrapped`.
+/// The file name of an executable; NixOS wraps `conmon` as `.conmon-wrapped`.
+fn file_name(exe: &Path) -> Option<&str> {
+    let name = without_deleted(exe).to_str()?.rsplit('/').next()?;
+    Some(name.strip_prefix('.').and_then(|n| n.strip_suffix("-wrapped")).unwrap_or(name))
+}
+
+/// The same, in a system folder only.
 fn system_name(exe: &Path) -> Option<&str> {
-    let path = without_deleted(exe).to_str()?;
-    let is_system = SYSTEM_FOLDERS.iter().any(|folder| path.starts_with(folder));
-    let name = path.rsplit('/').next()?;
-    let name = name.strip_prefix('.').and_then(|n| n.strip_suffix("-wrapped")).unwrap_or(name);
-    is_system.then(|| if name.starts_with("systemd-") { "systemd" } else { name })
+    let is_system = SYSTEM_FOLDERS.iter().any(|folder| exe.starts_with(folder));
+    let name = file_name(exe).filter(|_| is_system)?;
+    Some(if name.starts_with("systemd-") { "systemd" } else { name })
 }

@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     config::settings::{ForeignHolder, Settings},
-    ident::{Endpoint, Pid, ProcessKey},
+    ident::{Endpoint, Pid, ProcessKey, ServiceName},
     snapshot::{Process, Snapshot, SocketState},
 };
 
@@ -33,8 +33,11 @@ pub struct Also {
 /// What the caller asked for.
 #[derive(Debug, Clone, Default)]
 pub struct Terms {
-    /// The guarded ports in scope.
+    /// The guarded ports that were looked at: a process that holds a port of another service is not the one that
+    /// is meant, though it matches a pattern.
     pub guards: Vec<Guard>,
+    /// Services that the command line names.
+    pub named_services: Vec<ServiceName>,
     /// Ports that the command line names.
     pub named_ports: Vec<Endpoint>,
     /// What is ended beside orphans.
@@ -44,6 +47,30 @@ pub struct Terms {
     pub began_ticks: Option<u64>,
     /// Processes that this run has ended.
     pub ended: Vec<Ended>,
+}
+
+impl Terms {
+    /// Whether the command line narrows the question to less than the settings.
+    fn is_narrow(&self) -> bool {
+        !self.named_services.is_empty() || !self.named_ports.is_empty()
+    }
+
+    fn is_asked_about(&self, guard: &Guard) -> bool {
+        !self.is_narrow()
+            || guard.service.as_ref().is_some_and(|name| self.named_services.contains(name))
+            || self.named_ports.iter().any(|port| port.overlaps(&guard.endpoint))
+    }
+
+    /// A process of the question: by a port that it asks about, else by a pattern of a service that it names,
+    /// where no port of another service is held.
+    fn concerns(&self, case: &Case<'_>) -> bool {
+        let is_named = |name: &ServiceName| self.named_services.contains(name);
+        !self.is_narrow()
+            || case.held.iter().any(|guard| self.is_asked_about(guard))
+            || (case.held.is_empty()
+                && (case.matched.is_empty()
+                    || case.matched.iter().any(|(service, _)| is_named(&service.name))))
+    }
 }
 
 /// A process that this run has ended.
@@ -88,15 +115,16 @@ pub fn judge(snapshot: &Snapshot, settings: &Settings, terms: &Terms) -> Judgeme
         .filter_map(|(pid, (held, unsure))| {
             let process = snapshot.processes.get(&pid)?;
             let case = Case::new(snapshot, settings, process, held, unsure.or(unread.clone()));
-            Some(verdict_on(&case, terms))
+            terms.concerns(&case).then(|| verdict_on(&case, terms))
         })
         .collect();
-    let ports = terms.guards.iter().map(|g| port::judge(snapshot, g, &verdicts)).collect();
+    let guards = terms.guards.iter().filter(|guard| terms.is_asked_about(guard));
+    let ports = guards.map(|guard| port::judge(snapshot, guard, &verdicts)).collect();
     let unknowns = unknowns(snapshot, &verdicts);
     Judgement { ports, verdicts, unknowns }
 }
 
-/// Who holds a guarded port as a server, or may: an outgoing connection's client is no candidate.
+/// Who holds a guarded port as a server, or may: who only has a connection is no candidate.
 fn holders_of<'a>(
     snapshot: &'a Snapshot,
     guard: &'a Guard,
@@ -105,8 +133,8 @@ fn holders_of<'a>(
     sockets.iter().flat_map(move |socket| {
         let is_server = match socket.state {
             SocketState::Listening | SocketState::Bound => Truth::Yes,
-            SocketState::Connected(_) => !port::is_ephemeral(snapshot, socket.port),
-            SocketState::Lingering => Truth::No,
+            // Whose end of a connection this is, a client's or a server's, nothing tells for sure.
+            SocketState::Connected(_) | SocketState::Lingering => Truth::No,
         };
         let is_held = is_server.and(|| port::is_on(socket, &guard.endpoint));
         let holders = snapshot.holders(socket.inode).filter({
@@ -137,7 +165,11 @@ fn verdict_on(case: &Case<'_>, terms: &Terms) -> Verdict {
     let is_wanted = match &finding {
         Finding::Orphan(_) => true,
         Finding::Suspect => terms.also.abandoned,
-        Finding::Spare(Spare::Session(_)) => terms.also.session && decision.is_certain,
+        // Somebody's session: only for what is surely meant, not for an editor that has the file open.
+        Finding::Spare(Spare::Session(_)) => {
+            let is_meant = !case.held.is_empty() || case.matched.iter().any(|(_, p)| p.is_portless);
+            terms.also.session && decision.is_certain && is_meant
+        }
         Finding::Spare(_) | Finding::Undecided(_) => false,
         Finding::Foreign => {
             let is_named = |g: &&Guard| terms.named_ports.iter().any(|p| p.overlaps(&g.endpoint));

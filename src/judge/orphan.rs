@@ -218,10 +218,11 @@ fn worker(case: &Case<'_>) -> Answer {
 }
 
 fn session(case: &Case<'_>) -> Answer {
+    let tracer = case.process.tracer.known().copied().flatten();
     let how = if case.process.has_terminal {
         "it has a terminal".to_owned()
-    } else if case.is_multiplexer() == Truth::Yes {
-        "it keeps terminals open".to_owned()
+    } else if let Some(pid) = tracer {
+        format!("somebody looks into it: pid {pid} traces it")
     } else {
         let id = case.process.cgroup.known().and_then(|c| c.session.clone()).unwrap_or_default();
         format!("it runs in open login session {id}")
@@ -229,7 +230,7 @@ fn session(case: &Case<'_>) -> Answer {
     Answer {
         holds: Truth::from(case.process.has_terminal)
             .or(|| case.in_open_session())
-            .or(|| case.is_multiplexer()),
+            .or(|| case.is_traced()),
         finding: Finding::Spare(Spare::Session(how.clone())),
         reason: how,
     }
@@ -352,7 +353,10 @@ fn misplaced(case: &Case<'_>) -> Answer {
             .and(|| !case.in_unit_of_its_own())
             .and(|| case.is_parent_gone())
             .and(|| !case.does_user_linger()),
-        reason: format!("declared to run in {place}; runs outside, parent and session gone"),
+        reason: format!(
+            "declared to run in {place}; runs outside, parent and {} gone",
+            if case.snapshot.has_systemd == Seen::Known(true) { "session" } else { "terminal" }
+        ),
         finding: Finding::Orphan(Orphan::Misplaced(name)),
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::SocketAddr};
 
 use crate::{
-    ident::{Endpoint, Pid, Port, ServiceName},
+    ident::{Endpoint, Pid, Port, Proto, ServiceName},
     snapshot::{Seen, Snapshot, Socket, SocketState},
 };
 
@@ -33,6 +33,8 @@ pub struct PortVerdict {
 pub enum PortState {
     /// Nothing has it.
     Free,
+    /// Nothing listens; whether something has bound it without listening could not be seen.
+    NoListener,
     /// Listening (UDP: bound), by these processes.
     Held(Vec<Pid>),
     /// Bound, not listening, by these processes: a server that is still loading.
@@ -40,6 +42,14 @@ pub enum PortState {
     /// An outgoing connection took it as its own local port.
     Ephemeral {
         /// Who connected, as far as we see.
+        holders: Vec<Pid>,
+        /// Where to.
+        peer: SocketAddr,
+    },
+    /// Nothing listens, but a connection has it as its local port: what a server that is gone had accepted, or
+    /// a client's that chose it.
+    Connected {
+        /// Who has the connection, as far as we see.
         holders: Vec<Pid>,
         /// Where to.
         peer: SocketAddr,
@@ -90,16 +100,12 @@ pub fn judge(snapshot: &Snapshot, guard: &Guard, verdicts: &[Verdict]) -> PortVe
         };
         pids.iter().map(name).collect::<Vec<_>>().join(", ")
     };
-    let sees_bound = snapshot.sockets.known().is_none_or(|s| s.sees_bound);
-    let rights = || {
-        let step = "run it as root: 'sudo portreeve scan'".to_owned();
-        (!snapshot.sight.may_see_all).then_some(step)
-    };
     let (sentence, next_step) = match &state {
-        PortState::Free if sees_bound => ("nothing has it".to_owned(), None),
-        PortState::Free => {
-            ("nothing listens; this kernel does not show sockets that are bound and silent".to_owned(), None)
-        }
+        PortState::Free => ("nothing has it".to_owned(), None),
+        PortState::NoListener => (
+            "nothing listens; a socket that is bound and silent would not be seen here".to_owned(),
+            None,
+        ),
         PortState::Held(pids) if are_unrelated(snapshot, pids) => {
             (format!("held by {} unrelated processes: {}", pids.len(), named(pids)), None)
         }
@@ -109,16 +115,21 @@ pub fn judge(snapshot: &Snapshot, guard: &Guard, verdicts: &[Verdict]) -> PortVe
             format!("taken by an outgoing connection to {peer} as its local port: {}", named(holders)),
             Some(format!("{}; this connection must close first", reserve(snapshot, endpoint.port))),
         ),
+        PortState::Connected { holders, peer } => (
+            format!("nothing listens, but a connection to {peer} has it as its local port: {}", named(holders)),
+            Some("end that connection; a server that sets SO_REUSEADDR may bind the port now".to_owned()),
+        ),
         PortState::Lingering => (
-            "no process has it; closed connections linger (TIME_WAIT) for a minute at most".to_owned(),
+            "no process has it; closed connections linger (TIME_WAIT), for a minute as a rule".to_owned(),
             Some("a server that sets SO_REUSEADDR may bind it now".to_owned()),
         ),
         PortState::KernelOwned => (
             "no process has it: the kernel itself holds it, or a descriptor on its way between processes".to_owned(),
             Some("look for a kernel service (NFS, a tunnel) on this port".to_owned()),
         ),
+        // What would help stands among the report's unknowns, once.
         PortState::HolderNotVisible if snapshot.sight.is_first_pid_namespace => {
-            ("held by a process that this run may not see".to_owned(), rights())
+            ("held by a process that this run may not see".to_owned(), None)
         }
         PortState::HolderNotVisible => (
             "held by a process outside this pid namespace, or one that this run may not see".to_owned(),
@@ -182,15 +193,18 @@ fn state(snapshot: &Snapshot, guard: &Guard) -> PortState {
         return holders(&bound).map_or_else(|state| state, PortState::BoundOnly);
     }
     let Some(peer) = peer else {
-        return if on_port.is_empty() { PortState::Free } else { PortState::Lingering };
+        return match (on_port.is_empty(), guard.endpoint.proto) {
+            (false, _) => PortState::Lingering,
+            (true, Proto::Tcp) if !sockets.sees_bound => PortState::NoListener,
+            (true, Proto::Tcp | Proto::Udp) => PortState::Free,
+        };
     };
+    let holders: BTreeSet<Pid> =
+        connected.iter().flat_map(|&inode| snapshot.holders(inode)).collect();
+    let holders = holders.into_iter().collect();
     match is_ephemeral(snapshot, guard.endpoint.port) {
-        Truth::Yes => {
-            let holders = connected.iter().flat_map(|&inode| snapshot.holders(inode));
-            let holders: BTreeSet<Pid> = holders.collect();
-            PortState::Ephemeral { holders: holders.into_iter().collect(), peer }
-        }
-        Truth::No => holders(&connected).map_or_else(|state| state, PortState::Held),
+        Truth::Yes => PortState::Ephemeral { holders, peer },
+        Truth::No => PortState::Connected { holders, peer },
         Truth::Unknown(unknown) => PortState::Unknown(unknown),
     }
 }

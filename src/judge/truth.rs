@@ -34,11 +34,6 @@ impl Truth {
     pub fn or(self, other: impl FnOnce() -> Self) -> Self {
         !(!self).and(|| !other())
     }
-
-    /// Whether any of them holds.
-    pub fn any(truths: impl IntoIterator<Item = Self>) -> Self {
-        truths.into_iter().fold(Self::No, |all, truth| all.or(|| truth))
-    }
 }
 
 impl std::ops::Not for Truth {
@@ -59,19 +54,24 @@ impl From<bool> for Truth {
     }
 }
 
+/// The value of a fact, or what is not known and why.
+pub fn known<T>(seen: &Seen<T>, name: impl FnOnce() -> String) -> Result<&T, Unknown> {
+    let why = match seen {
+        Seen::Known(value) => return Ok(value),
+        Seen::Gone => "it was gone when it was read".to_owned(),
+        Seen::Denied => "permission denied".to_owned(),
+        Seen::Unreadable(why) => why.clone(),
+    };
+    Err(Unknown { fact: name(), why, remedy: None })
+}
+
 /// A condition on a fact that may not be known.
 pub fn fact<T>(
     seen: &Seen<T>,
     name: impl FnOnce() -> String,
     test: impl FnOnce(&T) -> Truth,
 ) -> Truth {
-    let why = match seen {
-        Seen::Known(value) => return test(value),
-        Seen::Gone => "it was gone when it was read".to_owned(),
-        Seen::Denied => "permission denied".to_owned(),
-        Seen::Unreadable(why) => why.clone(),
-    };
-    Truth::Unknown(Unknown { fact: name(), why, remedy: None })
+    known(seen, name).map_or_else(Truth::Unknown, test)
 }
 
 #[cfg(test)]

@@ -28,9 +28,14 @@ pub fn parse(text: &str) -> Option<Cgroup> {
     }
     let (_, path) = managed?;
     let claim = claims.into_iter().min_by_key(|(depth, _)| *depth).map(|(_, claim)| claim);
-    let unit = unit(path);
+    let is_above_us = components(path).any(|c| c == "..");
+    if is_above_us && claim.is_none() {
+        return None; // seen from a cgroup namespace: the part that names the manager is missing
+    }
+    let unit = unit(path).filter(|_| !is_above_us);
     let session = unit.as_ref().and_then(|u| session(path, u));
-    Some(Cgroup { path: path.to_owned(), claim, unit, session })
+    let (session, session_user) = session.unzip();
+    Some(Cgroup { path: path.to_owned(), claim, unit, session, session_user })
 }
 
 fn components(path: &str) -> impl DoubleEndedIterator<Item = &str> {
@@ -40,7 +45,7 @@ fn components(path: &str) -> impl DoubleEndedIterator<Item = &str> {
 /// The first .service or .scope below the slices; below `user@UID.service` the first below that user's slices.
 fn unit(path: &str) -> Option<UnitRef> {
     let mut manager = Manager::System;
-    let mut below = components(path).filter(|c| *c != "..").peekable();
+    let mut below = components(path).peekable();
     loop {
         let component = below.by_ref().find(|c| !is_unit(c, ".slice"))?;
         if !is_unit(component, ".service") && !is_unit(component, ".scope") {
@@ -61,12 +66,12 @@ fn is_unit(component: &str, suffix: &str) -> bool {
     component.strip_suffix(suffix).is_some_and(|name| !name.is_empty())
 }
 
-/// `…/user-1000.slice/session-3.scope` → `3` (pam_systemd(8)).
-fn session(path: &str, unit: &UnitRef) -> Option<String> {
+/// `…/user-1000.slice/session-3.scope` → `3` of user 1000 (pam_systemd(8)).
+fn session(path: &str, unit: &UnitRef) -> Option<(String, u32)> {
     let id = unit.name.0.strip_prefix("session-")?.strip_suffix(".scope")?;
     let slice = components(path).rev().skip_while(|c| *c != unit.name.0).nth(1)?;
-    let is_users = slice.strip_prefix("user-").is_some_and(|s| is_unit(s, ".slice"));
-    (is_users && unit.manager == Manager::System).then(|| id.to_owned())
+    let user = slice.strip_prefix("user-")?.strip_suffix(".slice")?.parse().ok()?;
+    (unit.manager == Manager::System).then(|| (id.to_owned(), user))
 }
 
 /// The outermost container claim of a path and its depth.
@@ -244,7 +249,7 @@ mod tests {
 
     #[test]
     fn text_of_another_form_is_refused() {
-        for text in ["", "garbage", "0:", "\n"] {
+        for text in ["", "garbage", "0:", "\n", "0::/../../system.slice/a.service"] {
             assert_eq!(parse(text), None, "{text:?}");
         }
     }

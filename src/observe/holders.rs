@@ -187,12 +187,13 @@ impl Search<'_> {
     }
 }
 
-/// Calls `look` with each name but `.` and `..`; returns whether any look said that it was refused.
+/// Calls `look` with each name but `.` and `..`; returns whether any look, or the listing itself, was refused.
 fn each_entry(directory: &OwnedFd, mut look: impl FnMut(&std::ffi::CStr) -> bool) -> bool {
     let mut space = [MaybeUninit::uninit(); 8192];
     let mut entries = RawDir::new(directory, &mut space);
     let mut was_refused = false;
-    while let Some(Ok(entry)) = entries.next() {
+    while let Some(entry) = entries.next() {
+        let Ok(entry) = entry else { return true };
         if !entry.file_name().to_bytes().starts_with(b".") {
             was_refused |= !look(entry.file_name());
         }

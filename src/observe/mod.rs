@@ -58,6 +58,13 @@ pub fn observe(host: &Host, question: &Question) -> Snapshot {
     }
 }
 
+/// Whether this `/proc` numbers processes as the kernel does for us: a pid in it is the pid of a pidfd.
+fn is_proc_ours(host: &Host) -> bool {
+    let own = std::fs::read_link(host.path("proc/self"));
+    !host.is_live()
+        || own.is_ok_and(|own| own.as_os_str() == std::process::id().to_string().as_str())
+}
+
 /// The sockets on the endpoints asked about, without their holders.
 fn sockets_of(host: &Host, question: &Question) -> Seen<Sockets> {
     let ports = |proto| -> BTreeSet<Port> {
@@ -71,10 +78,14 @@ fn sockets_of(host: &Host, question: &Question) -> Seen<Sockets> {
 
 fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
     let mut sockets = sockets_of(host, question);
-    let pids = host.pids();
     let mut unread = Vec::new();
-    let pids = match pids {
-        Seen::Known(pids) => pids,
+    let pids = match host.pids() {
+        Seen::Known(pids) if is_proc_ours(host) => pids,
+        Seen::Known(_) => {
+            let why = "'/proc' belongs to another pid namespace than this run: mount its own";
+            unread.push((Pid::OUTSIDE, why.to_owned()));
+            Vec::new()
+        }
         Seen::Gone | Seen::Denied | Seen::Unreadable(_) => {
             unread.push((Pid::OUTSIDE, "'/proc' cannot be listed".to_owned()));
             Vec::new()
@@ -118,8 +129,8 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
         let sees_all = sight.may_see_all && sight.is_first_pid_namespace;
         is_torn |= sees_all && sockets.all.iter().any(|s| is_unheld(sockets, s));
     }
-    let has_systemd = host.path("run/systemd/system").is_dir();
-    let answers = if has_systemd {
+    let has_systemd = has_systemd(host, &processes);
+    let answers = if has_systemd == Seen::Known(true) {
         units::observe(host, &questions(&processes, &candidates, question))
     } else {
         units::Answers::default()
@@ -143,6 +154,26 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
         receipts: Vec::new(),
     };
     (snapshot, is_torn)
+}
+
+/// sd_booted(3). A missing `/run/systemd/system` is no proof where systemd's own marks are seen: in a container
+/// with the host's pids, `/run` is the container's.
+fn has_systemd(host: &Host, processes: &BTreeMap<Pid, Process>) -> Seen<bool> {
+    if host.path("run/systemd/system").is_dir() {
+        return Seen::Known(true);
+    }
+    let is_marked = processes.values().any(|p| p.cgroup.known().is_some_and(|c| c.unit.is_some()));
+    let init = processes::read_stat(host, Pid::INIT);
+    if is_marked || init.known().is_some_and(|stat| stat.comm == "systemd") {
+        return Seen::Unreadable(
+            "systemd's marks are seen, but its /run is not this one".to_owned(),
+        );
+    }
+    match init {
+        Seen::Known(_) | Seen::Gone => Seen::Known(false),
+        Seen::Denied => Seen::Denied,
+        Seen::Unreadable(why) => Seen::Unreadable(why),
+    }
 }
 
 fn is_unheld(sockets: &Sockets, socket: &Socket) -> bool {
@@ -257,6 +288,7 @@ fn questions(
         let session = cgroup.and_then(|c| c.session.clone());
         if session.is_some() || cgroup.is_none_or(|c| c.unit.is_none()) {
             asked.users.extend(process.uid.known());
+            asked.users.extend(cgroup.and_then(|c| c.session_user));
         }
         asked.sessions.extend(session);
         // Its parent, or a fellow's parent further up, may be a user's manager: a reaper if systemd says so.
@@ -324,7 +356,7 @@ fn sight(host: &Host) -> Sight {
     // Capabilities of a nested user namespace say nothing about processes outside it.
     let uid_map = host.read_text("proc/self/uid_map");
     let is_first_user_namespace =
-        uid_map.known().is_none_or(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
+        uid_map.known().is_some_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
     let namespace = std::fs::read_link(host.path("proc/self/ns/pid"));
     let mounts = host.read_text("proc/self/mountinfo");
     let is_hidden = mounts.known().is_some_and(|text| {

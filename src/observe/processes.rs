@@ -10,12 +10,8 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-        mpsc,
-    },
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    time::{Duration, Instant},
 };
 
 use procfs_core::{FromRead, process::Stat};
@@ -30,8 +26,10 @@ use crate::{
 
 /// Reads of a sick process's memory block on its lock; a healthy one takes microseconds.
 const READ_DEADLINE: Duration = Duration::from_millis(100);
-/// The longest command line that we keep: what the kernel allows at all is 6 MiB (`MAX_ARG_STRLEN`, execve(2)).
+/// The longest command line that we read: what the kernel allows at all is 6 MiB (`MAX_ARG_STRLEN`, execve(2)).
 const MOST_COMMAND_BYTES: u64 = 8 << 20;
+/// What is kept of it: a user may start thousands with 6 MiB each, and pays for one.
+const KEPT_COMMAND_BYTES: usize = 4096;
 /// PF_KTHREAD, include/linux/sched.h.
 const PF_KTHREAD: u32 = 0x0020_0000;
 /// Magic number of pidfs: only there each process's pidfd has an inode of its own (Linux ≥ 6.9).
@@ -108,6 +106,10 @@ pub fn read(host: &Host, pid: Pid, command_line: Seen<CommandLine>) -> Seen<Proc
         command_line,
         exe: read_link(host, pid, "exe"),
         uid: status.as_ref().parse(|text| numbers(text, b"Uid:").first().copied()),
+        tracer: status.as_ref().parse(|text| {
+            let tracer = *numbers(text, b"TracerPid:").first()?;
+            Some((tracer != 0).then_some(Pid(tracer)))
+        }),
         namespace_pids: status.as_ref().parse(|text| {
             let pids = numbers(text, b"NSpid:");
             (!pids.is_empty()).then_some(pids)
@@ -163,9 +165,12 @@ pub fn read_command_lines(
     wanted: impl Fn(&[u8]) -> bool + Send + Sync + 'static,
 ) -> BTreeMap<Pid, Seen<CommandLine>> {
     let read = read_with_deadline(host, pids, "cmdline", move |bytes| {
-        let is_cut = bytes.len() as u64 >= MOST_COMMAND_BYTES;
-        let text = joined(bytes);
-        wanted(&text).then_some(CommandLine { text, is_cut })
+        let mut text = joined(bytes);
+        let is_wanted = wanted(&text);
+        let is_cut = text.len() > KEPT_COMMAND_BYTES;
+        text.truncate(KEPT_COMMAND_BYTES);
+        text.shrink_to_fit();
+        is_wanted.then_some(CommandLine { text, is_cut })
     });
     read.into_iter().map(|(pid, seen)| (pid, seen.map(Option::unwrap_or_default))).collect()
 }
@@ -191,30 +196,56 @@ fn read_with_deadline<T: Send + 'static>(
     file: &'static str,
     read: impl Fn(Vec<u8>) -> T + Send + Sync + 'static,
 ) -> BTreeMap<Pid, Seen<T>> {
+    struct Queue {
+        next: usize,
+        /// What each reader has in hand; those that were written off are missing.
+        in_hand: BTreeMap<usize, Option<Pid>>,
+    }
     struct Work<F> {
         host: Host,
         pids: Vec<Pid>,
         file: &'static str,
         read: F,
-        next: AtomicUsize,
+        queue: Mutex<Queue>,
+    }
+    impl<F> Work<F> {
+        fn queue(&self) -> MutexGuard<'_, Queue> {
+            self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+
+        /// The next process for this reader; none when all are taken, or when it was written off.
+        fn take(&self, reader: usize) -> Option<Pid> {
+            let mut queue = self.queue();
+            let pid = self.pids.get(queue.next).copied();
+            let in_hand = queue.in_hand.get_mut(&reader)?;
+            *in_hand = pid;
+            queue.next += usize::from(pid.is_some());
+            pid
+        }
+
+        /// Writes a reader off, unless it has gone on to another process meanwhile.
+        fn give_up(&self, reader: usize, pid: Pid) -> bool {
+            let mut queue = self.queue();
+            let is_stuck = queue.in_hand.get(&reader) == Some(&Some(pid));
+            if is_stuck {
+                queue.in_hand.remove(&reader);
+            }
+            is_stuck
+        }
     }
     enum News<T> {
         Began(usize, Pid),
         Read(usize, Pid, Seen<T>),
         Finished(usize),
     }
-    let work = Arc::new(Work {
-        host: host.clone(),
-        pids: pids.to_vec(),
-        file,
-        read,
-        next: AtomicUsize::new(0),
-    });
+    let queue = Mutex::new(Queue { next: 0, in_hand: BTreeMap::new() });
+    let work = Arc::new(Work { host: host.clone(), pids: pids.to_vec(), file, read, queue });
     let (send, receive) = mpsc::channel();
     let start = |reader: usize| {
+        work.queue().in_hand.insert(reader, None);
         let (work, send) = (Arc::clone(&work), send.clone());
         let run = move || {
-            while let Some(&pid) = work.pids.get(work.next.fetch_add(1, Ordering::Relaxed)) {
+            while let Some(pid) = work.take(reader) {
                 if send.send(News::Began(reader, pid)).is_err() {
                     return; // nobody waits any more
                 }
@@ -226,7 +257,7 @@ fn read_with_deadline<T: Send + 'static>(
         std::thread::Builder::new().name("portreeve-read".to_owned()).spawn(run).is_ok()
     };
     let mut answers = BTreeMap::new();
-    let mut busy: BTreeMap<usize, Option<(Pid, std::time::Instant)>> = BTreeMap::new();
+    let mut busy: BTreeMap<usize, Option<(Pid, Instant)>> = BTreeMap::new();
     let mut readers = 0;
     let mut add_reader = |busy: &mut BTreeMap<usize, _>| {
         if start(readers) {
@@ -241,7 +272,7 @@ fn read_with_deadline<T: Send + 'static>(
         match receive.recv_timeout(READ_DEADLINE) {
             Ok(News::Began(reader, pid)) => {
                 if let Some(doing) = busy.get_mut(&reader) {
-                    *doing = Some((pid, std::time::Instant::now()));
+                    *doing = Some((pid, Instant::now()));
                 }
             }
             Ok(News::Read(reader, pid, answer)) => {
@@ -262,6 +293,9 @@ fn read_with_deadline<T: Send + 'static>(
                     .map(|(reader, (pid, _))| (reader, pid))
                     .collect();
                 for (reader, pid) in late {
+                    if !work.give_up(reader, pid) {
+                        continue;
+                    }
                     busy.remove(&reader);
                     let why =
                         format!("the process did not let it be read within {READ_DEADLINE:?}");

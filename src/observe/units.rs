@@ -5,7 +5,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
-    time::Duration,
+    sync::mpsc,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -56,25 +57,37 @@ pub fn observe(host: &Host, questions: &Questions) -> Answers {
     if !host.is_live() {
         return unanswered(questions, "a fixture host has no managers to ask");
     }
-    std::thread::scope(|scope| {
-        let mut asking: Vec<_> = of_manager
-            .into_iter()
-            .map(|(manager, units)| {
-                scope.spawn(move || Answers {
-                    units: ask_manager(host, manager, units),
-                    ..Answers::default()
-                })
-            })
-            .collect();
-        let logind = scope.spawn(|| ask_logind(host, &questions.sessions, &questions.users));
-        asking.push(logind);
-        for answer in asking.into_iter().filter_map(|thread| thread.join().ok()) {
-            answers.units.extend(answer.units);
-            answers.sessions.extend(answer.sessions);
-            answers.lingering.extend(answer.lingering);
-        }
-    });
-    answers
+    // The way to a user's socket leads through folders of that user's, who may have mounted anything there: a
+    // thread that hangs in it is left to itself.
+    let (send, receive) = mpsc::channel();
+    let mut asked = 0;
+    let mut ask = |question: Box<dyn FnOnce(&Host) -> Answers + Send>| {
+        let (host, send) = (host.clone(), send.clone());
+        let name = "portreeve-ask".to_owned();
+        let run = move || drop(send.send(question(&host)));
+        asked += usize::from(std::thread::Builder::new().name(name).spawn(run).is_ok());
+    };
+    for (manager, units) in of_manager {
+        ask(Box::new(move |host| Answers {
+            units: ask_manager(host, manager, units),
+            ..Answers::default()
+        }));
+    }
+    let (sessions, users) = (questions.sessions.clone(), questions.users.clone());
+    ask(Box::new(move |host| ask_logind(host, &sessions, &users)));
+    let end = Instant::now() + ANSWER_DEADLINE * 3;
+    for _ in 0..asked {
+        let left = end.saturating_duration_since(Instant::now());
+        let Ok(answer) = receive.recv_timeout(left) else { break };
+        answers.units.extend(answer.units);
+        answers.sessions.extend(answer.sessions);
+        answers.lingering.extend(answer.lingering);
+    }
+    let mut whole = unanswered(questions, "its manager could not be reached in time");
+    whole.units.extend(answers.units);
+    whole.sessions.extend(answers.sessions);
+    whole.lingering.extend(answers.lingering);
+    whole
 }
 
 fn unanswered(questions: &Questions, why: &str) -> Answers {
@@ -117,7 +130,10 @@ fn ask_manager(
                     Call { destination, path: &path, interface: PROPERTIES, member: "GetAll" };
                 // An empty interface's name asks for the properties of all of them.
                 let seen = match connection.call(call, &[Argument::Text("")]) {
-                    Ok(Value::Table(properties)) => Seen::Known(read_unit(&properties)),
+                    Ok(Value::Table(properties)) => read_unit(&properties).map_or_else(
+                        || Seen::Unreadable(format!("{name} left a property out")),
+                        Seen::Known,
+                    ),
                     Ok(_) => Seen::Unreadable(format!("{name} answered something else")),
                     Err(error) => refusal(&error, &name),
                 };
@@ -168,8 +184,7 @@ fn refusal<T>(error: &CallError, who: &str) -> Seen<T> {
         CallError::Refused(name) => match name.as_str() {
             "org.freedesktop.systemd1.NoSuchUnit"
             | "org.freedesktop.login1.NoSuchSession"
-            | "org.freedesktop.login1.NoSuchUser"
-            | "org.freedesktop.DBus.Error.UnknownObject" => Seen::Gone,
+            | "org.freedesktop.login1.NoSuchUser" => Seen::Gone,
             "org.freedesktop.DBus.Error.AccessDenied" => Seen::Denied,
             other => Seen::Unreadable(format!("{who} answered {other}")),
         },
@@ -213,30 +228,40 @@ fn escaped(name: &str) -> String {
     name.bytes().enumerate().map(escape).collect()
 }
 
-fn read_unit(properties: &HashMap<String, Value>) -> Unit {
+/// None where a property is missing that every unit, or every service, has.
+fn read_unit(properties: &HashMap<String, Value>) -> Option<Unit> {
     let text = |key: &str| properties.get(key)?.text().filter(|t| !t.is_empty()).map(str::to_owned);
     let flag = |key: &str| properties.get(key)?.flag();
-    let number = |key: &str| properties.get(key)?.number().filter(|&n| n != 0);
-    let pid = |key: &str| number(key).and_then(|pid| u32::try_from(pid).ok()).map(Pid);
-    Unit {
-        is_loaded: text("LoadState").as_deref() == Some("loaded"),
-        active_state: text("ActiveState").unwrap_or_default(),
-        sub_state: text("SubState").unwrap_or_default(),
-        kill_mode: text("KillMode").map(|mode| match mode.as_str() {
-            "control-group" => KillMode::ControlGroup,
-            "mixed" => KillMode::Mixed,
-            "process" => KillMode::Process,
-            "none" => KillMode::None,
-            _ => KillMode::Other(mode),
-        }),
+    let number = |key: &str| properties.get(key)?.number();
+    let time = |key: &str| number(key).filter(|&t| t != 0).map(Duration::from_micros);
+    let is_service = text("Id")?.ends_with(".service");
+    let is_loaded = text("LoadState")? == "loaded";
+    let pid = |key: &str| match number(key) {
+        Some(0) => Some(None),
+        Some(pid) => Some(Some(Pid(u32::try_from(pid).ok()?))),
+        None if is_service && is_loaded => None,
+        None => Some(None),
+    };
+    let kill_mode = text("KillMode").map(|mode| match mode.as_str() {
+        "control-group" => KillMode::ControlGroup,
+        "mixed" => KillMode::Mixed,
+        "process" => KillMode::Process,
+        "none" => KillMode::None,
+        _ => KillMode::Other(mode),
+    });
+    Some(Unit {
+        is_loaded,
+        active_state: text("ActiveState")?,
+        sub_state: text("SubState")?,
+        kill_mode,
         sends_sigkill: flag("SendSIGKILL").unwrap_or_default(),
         is_delegated: flag("Delegate").unwrap_or(true),
-        main_pid: pid("MainPID"),
-        control_pid: pid("ControlPID"),
+        main_pid: pid("MainPID")?,
+        control_pid: pid("ControlPID")?,
         invocation_id: properties.get("InvocationID").and_then(Value::hex),
-        started: number("InactiveExitTimestampMonotonic").map(Duration::from_micros),
+        started: time("InactiveExitTimestampMonotonic"),
         restart: text("Restart"),
-    }
+    })
 }
 
 #[cfg(test)]

@@ -50,7 +50,7 @@ fn of_verdict(verdict: &Verdict) -> u8 {
 
 fn of_port(port: &PortVerdict, verdicts: &[Verdict]) -> u8 {
     match &port.state {
-        PortState::Free | PortState::Lingering => CLEAR,
+        PortState::Free | PortState::NoListener | PortState::Lingering => CLEAR,
         // The holders' own verdicts count; a holder without one was not judged, which clears nobody.
         PortState::Held(holders) | PortState::BoundOnly(holders) => {
             let is_judged = |pid| verdicts.iter().any(|v| v.process.key.pid == pid);
@@ -60,7 +60,9 @@ fn of_port(port: &PortVerdict, verdicts: &[Verdict]) -> u8 {
                 CLEAR
             }
         }
-        PortState::Ephemeral { .. } | PortState::KernelOwned => NOT_CLEAR,
+        PortState::Ephemeral { .. } | PortState::Connected { .. } | PortState::KernelOwned => {
+            NOT_CLEAR
+        }
         PortState::HolderNotVisible | PortState::Unknown(_) => COULD_NOT_TELL,
     }
 }
@@ -109,7 +111,9 @@ mod tests {
         let peer = "192.0.2.1:443".parse().unwrap();
         for (state, code) in [
             (PortState::Free, 0),
+            (PortState::NoListener, 0),
             (PortState::Lingering, 0),
+            (PortState::Connected { holders: vec![Pid(7)], peer }, 1),
             (PortState::Held(vec![Pid(7)]), 0),
             (PortState::BoundOnly(vec![Pid(7)]), 0),
             (PortState::Held(vec![Pid(7), Pid(8)]), 2),

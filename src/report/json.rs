@@ -129,12 +129,16 @@ enum Proto {
 enum State {
     /// Nothing has it.
     Free,
+    /// Nothing listens; a socket that is bound and silent could not be seen.
+    NoListener,
     /// Listening (UDP: bound).
     Held,
     /// Bound, not listening.
     BoundOnly,
     /// An outgoing connection took it as its own local port.
     Ephemeral,
+    /// Nothing listens; a connection has it as its local port.
+    Connected,
     /// Only closing connections remain.
     Lingering,
     /// No process holds it: the kernel does, or a descriptor in flight.
@@ -291,10 +295,14 @@ fn port(port: &PortVerdict) -> Port {
     let pids = |pids: &[Pid]| pids.iter().map(|pid| pid.0).collect();
     let (state, holders, peer) = match &port.state {
         PortState::Free => (State::Free, Vec::new(), None),
+        PortState::NoListener => (State::NoListener, Vec::new(), None),
         PortState::Held(holders) => (State::Held, pids(holders), None),
         PortState::BoundOnly(holders) => (State::BoundOnly, pids(holders), None),
         PortState::Ephemeral { holders, peer } => {
             (State::Ephemeral, pids(holders), Some(peer.to_string()))
+        }
+        PortState::Connected { holders, peer } => {
+            (State::Connected, pids(holders), Some(peer.to_string()))
         }
         PortState::Lingering => (State::Lingering, Vec::new(), None),
         PortState::KernelOwned => (State::KernelOwned, Vec::new(), None),

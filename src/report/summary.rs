@@ -30,10 +30,12 @@ pub(super) struct Summary {
     pub(super) ended: usize,
     /// Processes that were to be ended and are not known to be gone.
     pub(super) not_ended: usize,
-    /// Guarded ports that were asked about: the sum of the four counts below.
+    /// Guarded ports that were asked about: the sum of the five counts below.
     pub(super) ports_guarded: usize,
     /// Ports that nothing has.
     pub(super) ports_free: usize,
+    /// Ports on which nothing listens, where a socket that is bound and silent could not be seen.
+    pub(super) ports_without_listener: usize,
     /// Ports on which only closing connections remain.
     pub(super) ports_lingering: usize,
     /// Ports that somebody has, seen or not.
@@ -81,10 +83,12 @@ impl Summary {
         for port in ports {
             *match port.state {
                 PortState::Free => &mut self.ports_free,
+                PortState::NoListener => &mut self.ports_without_listener,
                 PortState::Lingering => &mut self.ports_lingering,
                 PortState::Held(_)
                 | PortState::BoundOnly(_)
                 | PortState::Ephemeral { .. }
+                | PortState::Connected { .. }
                 | PortState::KernelOwned
                 | PortState::HolderNotVisible => &mut self.ports_held,
                 PortState::Unknown(_) => &mut self.ports_unknown,

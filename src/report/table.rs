@@ -101,6 +101,12 @@ fn state(page: &mut Page, findings: &Findings) {
     if !free.is_empty() {
         page.line("free: ", GOOD, &free.join(" "));
     }
+    let silent = findings.ports.iter().filter(|port| port.state == PortState::NoListener);
+    let silent: Vec<String> = silent.map(|port| short(&port.endpoint)).collect();
+    if !silent.is_empty() {
+        page.line("no listener: ", GOOD, &silent.join(" "));
+        page.line("", SPARED, "sockets that are bound and silent are not seen here");
+    }
     for Unknown { fact, why, remedy } in &findings.unknowns {
         page.line("not seen: ", DOUBT, &format!("{fact}: {why}"));
         if let Some(remedy) = remedy {
@@ -117,11 +123,12 @@ fn port_rows<'a>(
     told: &mut BTreeSet<Pid>,
 ) -> Vec<Row<'a>> {
     let (holders, words) = match &port.state {
-        PortState::Free => return Vec::new(),
+        PortState::Free | PortState::NoListener => return Vec::new(),
         PortState::Held(holders) | PortState::BoundOnly(holders) => (holders.as_slice(), None),
         PortState::Ephemeral { holders, .. } => {
             (holders.as_slice(), Some(("outgoing connection", DOUBT)))
         }
+        PortState::Connected { holders, .. } => (holders.as_slice(), Some(("a connection", DOUBT))),
         PortState::Lingering => (&[][..], Some(("lingering", SPARED))),
         PortState::KernelOwned => (&[][..], Some(("held by the kernel", DOUBT))),
         PortState::HolderNotVisible => (&[][..], Some(("holder not visible", DOUBT))),
@@ -298,6 +305,7 @@ fn ports(summary: &Summary) -> String {
         };
     }
     let rest = [
+        (summary.ports_without_listener, "without a listener"),
         (summary.ports_held, "held"),
         (summary.ports_lingering, "lingering"),
         (summary.ports_unknown, "unknown"),
@@ -353,13 +361,15 @@ fn remains(reaped: &Reaped) -> Vec<String> {
 /// A port that is not free and has no server to judge.
 fn taken_by_no_server(port: &PortVerdict) -> Option<String> {
     let how = match port.state {
-        PortState::Ephemeral { .. } => "taken by an outgoing connection",
+        PortState::Ephemeral { .. } | PortState::Connected { .. } => "taken by a connection",
         PortState::KernelOwned => "held by the kernel",
         PortState::HolderNotVisible => "held by somebody not visible",
         PortState::Unknown(_) => "unknown",
-        PortState::Free | PortState::Held(_) | PortState::BoundOnly(_) | PortState::Lingering => {
-            return None;
-        }
+        PortState::Free
+        | PortState::NoListener
+        | PortState::Held(_)
+        | PortState::BoundOnly(_)
+        | PortState::Lingering => return None,
     };
     Some(format!("{} {how}", short(&port.endpoint)))
 }
