@@ -255,7 +255,7 @@ prop_compose! {
 /// PROPTEST_CASES sets how long it takes.
 fn config() -> ProptestConfig {
     let default = ProptestConfig::default();
-    ProptestConfig { cases: default.cases / 2, failure_persistence: None, ..default }
+    ProptestConfig { cases: default.cases / 4, failure_persistence: None, ..default }
 }
 
 proptest! {
@@ -276,10 +276,9 @@ proptest! {
             let is_only_one = judgement.verdicts.iter().filter(|v| v.key() == verdict.key()).count();
             prop_assert_eq!(is_only_one, 1);
             let may_be_ended = match verdict.finding {
-                Finding::Orphan(_) => true,
+                Finding::Orphan(_) | Finding::Foreign => true,
                 Finding::Suspect => scene.terms.also.abandoned,
                 Finding::Spare(_) => scene.terms.also.session && verdict.row.0 == 10,
-                Finding::Foreign => true,
                 Finding::Undecided(_) => false,
             };
             prop_assert!(may_be_ended || !verdict.is_convicted);

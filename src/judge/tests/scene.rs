@@ -437,7 +437,9 @@ impl Scene {
     pub(super) fn without(mut self, fact: &Fact, how: Blindness) -> Self {
         let snapshot = &mut self.snapshot;
         let mut of = |pid: &u32, edit: &dyn Fn(&mut Process)| {
-            snapshot.processes.get_mut(&Pid(*pid)).into_iter().for_each(edit);
+            if let Some(process) = snapshot.processes.get_mut(&Pid(*pid)) {
+                edit(process);
+            }
         };
         match fact {
             Fact::CommandLine(pid) => of(pid, &|p| blind(&mut p.command_line, how)),
@@ -459,17 +461,24 @@ impl Scene {
             Fact::ReservedPorts => blind(&mut snapshot.reserved_ports, how),
             Fact::Sockets => blind(&mut snapshot.sockets, how),
             Fact::Unit(unit) => {
-                snapshot.units.get_mut(unit).into_iter().for_each(|u| blind(u, how));
+                if let Some(seen) = snapshot.units.get_mut(unit) {
+                    blind(seen, how);
+                }
             }
             Fact::SessionState(id) => {
-                snapshot.sessions.get_mut(id).into_iter().for_each(|s| blind(s, how));
+                if let Some(seen) = snapshot.sessions.get_mut(id) {
+                    blind(seen, how);
+                }
             }
             Fact::Linger(uid) => {
-                snapshot.lingering.get_mut(uid).into_iter().for_each(|l| blind(l, how));
+                if let Some(seen) = snapshot.lingering.get_mut(uid) {
+                    blind(seen, how);
+                }
             }
             Fact::OwnerAlive(at) => {
-                let receipt = snapshot.receipts.get_mut(*at);
-                receipt.into_iter().for_each(|r| blind(&mut r.is_owner_alive, how));
+                if let Some(receipt) = snapshot.receipts.get_mut(*at) {
+                    blind(&mut receipt.is_owner_alive, how);
+                }
             }
             Fact::V6Only(at) => {
                 return self.edit_sockets(|s| s.all[*at].v6only = None);
