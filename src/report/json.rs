@@ -492,7 +492,7 @@ mod tests {
             report["summary"],
             serde_json::json!({
                 "orphans": 2, "suspects": 1, "foreign": 1, "undecided": 1, "spared": 2, "ended": 0, "not_ended": 0,
-                "ports_guarded": 11, "ports_free": 3, "ports_lingering": 1, "ports_held": 7, "ports_unknown": 0,
+                "ports_guarded": 11, "ports_free": 3, "ports_lingering": 1, "ports_held": 7, "ports_unknown": 0, "ports_without_listener": 0,
             })
         );
     }

@@ -32,6 +32,7 @@ pub(super) fn process(pid: u32, command_line: &[u8]) -> Process {
         exe: Seen::Known("/usr/bin/python3.13".into()),
         uid: Seen::Known(1000),
         namespace_pids: Seen::Known(vec![pid]),
+        tracer: Seen::Known(None),
         cgroup: Seen::Denied,
         invocation_id: None,
         is_root_deleted: false,

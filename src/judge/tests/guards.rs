@@ -277,3 +277,77 @@ fn a_holder_that_is_gone_has_no_verdict() {
     assert!(scene.judge().verdicts.is_empty());
     assert_ne!(scene.port("8091").sentence, "nothing has it");
 }
+
+#[test]
+fn a_service_that_is_named_brings_no_process_on_the_port_of_another_that_shares_its_pattern() {
+    let named = |service: &str| {
+        Scene::mess().ask(|t| {
+            t.named_services.push(service.into());
+            t.also.abandoned = true;
+        })
+    };
+    assert!(named("aidb").convicts(7));
+    assert!(!named("hybrid").is_candidate(7));
+    // without a port it may be either's
+    let portless =
+        Scene::new().process(7, 1, SERVER).ask(|t| t.named_services.push("hybrid".into()));
+    assert!(portless.is_candidate(7));
+    // and only ports of the named service are reported
+    let ports = named("hybrid").judge().ports;
+    assert!(ports.iter().all(|p| p.service == Some("hybrid".into())) && !ports.is_empty());
+}
+
+#[test]
+fn an_editor_in_a_terminal_is_not_what_also_session_means() {
+    let editor = Scene::new().process(6, 1, "bash").process(7, 6, "vim server.py --config x");
+    let editor = editor.edit(7, |p| p.has_terminal = true).ask(|t| t.also.session = true);
+    assert_eq!(editor.says(7).1, "spare: session");
+    assert!(!editor.convicts(7));
+    assert!(editor.listens(7, 8091).convicts(7));
+    let daemon = Scene::new().process(7, 1, "python3 discovery_daemon.py");
+    let daemon = daemon.edit(7, |p| p.has_terminal = true).ask(|t| t.also.session = true);
+    assert!(daemon.convicts(7));
+}
+
+#[test]
+fn where_systemd_may_run_unseen_nobody_is_convicted_for_being_in_no_unit() {
+    let unit = system("aidb.service");
+    let scene = Scene::mess().inside(7, &unit).unit(&unit, |u| u.main_pid = Some(Pid(7)));
+    scene.needs(7, &[(Fact::HasSystemd, "whether systemd runs here")]);
+    // in no unit, and its manager was not asked about the user
+    let bare = Scene::mess().see(|s| s.lingering.clear());
+    bare.needs(7, &[(Fact::HasSystemd, "whether systemd runs here")]);
+}
+
+#[test]
+fn pid_1_of_a_container_may_be_the_server_itself() {
+    let inside = Scene::mess().see(|s| {
+        s.sight.is_first_pid_namespace = false;
+        s.has_systemd = Seen::Known(false);
+    });
+    assert_eq!(inside.says(7).1, "undecided");
+    assert!(!inside.convicts(7));
+    // a box with a systemd of its own is a machine like another
+    let a_box = Scene::mess().see(|s| s.sight.is_first_pid_namespace = false);
+    assert!(a_box.convicts(7));
+}
+
+#[test]
+fn a_session_lingers_with_the_user_whose_it_is_whoever_the_process_has_become() {
+    let scene = || Scene::mess().in_session(7, "closing", "running");
+    assert!(scene().convicts(7));
+    let of_lingering = scene().cgroup(7, |c| c.session_user = Some(77));
+    let of_lingering = of_lingering.see(|s| {
+        s.lingering.insert(77, Seen::Known(true));
+    });
+    assert!(!of_lingering.convicts(7));
+}
+
+#[test]
+fn a_command_line_that_goes_on_behind_its_cut_convicts_nobody_by_what_it_lacks() {
+    let foreign = Scene::new().process(7, 1, "nc -l").listens(7, 8091);
+    let foreign = foreign.named_port("8091").ask(|t| t.also.foreign = true);
+    assert!(foreign.convicts(7));
+    let cut = foreign.without(&Fact::CutLine(7), super::scene::Blindness::Gone);
+    assert_eq!(cut.says(7).1, "undecided");
+}

@@ -80,6 +80,7 @@ fn any_cgroup() -> impl Strategy<Value = Cgroup> {
         claim: None,
         unit,
         session: session.map(str::to_owned),
+        session_user: session.map(|_| 1000),
     };
     let places = vec![
         of(None, None),
@@ -222,7 +223,7 @@ prop_compose! {
                 s.ephemeral_ports = range;
                 s.clock.boot_id = boot;
                 s.clock.now_ticks = now;
-                s.has_systemd = has_systemd;
+                s.has_systemd = Seen::Known(has_systemd);
             })
     }
 }

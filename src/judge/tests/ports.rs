@@ -3,6 +3,7 @@
 use super::super::port::PortState;
 use super::scene::{Blindness, Fact, Scene};
 use crate::{
+    config::settings::ForeignHolder,
     ident::Pid,
     snapshot::{Seen, SocketState},
 };
@@ -16,12 +17,12 @@ fn client(local: &str) -> Scene {
 }
 
 #[test]
-fn a_port_without_sockets_is_free_and_says_where_a_silent_one_would_not_show() {
+fn a_port_without_sockets_is_free_only_where_a_silent_one_would_show() {
     let port = Scene::new().port("8091");
     assert_eq!((port.state, port.sentence.as_str()), (PortState::Free, "nothing has it"));
     let blind = Scene::new().edit_sockets(|s| s.sees_bound = false).port("8091");
-    assert_eq!(blind.state, PortState::Free);
-    assert!(blind.sentence.contains("does not show sockets that are bound and silent"));
+    assert_eq!(blind.state, PortState::NoListener);
+    assert!(blind.sentence.contains("bound and silent would not be seen"), "{}", blind.sentence);
 }
 
 #[test]
@@ -96,10 +97,15 @@ fn the_sysctl_line_keeps_what_is_reserved_already() {
 }
 
 #[test]
-fn a_connection_outside_the_range_holds_its_port() {
-    let scene = client("10.0.0.2:8091");
-    assert_eq!(scene.port("8091").state, PortState::Held(vec![Pid(7)]));
-    assert_eq!(scene.says(7).1, "foreign");
+fn whoever_only_has_a_connection_is_no_candidate_outside_the_range_either() {
+    let scene = client("10.0.0.2:8091").named_port("8091").ask(|t| t.also.foreign = true);
+    let PortState::Connected { holders, .. } = scene.port("8091").state else {
+        panic!("{}", scene.port("8091").sentence);
+    };
+    assert_eq!(holders, vec![Pid(7)]);
+    assert!(!scene.is_candidate(7));
+    let reaping = scene.set(|s| s.services[0].foreign_holder = ForeignHolder::Reap);
+    assert!(!reaping.convicts(7));
 }
 
 #[test]
@@ -121,8 +127,11 @@ fn a_socket_without_a_holder_is_the_kernels_only_to_eyes_that_see_all() {
     ] {
         assert_eq!(scene.port("8091").state, PortState::HolderNotVisible);
     }
-    let unprivileged = unheld().see(|s| s.sight.may_see_all = false).port("8091");
-    assert!(unprivileged.next_step.unwrap().contains("sudo"));
+    // what helps without rights stands among the unknowns, once
+    let unprivileged = unheld().see(|s| s.sight.may_see_all = false);
+    assert_eq!(unprivileged.port("8091").next_step, None);
+    let blind = unprivileged.edit_sockets(|s| s.refused = 3).judge().unknowns;
+    assert!(blind[0].remedy.as_ref().unwrap().contains("sudo"), "{blind:?}");
     let nested = unheld().see(|s| s.sight.is_first_pid_namespace = false).port("8091");
     assert!(nested.next_step.unwrap().contains("outside the container"));
 }

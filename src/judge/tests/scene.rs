@@ -119,7 +119,7 @@ impl Scene {
                 ticks_per_second: 100,
             },
             ourselves: vec![Pid(900), Pid(901)],
-            has_systemd: true,
+            has_systemd: Seen::Known(true),
             sight: Sight { may_see_all: true, is_first_pid_namespace: true, is_proc_hidden: false },
             ephemeral_ports: Seen::Known((32_768, 60_999)),
             reserved_ports: Seen::Known(String::new()),
@@ -158,6 +158,7 @@ impl Scene {
             exe: Seen::Known("/usr/bin/python3.13".into()),
             uid: Seen::Known(1000),
             namespace_pids: Seen::Known(vec![pid]),
+            tracer: Seen::Known(None),
             cgroup: Seen::Known(Cgroup { path: "/".to_owned(), ..Cgroup::default() }),
             invocation_id: None,
             is_root_deleted: false,
@@ -315,7 +316,11 @@ impl Scene {
 
     pub(super) fn convicts(&self, pid: u32) -> bool {
         self.obeys_the_law().unwrap();
-        self.verdict(pid).is_convicted
+        self.judge().convicted().any(|v| v.key().pid == Pid(pid))
+    }
+
+    pub(super) fn is_candidate(&self, pid: u32) -> bool {
+        self.judge().verdicts.iter().any(|v| v.key().pid == Pid(pid))
     }
 
     /// The word on a guarded port.
@@ -367,6 +372,10 @@ pub(super) enum Fact {
     Exe(u32),
     Uid(u32),
     NamespacePids(u32),
+    Tracer(u32),
+    /// A command line that goes on behind what is kept of it.
+    CutLine(u32),
+    HasSystemd,
     Cgroup(u32),
     InvocationId(u32),
     Session(u32),
@@ -409,16 +418,19 @@ impl Scene {
             Fact::EphemeralPorts,
             Fact::ReservedPorts,
             Fact::Sockets,
+            Fact::HasSystemd,
             Fact::Sight,
         ];
         let sockets = snapshot.sockets.known().map_or(0, |s| s.all.len());
         facts.extend((0..sockets).map(Fact::V6Only));
-        let of_process: [fn(u32) -> Fact; 9] = [
+        let of_process: [fn(u32) -> Fact; 11] = [
             Fact::Process,
             Fact::CommandLine,
             Fact::Exe,
             Fact::Uid,
             Fact::NamespacePids,
+            Fact::Tracer,
+            Fact::CutLine,
             Fact::Cgroup,
             Fact::InvocationId,
             Fact::Session,
@@ -446,6 +458,13 @@ impl Scene {
             Fact::Exe(pid) => of(pid, &|p| blind(&mut p.exe, how)),
             Fact::Uid(pid) => of(pid, &|p| blind(&mut p.uid, how)),
             Fact::NamespacePids(pid) => of(pid, &|p| blind(&mut p.namespace_pids, how)),
+            Fact::Tracer(pid) => of(pid, &|p| blind(&mut p.tracer, how)),
+            Fact::CutLine(pid) => of(pid, &|p| {
+                if let Seen::Known(line) = &mut p.command_line {
+                    line.is_cut = true;
+                }
+            }),
+            Fact::HasSystemd => blind(&mut snapshot.has_systemd, how),
             Fact::Cgroup(pid) => of(pid, &|p| blind(&mut p.cgroup, how)),
             Fact::InvocationId(pid) => of(pid, &|p| {
                 let mut seen = Seen::Gone;
