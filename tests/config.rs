@@ -134,7 +134,10 @@ fn the_default_knows_the_founding_stacks_command_lines() {
             "/usr/bin/python3.11 /app/continuous_learning_daemon.py --interval 60",
             &["hybrid-coordinator*"],
         ),
-        ("/opt/my venv/bin/python self_healing_daemon.py", &["health-monitor*"]),
+        ("/opt/venv/bin/python -X dev -u self_healing_daemon.py", &["health-monitor*"]),
+        // Nor is who starts it somewhere else.
+        ("docker run --rm img python3 /app/tool_discovery_daemon.py", &[]),
+        ("bash -c ssh gpu2 python3 /app/self_healing_daemon.py", &[]),
         (
             "/usr/bin/python3 /usr/local/bin/uvicorn open_webui.main:app --host 0.0.0.0 --port 3001",
             &["open-webui"],

@@ -44,11 +44,14 @@ fn errors(output: &Output) -> String {
 fn stage(protects: bool) -> Option<(Stage, String)> {
     let stage = Stage::set_on_the_host().map_err(|reason| skip(&reason)).ok()?;
     let end = CONFIG.find("protect:").unwrap();
-    let config = stage.write("config.yaml", if protects { CONFIG } else { &CONFIG[..end] });
+    let text = if protects { CONFIG } else { &CONFIG[..end] };
+    // The tests beside this one share the machine's processes: each looks for its own alone.
+    let own = format!("exit-codes-left {}", stage.path("").display());
+    let config = stage.write("config.yaml", &text.replace("exit-codes-left ", &own));
     Some((stage, config))
 }
 
-/// Left behind on 7101; its words tell it from those of a test beside this one.
+/// Left behind on 7101.
 fn left(stage: &Stage) -> Option<Planted> {
     let name = format!("exit-codes-left {}", stage.path("").display());
     stage.orphan(&["--as", &name, "--listen", "7101"])

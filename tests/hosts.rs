@@ -42,7 +42,8 @@ fn found(findings: &Findings, expected: &Value) -> Value {
         let found = json!({ "row": verdict.row.0, "verdict": verdict.title(), "because": because });
         processes.insert(pid, found);
     }
-    let taken = findings.ports.iter().filter(|port| port.state != PortState::Free);
+    // The text of /proc/net shows no bound sockets: what has no socket there has no listener.
+    let taken = findings.ports.iter().filter(|port| port.state != PortState::NoListener);
     let ports: Map<String, Value> =
         taken.map(|p| (p.endpoint.to_string(), p.sentence.clone().into())).collect();
     let unknowns: Vec<&str> = findings.unknowns.iter().map(|u| u.fact.as_str()).collect();

@@ -135,6 +135,12 @@ pub fn any_of<'a>(patterns: impl Iterator<Item = &'a Regex>) -> Result<RegexSet,
         .build()
 }
 
+/// Whether a pattern matches a command line. Of one that was cut, a match that ends at the cut might not be one
+/// of the whole.
+pub fn fits(pattern: &Regex, text: &[u8], is_cut: bool) -> bool {
+    pattern.find_iter(text).any(|found| !is_cut || found.end() < text.len())
+}
+
 impl Settings {
     /// Every pattern, of services and workers.
     pub fn patterns(&self) -> impl Iterator<Item = &Regex> {

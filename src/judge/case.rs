@@ -2,10 +2,8 @@
 
 use std::{path::Path, time::Duration};
 
-use regex::bytes::Regex;
-
 use crate::{
-    config::settings::{Service, ServicePattern, Settings, WorkerPattern},
+    config::settings::{Service, ServicePattern, Settings, WorkerPattern, fits},
     ident::{Endpoint, Manager, Pid, ServiceName, UnitName, UnitRef},
     snapshot::{Cgroup, Process, Seen, Snapshot, Unit},
 };
@@ -556,18 +554,15 @@ fn matches<'a>(
     process: &Process,
 ) -> (Vec<(&'a Service, &'a ServicePattern)>, Option<&'a WorkerPattern>) {
     let Some(line) = process.command_line.known() else { return (Vec::new(), None) };
-    // A match that ends where the line was cut might not be one of the whole line.
-    let fits = |regex: &Regex| {
-        regex.find_iter(&line.text).any(|found| !line.is_cut || found.end() < line.text.len())
-    };
     let services = settings.services.iter().flat_map(|service| {
         service
             .patterns
             .iter()
-            .filter(|pattern| fits(&pattern.regex))
+            .filter(|pattern| fits(&pattern.regex, &line.text, line.is_cut))
             .map(move |pattern| (service, pattern))
     });
-    let worker = settings.workers.iter().find(|worker| fits(&worker.regex));
+    let worker =
+        settings.workers.iter().find(|worker| fits(&worker.regex, &line.text, line.is_cut));
     (services.collect(), worker)
 }
 

@@ -355,8 +355,11 @@ fn sight(host: &Host) -> Sight {
     let may_search = effective & (DAC_OVERRIDE | DAC_READ_SEARCH) != 0;
     // Capabilities of a nested user namespace say nothing about processes outside it.
     let uid_map = host.read_text("proc/self/uid_map");
-    let is_first_user_namespace =
-        uid_map.known().is_some_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
+    let is_first_user_namespace = match &uid_map {
+        Seen::Known(map) => map.split_whitespace().eq(["0", "0", "4294967295"]),
+        Seen::Gone => true, // a kernel without user namespaces
+        Seen::Denied | Seen::Unreadable(_) => false,
+    };
     let namespace = std::fs::read_link(host.path("proc/self/ns/pid"));
     let mounts = host.read_text("proc/self/mountinfo");
     let is_hidden = mounts.known().is_some_and(|text| {
