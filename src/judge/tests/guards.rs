@@ -52,6 +52,8 @@ fn a_server_speaks_for_the_young_children_that_share_its_port() {
     };
     assert!(forked(&[6, 7]).convicts(7));
     assert!(!forked(&[7]).convicts(7), "its server holds no port");
+    let idle = forked(&[6]).ask(|t| t.also.abandoned = true);
+    assert_eq!(idle.says(7).1, "undecided", "it holds none itself");
     let other_session = forked(&[6, 7]).edit(7, |p| p.session = Pid(7));
     assert!(!other_session.convicts(7));
 }
