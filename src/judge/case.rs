@@ -277,9 +277,15 @@ impl<'a> Case<'a> {
         let of = |what: &str, process: &Process| format!("{what} of pid {}", process.key.pid);
         let is_same_service = || {
             let (services, worker) = matches(self.settings, parent);
-            let is_own = |name: &ServiceName| self.matched.iter().any(|(own, _)| own.name == *name);
-            services.iter().any(|(service, _)| is_own(&service.name))
-                || (worker.is_some() && self.worker.is_some())
+            if services.is_empty() && worker.is_none() {
+                return Truth::No;
+            }
+            self.by_command_line(|| {
+                let is_own =
+                    |name: &ServiceName| self.matched.iter().any(|(own, _)| own.name == *name);
+                services.iter().any(|(service, _)| is_own(&service.name))
+                    || (worker.is_some() && self.worker.is_some())
+            })
         };
         let is_same_session = || match (child.session, parent.session) {
             (Pid::OUTSIDE, _) | (_, Pid::OUTSIDE) => Truth::Unknown(Unknown {
@@ -289,11 +295,7 @@ impl<'a> Case<'a> {
             }),
             (own, above) => Truth::from(own == above),
         };
-        self.by_command_line(|| true)
-            .and(|| {
-                let name = || of("the command line", parent);
-                fact(&parent.command_line, name, |_| is_same_service().into())
-            })
+        fact(&parent.command_line, || of("the command line", parent), |_| is_same_service())
             .and(is_same_session)
             .and(|| {
                 fact(

@@ -279,3 +279,16 @@ fn a_holder_that_is_gone_has_no_verdict() {
     assert!(scene.judge().verdicts.is_empty());
     assert_ne!(scene.port("8091").sentence, "nothing has it");
 }
+
+/// Found by the property in `law`: what the process itself is was not read, so who its fellows are is not known.
+#[test]
+fn a_process_whose_own_command_line_was_not_read_may_be_a_fellow_of_its_parent() {
+    let scene = Scene::new()
+        .process(6, 1, "VLLM::APIServer")
+        .process(7, 6, "VLLM::EngineCore")
+        .edit(7, |p| (p.session, p.has_terminal) = (Pid(6), true))
+        .ask(|t| t.also.session = true)
+        .edit(6, |p| p.parent = Pid::OUTSIDE);
+    assert_eq!(scene.says(7).1, "undecided");
+    assert!(!scene.without(&Fact::CommandLine(7), super::scene::Blindness::Denied).convicts(7));
+}
