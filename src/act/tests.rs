@@ -79,7 +79,15 @@ fn plant_as(name: &str, script: &str, listener: Option<&TcpListener>) -> Planted
     let mut word = [0; 6];
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut word).unwrap();
     assert_eq!(&word, b"ready\n");
-    Planted(child)
+    let planted = Planted(child);
+    if script.ends_with("exec sleep 1000") {
+        wait_until("it runs sleep", || name_of(planted.pid()).as_deref() == Some("sleep"));
+    }
+    planted
+}
+
+fn name_of(pid: Pid) -> Option<String> {
+    processes::read_stat(&Host::live(), pid).known().map(|stat| stat.comm.clone())
 }
 
 const SERVER: &str = "echo ready; exec sleep 1000";
@@ -231,9 +239,7 @@ fn a_process_that_runs_another_program_since_the_verdict_is_left_alone() {
     let verdict = convict(server.pid(), &[endpoint], GRACE);
     let raw = rustix::process::Pid::from_raw(server.pid().0.cast_signed()).unwrap();
     rustix::process::kill_process(raw, rustix::process::Signal::USR1).unwrap();
-    wait_until("it runs sleep", || {
-        processes::read_stat(&Host::live(), server.pid()).known().is_some_and(|s| s.comm == "sleep")
-    });
+    wait_until("it runs sleep", || name_of(server.pid()).as_deref() == Some("sleep"));
     let outcomes = end(&snapshot, vec![verdict]);
     assert_eq!(outcomes, [Outcome::Replaced("it runs another program now".to_owned())]);
     assert!(server.lives());

@@ -250,14 +250,8 @@ impl<'a> Case<'a> {
                     remedy: Some("run it on the host, outside the container".to_owned()),
                 });
             }
-            return fact(
-                &process.command_line,
-                || "the command line of pid 1".to_owned(),
-                |_| {
-                    let (services, worker) = matches(self.settings, process);
-                    Truth::from(services.is_empty() && worker.is_none())
-                },
-            );
+            let (services, worker) = matches(self.settings, process);
+            return !by_command_line(process, || !services.is_empty() || worker.is_some());
         }
         let name = || format!("the control group of pid {}", process.key.pid);
         fact(&process.cgroup, name, |cgroup| match &cgroup.unit {
@@ -300,8 +294,13 @@ impl<'a> Case<'a> {
         let is_same_service = || {
             let (services, worker) = matches(self.settings, parent);
             let is_own = |name: &ServiceName| self.matched.iter().any(|(own, _)| own.name == *name);
-            services.iter().any(|(service, _)| is_own(&service.name))
-                || (worker.is_some() && self.worker.is_some())
+            let is_shared = services.iter().any(|(service, _)| is_own(&service.name))
+                || (worker.is_some() && self.worker.is_some());
+            by_command_line(parent, || !services.is_empty() || worker.is_some())
+                .and(|| self.has_pattern())
+                .and(|| {
+                    by_command_line(parent, || is_shared).or(|| self.by_command_line(|| is_shared))
+                })
         };
         let is_same_session = || match (child.session, parent.session) {
             (Pid::OUTSIDE, _) | (_, Pid::OUTSIDE) => Truth::Unknown(Unknown {
@@ -311,11 +310,7 @@ impl<'a> Case<'a> {
             }),
             (own, above) => Truth::from(own == above),
         };
-        self.by_command_line(|| true)
-            .and(|| {
-                let name = || of("the command line", parent);
-                fact(&parent.command_line, name, |_| is_same_service().into())
-            })
+        is_same_service()
             .and(is_same_session)
             .and(|| {
                 fact(
@@ -483,18 +478,9 @@ impl<'a> Case<'a> {
         })
     }
 
-    /// What its command line says, where that was read. What stands behind a cut may say more.
+    /// What its command line says, where that was read.
     pub fn by_command_line(&self, says: impl FnOnce() -> bool) -> Truth {
-        let name = || self.name("the command line");
-        fact(&self.process.command_line, name, |line| match (says(), line.is_cut) {
-            (true, _) => Truth::Yes,
-            (false, false) => Truth::No,
-            (false, true) => Truth::Unknown(Unknown {
-                fact: self.name("the end of the command line"),
-                why: "it is longer than what is kept of it".to_owned(),
-                remedy: None,
-            }),
-        })
+        by_command_line(self.process, says)
     }
 
     /// It matches a pattern, of a service or of workers.
@@ -546,6 +532,24 @@ impl<'a> Case<'a> {
     pub fn age(&self) -> Option<Duration> {
         self.snapshot.clock.age(self.process.key.start_ticks)
     }
+}
+
+/// What a command line says, where it was read. What stands behind a cut may say more.
+fn by_command_line(process: &Process, says: impl FnOnce() -> bool) -> Truth {
+    let name = |what: &str| format!("{what} of pid {}", process.key.pid);
+    fact(
+        &process.command_line,
+        || name("the command line"),
+        |line| match (says(), line.is_cut) {
+            (true, _) => Truth::Yes,
+            (false, false) => Truth::No,
+            (false, true) => Truth::Unknown(Unknown {
+                fact: name("the end of the command line"),
+                why: "it is longer than what is kept of it".to_owned(),
+                remedy: None,
+            }),
+        },
+    )
 }
 
 /// Patterns that a process's command line matches.

@@ -6,6 +6,7 @@ pub mod diag;
 pub mod holders;
 pub mod listeners;
 pub mod processes;
+mod reader;
 pub mod units;
 
 use std::{

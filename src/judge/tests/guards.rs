@@ -52,6 +52,8 @@ fn a_server_speaks_for_the_young_children_that_share_its_port() {
     };
     assert!(forked(&[6, 7]).convicts(7));
     assert!(!forked(&[7]).convicts(7), "its server holds no port");
+    let idle = forked(&[6]).ask(|t| t.also.abandoned = true);
+    assert_eq!(idle.says(7).1, "undecided", "it holds none itself");
     let other_session = forked(&[6, 7]).edit(7, |p| p.session = Pid(7));
     assert!(!other_session.convicts(7));
 }
@@ -350,4 +352,17 @@ fn a_command_line_that_goes_on_behind_its_cut_convicts_nobody_by_what_it_lacks()
     assert!(foreign.convicts(7));
     let cut = foreign.without(&Fact::CutLine(7), super::scene::Blindness::Gone);
     assert_eq!(cut.says(7).1, "undecided");
+}
+
+/// Found by the property in `law`: what the process itself is was not read, so who its fellows are is not known.
+#[test]
+fn a_process_whose_own_command_line_was_not_read_may_be_a_fellow_of_its_parent() {
+    let scene = Scene::new()
+        .process(6, 1, "VLLM::APIServer")
+        .process(7, 6, "VLLM::EngineCore")
+        .edit(7, |p| (p.session, p.has_terminal) = (Pid(6), true))
+        .ask(|t| t.also.session = true)
+        .edit(6, |p| p.parent = Pid::OUTSIDE);
+    assert_eq!(scene.says(7).1, "undecided");
+    assert!(!scene.without(&Fact::CommandLine(7), super::scene::Blindness::Denied).convicts(7));
 }
