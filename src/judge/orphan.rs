@@ -15,9 +15,10 @@ use super::{
 };
 
 /// What a row of the table says to a case.
+#[derive(Debug, Clone)]
 pub struct Answer {
-    /// Whether the row's facts hold.
-    pub holds: Truth,
+    /// The row's facts, in words that fit behind "that …", and whether each holds; all must.
+    pub conditions: Vec<(&'static str, Truth)>,
     /// What it finds if they do.
     pub finding: Finding,
     /// Why, in one line.
@@ -25,10 +26,15 @@ pub struct Answer {
 }
 
 impl Answer {
-    fn no() -> Self {
-        Self { holds: Truth::No, finding: Finding::Foreign, reason: String::new() }
+    /// Whether all conditions hold. One that does not needs no other.
+    pub fn holds(&self) -> Truth {
+        self.conditions.iter().fold(Truth::Yes, |all, (_, one)| all.and(|| one.clone()))
     }
 }
+
+const CONTAINED: &str = "a container claims it, or it has a pid namespace of its own";
+const PARENT_GONE: &str = "its parent is gone: a reaper took it";
+const IN_UNIT: &str = "it is in a loaded unit that is no closed session's";
 
 type Ask = fn(&Case<'_>) -> Answer;
 
@@ -51,6 +57,11 @@ const TABLE: [(Row, Ask); 15] = [
     (Row(19), parent_lives),
 ];
 
+/// What every row says to a case, those behind the deciding one as well: for `explain`.
+pub fn trace(case: &Case<'_>) -> Vec<(Row, Answer)> {
+    TABLE.iter().map(|(row, ask)| (*row, ask(case))).collect()
+}
+
 /// What the table says of a case.
 pub struct Decision {
     /// The finding.
@@ -69,7 +80,7 @@ pub fn decide(case: &Case<'_>) -> Decision {
     for (row, ask) in TABLE {
         let answer = ask(case);
         let spares = matches!(answer.finding, Finding::Spare(_));
-        match (answer.holds, doubt.take()) {
+        match (answer.holds(), doubt.take()) {
             (Truth::No, earlier) => doubt = earlier,
             (Truth::Unknown(unknown), None) => doubt = Some((row, unknown, spares)),
             (Truth::Unknown(_), Some((row, unknown, all_spare))) => {
@@ -106,22 +117,28 @@ fn undecided(row: Row, unknown: Unknown) -> Decision {
 }
 
 fn protected(case: &Case<'_>) -> Answer {
-    let (holds, why) = case.is_protected();
-    Answer { holds, finding: Finding::Spare(Spare::Protected(why.clone())), reason: why }
+    let (is_protected, why) = case.is_protected();
+    Answer {
+        conditions: vec![(
+            "it is part of the machine, of portreeve's own line, or named by a 'protect:' rule",
+            is_protected,
+        )],
+        finding: Finding::Spare(Spare::Protected(why.clone())),
+        reason: why,
+    }
 }
 
 fn live_container(case: &Case<'_>) -> Answer {
-    let evidence = case.has_container_evidence();
-    if evidence == Truth::No {
-        return Answer::no();
-    }
-    let (holds, pid, name) = match case.supervisor() {
+    let (is_supervised, pid, name) = match case.supervisor() {
         Ok(Some(above)) => (Truth::Yes, above.key.pid, above.name.clone()),
         Ok(None) => (Truth::No, case.process.parent, String::new()),
         Err(unknown) => (Truth::Unknown(unknown), case.process.parent, String::new()),
     };
     Answer {
-        holds: evidence.and(|| holds),
+        conditions: vec![
+            (CONTAINED, case.has_container_evidence()),
+            ("a living process outside supervises it", is_supervised),
+        ],
         reason: format!("{} is supervised by {name} (pid {pid})", container_name(case)),
         finding: Finding::Spare(Spare::LiveContainer(pid, name)),
     }
@@ -144,7 +161,7 @@ fn unsettled_container(case: &Case<'_>) -> Answer {
         ),
     };
     Answer {
-        holds: case.has_container_evidence(),
+        conditions: vec![(CONTAINED, case.has_container_evidence())],
         reason: format!("not known: {unknown}"),
         finding: Finding::Undecided(unknown),
     }
@@ -157,7 +174,7 @@ fn forwarder(case: &Case<'_>) -> Answer {
         remedy: Some("look for the published port: 'docker ps' or 'podman ps'".to_owned()),
     };
     Answer {
-        holds: case.is_forwarder(),
+        conditions: vec![("it forwards a guarded port for a container", case.is_forwarder())],
         reason: format!("not known: {unknown}"),
         finding: Finding::Undecided(unknown),
     }
@@ -170,7 +187,13 @@ fn ours(case: &Case<'_>) -> Answer {
         let is_this_boot = boot.known().is_none_or(|id| *id == receipt.boot_id);
         is_this_boot && case.process.key.is_same(&receipt.key)
     };
-    let Some(receipt) = case.snapshot.receipts.iter().find(fits) else { return Answer::no() };
+    let Some(receipt) = case.snapshot.receipts.iter().find(fits) else {
+        return Answer {
+            conditions: vec![("portreeve has a receipt for it", Truth::No)],
+            finding: Finding::Orphan(Orphan::Ours(String::new())),
+            reason: String::new(),
+        };
+    };
     let pid = case.process.key.pid;
     // The inode of a pidfd settles it; without one, executable and user must fit too.
     let settled = receipt.key.pidfd_inode.is_some() && case.process.key.pidfd_inode.is_some();
@@ -199,7 +222,10 @@ fn ours(case: &Case<'_>) -> Answer {
     let is_this_boot =
         fact(boot, || "the boot id".to_owned(), |id| Truth::from(*id == receipt.boot_id));
     Answer {
-        holds: is_this_boot.and(|| is_it).and(is_gone),
+        conditions: vec![
+            ("portreeve has a receipt for it", is_this_boot.and(|| is_it)),
+            ("the owner in the receipt is gone", is_gone()),
+        ],
         reason: format!("portreeve started it for {owner}, which is gone"),
         finding: Finding::Orphan(Orphan::Ours(owner.clone())),
     }
@@ -208,10 +234,11 @@ fn ours(case: &Case<'_>) -> Answer {
 fn worker(case: &Case<'_>) -> Answer {
     let name = case.worker.map_or_else(String::new, |pattern| pattern.name.clone());
     Answer {
-        holds: case
-            .by_command_line(|| case.worker.is_some())
-            .and(|| case.is_parent_gone())
-            .and(|| !case.is_unit_process(false)),
+        conditions: vec![
+            ("it matches a worker's pattern", case.by_command_line(|| case.worker.is_some())),
+            (PARENT_GONE, case.is_parent_gone()),
+            ("it is no unit's main process", !case.is_unit_process(false)),
+        ],
         reason: format!("it is a {name} worker, and the server that started it is gone"),
         finding: Finding::Orphan(Orphan::Worker(name)),
     }
@@ -228,9 +255,12 @@ fn session(case: &Case<'_>) -> Answer {
         format!("it runs in open login session {id}")
     };
     Answer {
-        holds: Truth::from(case.process.has_terminal)
-            .or(|| case.in_open_session())
-            .or(|| case.is_traced()),
+        conditions: vec![(
+            "it has a terminal, is in an open login session, or is traced",
+            Truth::from(case.process.has_terminal)
+                .or(|| case.in_open_session())
+                .or(|| case.is_traced()),
+        )],
         finding: Finding::Spare(Spare::Session(how.clone())),
         reason: how,
     }
@@ -245,10 +275,11 @@ fn unit_of(case: &Case<'_>) -> UnitRef {
 fn managed(case: &Case<'_>) -> Answer {
     let unit = unit_of(case);
     Answer {
-        holds: case
-            .in_unit_of_its_own()
-            .and(|| !case.is_unit_dead())
-            .and(|| case.is_unit_process(true)),
+        conditions: vec![
+            (IN_UNIT, case.in_unit_of_its_own()),
+            ("the unit is neither inactive nor failed", !case.is_unit_dead()),
+            ("it is, or descends from, the unit's main process", case.is_unit_process(true)),
+        ],
         reason: match case.is_unit_process(false) {
             Truth::Yes => format!("it is the main process of {unit}"),
             Truth::No | Truth::Unknown(_) => format!("it descends from the main process of {unit}"),
@@ -273,7 +304,11 @@ fn survived_unit(case: &Case<'_>) -> Answer {
         })
     };
     Answer {
-        holds: case.in_unit_of_its_own().and(was_to_end_all).and(|| case.is_parent_gone()),
+        conditions: vec![
+            (IN_UNIT, case.in_unit_of_its_own()),
+            ("the unit is a dead service, which ends all its processes", was_to_end_all()),
+            (PARENT_GONE, case.is_parent_gone()),
+        ],
         reason: format!("systemd ended {unit} with all its processes, and this one is still here"),
         finding: Finding::Orphan(Orphan::SurvivedUnit(unit)),
     }
@@ -285,9 +320,6 @@ fn earlier_run(case: &Case<'_>) -> Answer {
         unit.manager == Manager::System
             && matches!(&s.runs_in, Some(RunsIn::Unit(name)) if *name == unit.name)
     });
-    if !is_declared {
-        return Answer::no();
-    }
     let pid = case.process.key.pid;
     let is_older = || {
         case.own_unit(|unit, state| {
@@ -312,10 +344,15 @@ fn earlier_run(case: &Case<'_>) -> Answer {
         })
     };
     Answer {
-        holds: case
-            .in_unit_of_its_own()
-            .and(|| case.is_parent_gone())
-            .and(|| case.is_unit_dead().or(|| is_older().and(is_another_run))),
+        conditions: vec![
+            ("its service is declared to run in the unit that it is in", is_declared.into()),
+            (IN_UNIT, case.in_unit_of_its_own()),
+            (PARENT_GONE, case.is_parent_gone()),
+            (
+                "the unit is dead, or its present run is younger and has another invocation id",
+                case.is_unit_dead().or(|| is_older().and(is_another_run)),
+            ),
+        ],
         reason: format!("it belongs to an earlier run of {unit}"),
         finding: Finding::Orphan(Orphan::EarlierRun(unit)),
     }
@@ -334,7 +371,10 @@ fn is_left_by_dead_unit(case: &Case<'_>) -> Truth {
 fn in_unit(case: &Case<'_>) -> Answer {
     let unit = unit_of(case);
     Answer {
-        holds: case.in_unit_of_its_own().and(|| !is_left_by_dead_unit(case)),
+        conditions: vec![
+            (IN_UNIT, case.in_unit_of_its_own()),
+            ("it is no look-alike that a dead unit left", !is_left_by_dead_unit(case)),
+        ],
         reason: format!("it runs in {unit}, which does not claim that its processes end with it"),
         finding: Finding::Spare(Spare::InUnit(unit)),
     }
@@ -349,10 +389,15 @@ fn misplaced(case: &Case<'_>) -> Answer {
     };
     let name = service.map_or_else(|| "?".into(), |s| s.name.clone());
     Answer {
-        holds: is_declared
-            .and(|| !case.in_unit_of_its_own())
-            .and(|| case.is_parent_gone())
-            .and(|| !case.does_user_linger()),
+        conditions: vec![
+            (
+                "a service declares where it runs, and it has that one's pattern and port",
+                is_declared,
+            ),
+            ("it is in no unit but a closed session's", !case.in_unit_of_its_own()),
+            (PARENT_GONE, case.is_parent_gone()),
+            ("its user does not linger", !case.does_user_linger()),
+        ],
         reason: format!(
             "declared to run in {place}; runs outside, parent and {} gone",
             if case.snapshot.has_systemd == Seen::Known(true) { "session" } else { "terminal" }
@@ -375,7 +420,10 @@ fn suspect(case: &Case<'_>) -> Answer {
         "its parent is gone, but nothing proves it left behind".to_owned()
     };
     Answer {
-        holds: case.has_pattern().and(|| case.is_parent_gone()),
+        conditions: vec![
+            ("it matches a pattern", case.has_pattern()),
+            (PARENT_GONE, case.is_parent_gone()),
+        ],
         reason: why,
         finding: Finding::Suspect,
     }
@@ -393,16 +441,22 @@ fn foreign(case: &Case<'_>) -> Answer {
     } else {
         format!("it is alive and holds the port of {}{parent}", owners.join(", "))
     };
-    // A command line that was not read might be an orphan's.
-    let holds = case.holds(|_| true).and(|| case.by_command_line(|| true));
-    Answer { holds, finding: Finding::Foreign, reason }
+    Answer {
+        conditions: vec![
+            ("it holds a guarded port", case.holds(|_| true)),
+            // One that was not read might be an orphan's.
+            ("its command line was read", case.by_command_line(|| true)),
+        ],
+        finding: Finding::Foreign,
+        reason,
+    }
 }
 
 fn parent_lives(case: &Case<'_>) -> Answer {
     let (pid, name) =
         case.parent().map_or((case.process.parent, String::new()), |p| (p.key.pid, p.name.clone()));
     Answer {
-        holds: !case.is_parent_gone(),
+        conditions: vec![("its parent lives", !case.is_parent_gone())],
         reason: format!("its parent {name} (pid {pid}) lives"),
         finding: Finding::Spare(Spare::ParentLives(pid, name)),
     }
