@@ -258,7 +258,7 @@ prop_compose! {
 /// PROPTEST_CASES sets how long it takes.
 fn config() -> ProptestConfig {
     let default = ProptestConfig::default();
-    ProptestConfig { cases: default.cases / 4, failure_persistence: None, ..default }
+    ProptestConfig { cases: default.cases / 8, failure_persistence: None, ..default }
 }
 
 proptest! {
