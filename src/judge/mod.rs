@@ -63,13 +63,15 @@ impl Terms {
 
     /// A process of the question: by a port that it asks about, else by a pattern of a service that it names,
     /// where no port of another service is held.
-    fn concerns(&self, case: &Case<'_>) -> bool {
+    fn concerns(&self, case: &Case<'_>) -> Truth {
         let is_named = |name: &ServiceName| self.named_services.contains(name);
-        !self.is_narrow()
-            || case.held.iter().any(|guard| self.is_asked_about(guard))
-            || (case.held.is_empty()
-                && (case.matched.is_empty()
-                    || case.matched.iter().any(|(service, _)| is_named(&service.name))))
+        let is_meant = || {
+            case.by_command_line(|| case.matched.iter().any(|(s, _)| is_named(&s.name)))
+                .or(|| !case.by_command_line(|| !case.matched.is_empty()))
+        };
+        Truth::from(!self.is_narrow())
+            .or(|| case.holds(|guard| self.is_asked_about(guard)))
+            .or(|| (!case.holds(|_| true)).and(is_meant))
     }
 }
 
@@ -115,7 +117,8 @@ pub fn judge(snapshot: &Snapshot, settings: &Settings, terms: &Terms) -> Judgeme
         .filter_map(|(pid, (held, unsure))| {
             let process = snapshot.processes.get(&pid)?;
             let case = Case::new(snapshot, settings, process, held, unsure.or(unread.clone()));
-            terms.concerns(&case).then(|| verdict_on(&case, terms))
+            let is_asked_about = terms.concerns(&case);
+            (is_asked_about != Truth::No).then(|| verdict_on(&case, terms, is_asked_about))
         })
         .collect();
     let guards = terms.guards.iter().filter(|guard| terms.is_asked_about(guard));
@@ -154,12 +157,19 @@ fn unread_sockets(snapshot: &Snapshot) -> Option<Unknown> {
     }
 }
 
-fn verdict_on(case: &Case<'_>, terms: &Terms) -> Verdict {
+fn verdict_on(case: &Case<'_>, terms: &Terms, is_asked_about: Truth) -> Verdict {
     let decision = orphan::decide(case);
     let (mut finding, mut reason) = (decision.finding, decision.reason);
     let youth = youth(case, terms);
     if let (Finding::Orphan(_) | Finding::Suspect, Some(unknown)) = (&finding, youth.clone()) {
         reason = format!("too young to judge: {}", unknown.why);
+        finding = Finding::Undecided(unknown);
+    }
+    let is_sure = is_asked_about == Truth::Yes;
+    if let (Finding::Orphan(_) | Finding::Suspect | Finding::Foreign, Truth::Unknown(unknown)) =
+        (&finding, is_asked_about)
+    {
+        reason = format!("it may be another service's, which was not asked about: {unknown}");
         finding = Finding::Undecided(unknown);
     }
     let is_wanted = match &finding {
@@ -187,7 +197,7 @@ fn verdict_on(case: &Case<'_>, terms: &Terms) -> Verdict {
         reason,
         evidence: evidence(case),
         grace: grace(case),
-        is_convicted: is_wanted && youth.is_none(),
+        is_convicted: is_wanted && is_sure && youth.is_none(),
         seal: Seal,
     }
 }

@@ -366,3 +366,19 @@ fn a_process_whose_own_command_line_was_not_read_may_be_a_fellow_of_its_parent()
     assert_eq!(scene.says(7).1, "undecided");
     assert!(!scene.without(&Fact::CommandLine(7), super::scene::Blindness::Denied).convicts(7));
 }
+
+#[test]
+fn a_process_that_may_be_on_another_services_port_is_not_taken_for_the_named_one() {
+    let worker = Scene::new().process(7, 1, "VLLM::EngineCore").listens(7, 8092);
+    let scene = worker.named_port("8091");
+    assert!(!scene.is_candidate(7));
+    let blinded = scene.without(&Fact::Sockets, super::scene::Blindness::Denied);
+    assert_eq!(blinded.says(7).1, "undecided");
+    assert!(!blinded.convicts(7));
+    // a receipt does not widen the question either
+    let ours = Scene::new().process(7, 1, "web.py").receipt(7, |_| ()).named_port("8091");
+    assert!(!ours.is_candidate(7));
+    for fact in [Fact::CommandLine(7), Fact::CutLine(7)] {
+        assert!(!ours.clone().without(&fact, super::scene::Blindness::Denied).convicts(7));
+    }
+}

@@ -236,6 +236,7 @@ prop_compose! {
         foreign in any::<bool>(),
         reaps in any::<bool>(),
         named in prop::option::of(prop::sample::select(vec!["8091", "127.0.0.1:9000", "0.0.0.0:9000", "47334"])),
+        service in prop::option::weighted(0.2, prop::sample::select(vec!["aidb", "hybrid", "web"])),
         ended in prop::option::weighted(0.2, 0u32..4),
         began in prop::option::weighted(0.2, Just(NOW - 800)),
     ) -> Scene {
@@ -243,6 +244,7 @@ prop_compose! {
         host.ask(|t| {
             (t.also.abandoned, t.also.session, t.also.foreign) = (abandoned, session, foreign);
             t.began_ticks = began;
+            t.named_services.extend(service.map(Into::into));
             t.ended.extend(ended.map(|session| Ended { session: Pid(session), at_ticks: NOW }));
         })
         .set(|s| {
@@ -256,7 +258,7 @@ prop_compose! {
 /// PROPTEST_CASES sets how long it takes.
 fn config() -> ProptestConfig {
     let default = ProptestConfig::default();
-    ProptestConfig { cases: default.cases / 4, failure_persistence: None, ..default }
+    ProptestConfig { cases: default.cases / 8, failure_persistence: None, ..default }
 }
 
 proptest! {
