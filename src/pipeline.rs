@@ -1,7 +1,7 @@
 //! The product's sentence: observe → judge → act, for `scan` and `reap`.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::Arc,
     time::{Duration, Instant},
@@ -11,7 +11,7 @@ use crate::{
     act::{Deed, Outcome, Respawn, interrupt::Interrupt, respawn, signal},
     config::settings::{RunsIn, Settings, any_of},
     host::Host,
-    ident::{Endpoint, ServiceName, UnitName},
+    ident::{Endpoint, Pid, ServiceName, UnitName},
     judge::{
         self, Also, Ended, Judgement, Terms,
         case::Guard,
@@ -130,11 +130,12 @@ pub fn reap(
     let inquiry = Inquiry::new(host, settings, scope)?;
     let mut terms = inquiry.terms(scope, also);
     let mut deeds: Vec<Deed> = Vec::new();
+    let mut shared: BTreeMap<u64, Pid> = BTreeMap::new();
     let began_ticks = now_ticks(host);
     terms.began_ticks = Some(began_ticks);
     for _ in 0..ROUNDS {
-        let looked = Instant::now();
         let (_, first) = inquiry.look(&terms, Reach::Narrow);
+        let looked = Instant::now();
         if !first.convicted().any(|v| !was_tried(&deeds, v)) {
             break;
         }
@@ -152,6 +153,7 @@ pub fn reap(
         let done = signal::end(host, &snapshot, confirmed, interrupt, say);
         let hertz = snapshot.clock.ticks_per_second;
         terms.ended.extend(done.iter().filter_map(|deed| ended(deed, round_ticks, hertz)));
+        shared.extend(done.iter().flat_map(|deed| cookies(&snapshot, deed)));
         deeds.extend(done);
         if interrupt.count() > 0 {
             break;
@@ -161,7 +163,13 @@ pub fn reap(
         say("watching for what comes back");
         watch(&inquiry, &deeds, interrupt);
     }
-    let (snapshot, after) = inquiry.look(&terms, Reach::Whole);
+    let (snapshot, mut after) = inquiry.look(&terms, Reach::Whole);
+    for port in &mut after.ports {
+        if let Some(ended) = outlived(&snapshot, port, &shared) {
+            port.sentence +=
+                &format!("; the same socket as before: pid {ended}, now ended, shared it");
+        }
+    }
     let respawns = respawn::find(&deeds, &after.verdicts, &snapshot, began_ticks);
     Ok(Reaped { deeds, respawns, after: after.into(), was_interrupted: interrupt.count() > 0 })
 }
@@ -178,6 +186,27 @@ fn ended(deed: &Deed, round_ticks: u64, ticks_per_second: u64) -> Option<Ended> 
     };
     let ticks = u64::try_from(after.as_millis()).unwrap_or_default() * ticks_per_second / 1000;
     Some(Ended { session: deed.verdict.process.session, at_ticks: round_ticks + ticks })
+}
+
+/// The sockets that an ended process held, by the kernel's own names for them.
+fn cookies<'a>(snapshot: &'a Snapshot, deed: &'a Deed) -> impl Iterator<Item = (u64, Pid)> + 'a {
+    let pid = deed.verdict.key().pid;
+    let sockets = snapshot.sockets.known().filter(|_| deed.outcome.is_gone());
+    sockets.into_iter().flat_map(move |sockets| {
+        let is_its = move |inode| sockets.holdings.iter().any(|h| h.pid == pid && h.inode == inode);
+        sockets
+            .all
+            .iter()
+            .filter(move |s| is_its(s.inode))
+            .filter_map(move |s| Some((s.cookie?, pid)))
+    })
+}
+
+/// Who held one of this port's present sockets and is gone: the socket lives on, somebody shares it.
+fn outlived(snapshot: &Snapshot, port: &PortVerdict, ended: &BTreeMap<u64, Pid>) -> Option<Pid> {
+    let sockets = &snapshot.sockets.known()?.all;
+    let mut on_port = sockets.iter().filter(|s| s.is_on(&port.endpoint));
+    on_port.find_map(|socket| ended.get(&socket.cookie?).copied())
 }
 
 fn was_tried(deeds: &[Deed], verdict: &Verdict) -> bool {
@@ -220,18 +249,21 @@ impl<'a> Inquiry<'a> {
         // Named ports alone are a narrow question. Named services are not: a process that matches a pattern may
         // hold the port of another service.
         let is_by_port = scope.services.is_empty() && !scope.ports.is_empty();
-        let is_named = |endpoint: &Endpoint| scope.ports.iter().any(|p| p.overlaps(endpoint));
         let mut guards = Vec::new();
         for service in &settings.services {
             for &endpoint in &service.ports {
-                if !is_by_port || is_named(&endpoint) {
+                if !is_by_port {
                     guards.push(Guard { endpoint, service: Some(service.name.clone()) });
                 }
             }
         }
+        // A named port is asked about as it is named: neither another address of it nor less than it.
         for &endpoint in &scope.ports {
-            if !guards.iter().any(|g| g.endpoint.overlaps(&endpoint)) {
-                guards.push(Guard { endpoint, service: None });
+            let owner =
+                settings.services.iter().find(|s| s.ports.iter().any(|p| p.overlaps(&endpoint)));
+            let guard = Guard { endpoint, service: owner.map(|s| s.name.clone()) };
+            if !guards.contains(&guard) {
+                guards.push(guard);
             }
         }
         let services = settings.services.iter().filter(|s| in_scope(&s.name));

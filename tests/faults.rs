@@ -147,6 +147,39 @@ fn a_holder_outside_our_pid_namespace_is_not_visible_and_never_nobody() {
 }
 
 #[test]
+fn a_proc_of_another_pid_namespace_shows_nobody_and_ends_nobody() {
+    let Some(stage) = on_the_host() else { return };
+    let (config, name) = config(&stage);
+    let Some(orphan) = stage.orphan(&["--as", &name, "--listen", "7300"]) else { return };
+    // In here the kernel counts processes anew, and /proc still shows the count outside.
+    let script = "exec unshare --pid --fork --kill-child";
+    for verb in ["scan", "reap"] {
+        let (report, table) = reports_by(&stage, script, &[verb, "--config", &config, "mine"]);
+        assert_eq!(report.code, 2, "{:#}", report.json);
+        assert_eq!(state(&report), "holder_not_visible");
+        assert!(table.contains("another pid namespace"), "{table}");
+    }
+    assert!(orphan.is_alive());
+}
+
+#[test]
+fn who_started_portreeve_is_spared_though_it_matches_a_pattern() {
+    let Some(stage) = on_the_host() else { return };
+    let (config, name) = config(&stage);
+    // The shell that runs us has the pattern in its own command line, and does not end before us.
+    let script = format!(": {name}; \"$@\"; exit $?");
+    let words = ["reap", "--config", &config, "mine", "--also", "abandoned", "--format", "json"];
+    let mut command = stage.command(&["sh", "-c", &script, "sh"]);
+    command.arg(stage.program("portreeve")).args(words);
+    let output = command.stdin(Stdio::null()).output().expect("nsenter runs");
+    let report = Report::read(&output);
+    let processes = report.json["processes"].as_array().unwrap();
+    let shell = processes.iter().find(|p| p["name"] == "sh").expect("the shell is a candidate");
+    assert_eq!(shell["title"], "spare: protected", "{shell:#}");
+    assert_eq!(report.code, 0, "it lived to pass our exit code on: {:#}", report.json);
+}
+
+#[test]
 fn where_netlink_is_refused_the_text_of_proc_net_answers() {
     let Some(stage) = on_the_host() else { return };
     let server = stage.plant(&["--listen", "127.0.0.1:7300"]);

@@ -125,6 +125,69 @@ fn holders_on_different_addresses_are_all_told_and_an_address_asks_for_its_own()
 }
 
 #[test]
+fn a_port_named_with_an_address_is_that_address_alone_whatever_the_settings_guard() {
+    let Some(stage) = on_the_host() else { return };
+    let config = stage.write(
+        "config.yaml",
+        "defaults: { min_age: 1ms, grace: 1s, respawn_watch: 0s }\n\
+         services: { wide: { ports: [7200] }, narrow: { ports: ['127.0.0.1:7201'] } }\n",
+    );
+    let asked = stage.plant(&["--listen", "127.0.0.1:7200"]);
+    let beside = stage.plant(&["--listen", "127.0.0.2:7200"]);
+    let other = stage.plant(&["--listen", "127.0.0.2:7201"]);
+    // The settings guard less of 7201 than is asked about.
+    let report = stage.report(&["scan", "--config", &config, "--port", "7201"]);
+    assert_eq!(holders(&report, "7201/tcp"), pids([&other]), "{:#}", report.json);
+    // The settings guard more of 7200 than is named.
+    let words = ["--config", &config, "--also", "foreign", "--port", "127.0.0.1:7200"];
+    let report = stage.report(&[&["reap"], &words[..]].concat());
+    assert_eq!(report.process(asked.pid())["outcome"]["result"], "terminated", "{:#}", report.json);
+    assert!(!asked.is_alive() && beside.is_alive() && other.is_alive());
+    assert_eq!(report.code, 0, "{:#}", report.json);
+}
+
+#[test]
+fn the_next_step_for_a_foreign_holder_names_its_port_whole() {
+    let Some(stage) = on_the_host() else { return };
+    let server = stage.plant(&["--listen", "udp:127.0.0.1:7200"]);
+    let report = scan(&stage, "127.0.0.1:7200/udp");
+    let step = report.process(server.pid())["next_step"].as_str().unwrap();
+    assert!(step.contains("--port 127.0.0.1:7200/udp'"), "{step}");
+}
+
+#[test]
+fn a_socket_that_outlives_the_end_of_one_holder_is_told_to_be_shared() {
+    let Some(stage) = on_the_host() else { return };
+    let (ready, leash) = (stage.path("heir"), stage.path("leash"));
+    let name = format!("shares-of-{}", stage.path("x").display()).replace('/', "-");
+    let config = stage.write(
+        "config.yaml",
+        &format!(
+            "defaults: {{ min_age: 1ms, grace: 1s, respawn_watch: 0s }}\n\
+             services: {{ mine: {{ runs_in: container, ports: [7200], patterns: ['{name}'] }} }}\n"
+        ),
+    );
+    let words = ["--as", &name, "--listen", "7200", "--inherit", "--child", "--as", "another"];
+    let rest = ["--ready", ready.to_str().unwrap(), "--leash", leash.to_str().unwrap()];
+    let Some(server) = stage.orphan(&[&words[..], &rest].concat()) else { return };
+    let heir = child_pid(&ready);
+    let report = stage.report(&["reap", "--config", &config, "mine"]);
+    assert_eq!(
+        report.process(server.pid())["outcome"]["result"],
+        "terminated",
+        "{:#}",
+        report.json
+    );
+    assert_eq!(holders(&report, PORT), BTreeSet::from([heir]), "{:#}", report.json);
+    let sentence = report.port(PORT)["sentence"].as_str().unwrap();
+    assert!(
+        sentence.contains(&format!("pid {}, now ended, shared it", server.pid())),
+        "{sentence}"
+    );
+    assert_eq!(report.code, 1);
+}
+
+#[test]
 fn a_socket_on_every_address_stands_in_the_way_of_each_that_its_family_reaches() {
     let Some(stage) = on_the_host() else { return };
     for (listens, reaches) in [

@@ -117,7 +117,8 @@ fn one_sigterm_lets_what_was_begun_be_finished() {
 fn a_second_sigterm_ends_the_waiting_and_the_report_says_what_remains() {
     let Some(scene) = Scene::plant("leave", "600s") else { return };
     scene.wait_for_sigterm();
-    scene.signal("TERM");
+    // A connection that drops asks us to stop, too.
+    scene.signal("HUP");
     scene.signal("INT");
     let (test_box, orphan) = (scene.test_box, scene.orphan);
     let (report, time) = scene.report();

@@ -188,6 +188,25 @@ fn one_stubborn_process_costs_the_others_nothing() {
 }
 
 #[test]
+fn a_child_whose_parent_ends_at_sigterm_is_still_escalated() {
+    let (held, endpoint) = listener();
+    // The child ignores SIGTERM and has a session of its own; its parent goes at once.
+    let script = "setsid sh -c \"trap '' TERM; exec sleep 1000\" & echo ready; wait";
+    let parent = plant(script, Some(&held));
+    let child = || {
+        let path = format!("/proc/{0}/task/{0}/children", parent.pid());
+        fs::read_to_string(path).ok()?.trim().parse().ok().map(Pid)
+    };
+    wait_until("the child sleeps", || {
+        child().is_some_and(|pid| name_of(pid).as_deref() == Some("sleep"))
+    });
+    let child = child().unwrap();
+    let verdicts = [parent.pid(), child].map(|pid| convict(pid, &[endpoint], SHORT)).to_vec();
+    let outcomes = end(&look(endpoint), verdicts);
+    assert!(matches!(outcomes[..], [Outcome::Terminated(_), Outcome::Killed(_)]), "{outcomes:?}");
+}
+
+#[test]
 fn a_process_that_left_before_its_turn_has_vanished_and_the_next_one_still_ends() {
     let (held, endpoint) = listener();
     let mut early = plant(SERVER, Some(&held));
@@ -367,7 +386,7 @@ fn neither_pid_1_nor_anything_we_were_started_from_is_ever_signalled() {
 #[test]
 fn pythons_resource_tracker_is_left_to_leave_by_itself() {
     let (held, endpoint) = listener();
-    let script = "trap 'echo TERM >&2' TERM; echo ready; sleep 0.5 & wait";
+    let script = "trap 'echo TERM >&2' TERM; echo ready; sleep 2 & wait";
     let line = "from multiprocessing.resource_tracker import main;main(5)";
     let mut tracker = plant_as(line, script, Some(&held));
     let outcomes = end(&look(endpoint), vec![convict(tracker.pid(), &[endpoint], GRACE)]);

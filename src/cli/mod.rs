@@ -139,7 +139,7 @@ enum Failure {
     Scope(#[from] ScopeError),
     #[error("{0}")]
     Usage(String),
-    #[error("SIGINT and SIGTERM cannot be caught: {0}\nhint: nothing was done")]
+    #[error("SIGINT, SIGTERM and SIGHUP cannot be caught: {0}\nhint: nothing was done")]
     Interrupt(#[source] io::Error),
     #[error("the report cannot be written: {0}")]
     Write(#[from] io::Error),

@@ -243,7 +243,8 @@ impl<'a> Case<'a> {
     fn is_reaper(&self, process: &Process) -> Truth {
         if process.key.pid == Pid::INIT {
             let runs_systemd = self.snapshot.has_systemd == Seen::Known(true);
-            if !self.snapshot.sight.is_first_pid_namespace && !runs_systemd {
+            let is_first = self.snapshot.sight.is_first_pid_namespace;
+            if !is_first && !runs_systemd && !is_init(process) {
                 return Truth::Unknown(Unknown {
                     fact: "whether pid 1 is an init or a container's own server".to_owned(),
                     why: "this is a pid namespace within the host's".to_owned(),
@@ -568,6 +569,15 @@ fn matches<'a>(
     let worker =
         settings.workers.iter().find(|worker| fits(&worker.regex, &line.text, line.is_cut));
     (services.collect(), worker)
+}
+
+/// A first process that calls itself an init: a guest's (LXC, WSL), not a container's tini or server.
+fn is_init(process: &Process) -> bool {
+    const INITS: [&[u8]; 3] = [b"init", b"openrc-init", b"runit"];
+    let line = process.command_line.known().map(|l| l.text.as_slice()).unwrap_or_default();
+    let word = line.split(|&b| b == b' ').next().unwrap_or_default();
+    let name = word.rsplit(|&b| b == b'/').next().unwrap_or_default();
+    INITS.contains(&name)
 }
 
 /// The kernel adds ` (deleted)` where the file was replaced under the process.

@@ -58,7 +58,7 @@ impl Terms {
     fn is_asked_about(&self, guard: &Guard) -> bool {
         !self.is_narrow()
             || guard.service.as_ref().is_some_and(|name| self.named_services.contains(name))
-            || self.named_ports.iter().any(|port| port.overlaps(&guard.endpoint))
+            || self.named_ports.contains(&guard.endpoint)
     }
 
     /// A process of the question: by a port that it asks about, else by a pattern of a service that it names,
@@ -177,12 +177,13 @@ fn verdict_on(case: &Case<'_>, terms: &Terms, is_asked_about: Truth) -> Verdict 
         Finding::Suspect => terms.also.abandoned,
         // Somebody's session: only for what is surely meant, not for an editor that has the file open.
         Finding::Spare(Spare::Session(_)) => {
-            let is_meant = !case.held.is_empty() || case.matched.iter().any(|(_, p)| p.is_portless);
+            let is_meant = case.held.iter().any(|guard| terms.is_asked_about(guard))
+                || case.matched.iter().any(|(_, p)| p.is_portless);
             terms.also.session && decision.is_certain && is_meant
         }
         Finding::Spare(_) | Finding::Undecided(_) => false,
         Finding::Foreign => {
-            let is_named = |g: &&Guard| terms.named_ports.iter().any(|p| p.overlaps(&g.endpoint));
+            let is_named = |g: &&Guard| terms.named_ports.contains(&g.endpoint);
             (terms.also.foreign && case.held.iter().any(is_named))
                 || case.services_by_port().any(|s| s.foreign_holder == ForeignHolder::Reap)
         }
@@ -297,7 +298,7 @@ fn next_step(finding: &Finding, case: &Case<'_>) -> Option<String> {
         Finding::Foreign => Some(match case.held.first() {
             Some(guard) => format!(
                 "stop it where it was started, or 'portreeve reap --also foreign --port {}'",
-                guard.endpoint.port
+                guard.endpoint
             ),
             None => format!("stop pid {pid} where it was started"),
         }),

@@ -98,7 +98,10 @@ pub fn judge(snapshot: &Snapshot, guard: &Guard, verdicts: &[Verdict]) -> PortVe
                 None => format!("pid {pid}"),
             },
         };
-        pids.iter().map(name).collect::<Vec<_>>().join(", ")
+        match pids {
+            [] => "a process that is not visible".to_owned(),
+            pids => pids.iter().map(name).collect::<Vec<_>>().join(", "),
+        }
     };
     let (sentence, next_step) = match &state {
         PortState::Free => ("nothing has it".to_owned(), None),
@@ -133,7 +136,7 @@ pub fn judge(snapshot: &Snapshot, guard: &Guard, verdicts: &[Verdict]) -> PortVe
         }
         PortState::HolderNotVisible => (
             "held by a process outside this pid namespace, or one that this run may not see".to_owned(),
-            Some("run it on the host, outside the container".to_owned()),
+            snapshot.sight.may_see_all.then(|| "run it on the host, outside the container".to_owned()),
         ),
         PortState::Unknown(unknown) => (format!("not known: {unknown}"), unknown.remedy.clone()),
     };

@@ -238,13 +238,14 @@ fn deed_row(deed: &Deed) -> Row<'_> {
         }
     };
     let verdict = &deed.verdict;
-    let why = Detail::Why(format!("{} · {}", verdict.title(), verdict.reason).into());
+    let what = Detail::Why(verdict.title().into());
+    let why = Detail::Why(verdict.reason.as_str().into());
     Row {
         before: vec![verdict.process.key.pid.to_string()],
         process: title_of(&verdict.process),
         word,
         colour: if deed.outcome.is_gone() { GOOD } else { ORPHAN },
-        details: std::iter::once(why).chain(next.map(Detail::Next)).collect(),
+        details: [what, why].into_iter().chain(next.map(Detail::Next)).collect(),
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     config::settings::ForeignHolder,
     ident::{Manager, Pid, UnitRef},
     judge::verdict::Finding,
-    snapshot::{Seen, SocketState},
+    snapshot::{CommandLine, Seen, SocketState},
 };
 
 // ---- age
@@ -327,8 +327,15 @@ fn pid_1_of_a_container_may_be_the_server_itself() {
         s.sight.is_first_pid_namespace = false;
         s.has_systemd = Seen::Known(false);
     });
-    assert_eq!(inside.says(7).1, "undecided");
-    assert!(!inside.convicts(7));
+    assert!(inside.convicts(7), "a guest's init is a reaper (LXC, WSL)");
+    for server in ["/sbin/docker-init -- python3 web", "bash", "/usr/bin/supervisord"] {
+        let inside = inside.clone().edit(1, |p| {
+            let text = server.as_bytes().to_vec();
+            p.command_line = Seen::Known(CommandLine { text, is_cut: false });
+        });
+        assert_eq!(inside.says(7).1, "undecided", "{server}");
+        assert!(!inside.convicts(7));
+    }
     // a box with a systemd of its own is a machine like another
     let a_box = Scene::mess().see(|s| s.sight.is_first_pid_namespace = false);
     assert!(a_box.convicts(7));

@@ -277,8 +277,10 @@ impl Scene {
         let endpoint: Endpoint = endpoint.parse().unwrap();
         self.ask(|t| {
             t.named_ports.push(endpoint);
-            if !t.guards.iter().any(|g| g.endpoint.overlaps(&endpoint)) {
-                t.guards.push(Guard { endpoint, service: None });
+            let owner = t.guards.iter().find(|g| g.endpoint.overlaps(&endpoint));
+            let guard = Guard { endpoint, service: owner.and_then(|g| g.service.clone()) };
+            if !t.guards.contains(&guard) {
+                t.guards.push(guard);
             }
         })
     }
