@@ -166,8 +166,8 @@ pub fn reap(
     let (snapshot, mut after) = inquiry.look(&terms, Reach::Whole);
     for port in &mut after.ports {
         if let Some(ended) = outlived(&snapshot, port, &shared) {
-            port.sentence +=
-                &format!("; the same socket as before: pid {ended}, now ended, shared it");
+            let shared = format!("the same socket as before: pid {ended}, now ended, shared it");
+            port.sentence = format!("{}; {shared}", port.sentence);
         }
     }
     let respawns = respawn::find(&deeds, &after.verdicts, &snapshot, began_ticks);
