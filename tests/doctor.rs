@@ -122,12 +122,12 @@ fn the_table_and_the_document_tell_of_the_same_checks_with_the_same_exit_code() 
     let output = stage.run(&["doctor"]);
     let table = String::from_utf8(output.stdout).unwrap();
     for check in report.json["checks"].as_array().unwrap() {
-        let (name, state) = (check["name"].as_str().unwrap(), check["state"].as_str().unwrap());
+        let [name, word] = ["name", "state"].map(|field| check[field].as_str().unwrap());
         // Here a file of settings was laid over the others.
         if name.ends_with("/config.yaml") {
             continue;
         }
-        let line = format!("  {state:<10}{name}: ");
+        let line = format!("  {word:<10}{name}: ");
         assert!(table.contains(&line), "no '{line}' in\n{table}");
     }
     assert_eq!(output.status.code(), Some(report.code));
@@ -217,29 +217,27 @@ fn a_proc_that_does_not_show_the_machine_is_off() {
 
 // ---- the kernel, as a seccomp filter lets us see it
 
-/// Lets a command run under a filter that answers these calls with these errors; a call with a number is meant only where its
-/// first argument is that.
-fn filtered(command: &mut Command, calls: &'static [(i64, Option<u32>, i32)]) {
-    let op = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
+/// A call, its first argument where only that one is meant, and the error that a filter answers it with.
+type Refusal = (i64, Option<i32>, i32);
+
+/// Lets a command run under such a filter.
+fn filtered(command: &mut Command, (call, first, errno): Refusal) {
+    let op = |code: u32, jf: u8, k: u32| libc::sock_filter {
         code: u16::try_from(code).unwrap(),
-        jt,
+        jt: 0,
         jf,
         k,
     };
-    let load = |offset| op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, offset);
-    let answer = |what| op(libc::BPF_RET | libc::BPF_K, 0, 0, what);
-    let differs = |value, skip| op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, skip, value);
-    let mut program = Vec::new();
-    for &(call, first, errno) in calls {
-        program.push(load(0));
-        program.push(differs(u32::try_from(call).unwrap(), if first.is_some() { 3 } else { 1 }));
-        if let Some(first) = first {
-            // The lower half of the first argument, on little-endian machines.
-            program.push(load(16));
-            program.push(differs(first, 1));
-        }
-        program.push(answer(libc::SECCOMP_RET_ERRNO | u32::try_from(errno).unwrap()));
+    let load = |offset| op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, offset);
+    let answer = |what| op(libc::BPF_RET | libc::BPF_K, 0, what);
+    let unless = |value, skip| op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, skip, value);
+    let mut program =
+        vec![load(0), unless(u32::try_from(call).unwrap(), if first.is_some() { 3 } else { 1 })];
+    if let Some(first) = first {
+        // The lower half of the first argument, on little-endian machines.
+        program.extend([load(16), unless(u32::try_from(first).unwrap(), 1)]);
     }
+    program.push(answer(libc::SECCOMP_RET_ERRNO | u32::try_from(errno).unwrap()));
     program.push(answer(libc::SECCOMP_RET_ALLOW));
     // SAFETY: between fork and exec only prctl is called, with memory that the closure owns.
     unsafe {
@@ -263,24 +261,24 @@ fn filtered(command: &mut Command, calls: &'static [(i64, Option<u32>, i32)]) {
 #[test]
 fn a_call_that_a_filter_refuses_is_off_or_has_a_fallback_whatever_rights_there_are() {
     let Some(stage) = full_stage() else { return };
-    let netlink = Some(u32::try_from(libc::AF_NETLINK).unwrap());
-    let cases: [(&'static [(i64, Option<u32>, i32)], &str, &str, &str); 5] = [
-        (&[(libc::SYS_open_by_handle_at, None, libc::EPERM)], HANDLE, "off", "SystemCallFilter"),
-        (&[(libc::SYS_pidfd_open, None, libc::ENOSYS)], "pidfd", "off", "Linux 5.3"),
-        (&[(libc::SYS_pidfd_open, None, libc::EPERM)], "pidfd", "off", "allow pidfd_open"),
-        (&[(libc::SYS_kcmp, None, libc::EPERM)], "kcmp", "fallback", ""),
+    let netlink = Some(libc::AF_NETLINK);
+    let cases: [(Refusal, &str, &str, &str); 5] = [
+        ((libc::SYS_open_by_handle_at, None, libc::EPERM), HANDLE, "off", "SystemCallFilter"),
+        ((libc::SYS_pidfd_open, None, libc::ENOSYS), "pidfd", "off", "Linux 5.3"),
+        ((libc::SYS_pidfd_open, None, libc::EPERM), "pidfd", "off", "allow pidfd_open"),
+        ((libc::SYS_kcmp, None, libc::EPERM), "kcmp", "fallback", ""),
         (
-            Box::leak(Box::new([(libc::SYS_socket, netlink, libc::EAFNOSUPPORT)])),
+            (libc::SYS_socket, netlink, libc::EAFNOSUPPORT),
             "socket diagnostics",
             "off",
             "RestrictAddressFamilies",
         ),
     ];
-    for (calls, name, expected, fix) in cases {
+    for (call, name, expected, fix) in cases {
         let config = stage.write("config.yaml", QUIET);
         let words = ["doctor", "--config", &config, "--format", "json"];
         let mut command = stage.portreeve(&words);
-        filtered(&mut command, calls);
+        filtered(&mut command, call);
         let report = read(&command.output().unwrap());
         assert_eq!(state(&report, name), expected, "{report:?}");
         assert_eq!(report.code, i32::from(expected == "off"), "{report:?}");
@@ -394,13 +392,32 @@ fn a_users_engine_is_found_and_where_there_is_none_nothing_is_said() {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nOK");
     });
     let script = format!(
-        "mkdir -p /run/user/1000/podman /run/user/1001; ln -s {} /run/user/1000/podman/podman.sock; exec",
+        "mkdir -p /run/user/1000/podman /run/user/1001; cd /run/user/1000/podman; touch podman.sock; \
+         mount --bind {} podman.sock; exec",
         stage.path("users").display()
     );
     let report = doctor(&stage, &script, QUIET);
     assert_eq!(state(&report, "/run/user/1000/podman/podman.sock"), "good");
     assert!(!report.json.to_string().contains("/run/user/1001"));
     assert_eq!(state(&report, SOCKET), "absent");
+}
+
+#[test]
+fn a_users_link_leads_root_to_nobody_elses_socket() {
+    let Some(stage) = full_stage() else { return };
+    let listener = UnixListener::bind(stage.path("another's")).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let link = format!("ln -s \"{}\"", stage.path("another's").display());
+    for script in [
+        format!("mkdir -p /run/user/1000/podman; {link} /run/user/1000/podman/podman.sock; exec"),
+        format!(
+            "mkdir -p /run/user/1000 /run/x; {link} /run/x/podman.sock; ln -s /run/x /run/user/1000/podman; exec"
+        ),
+    ] {
+        let report = doctor(&stage, &script, QUIET);
+        assert_eq!(state(&report, "/run/user/1000/podman/podman.sock"), "unknown");
+        assert!(listener.accept().is_err(), "nobody connected");
+    }
 }
 
 // ---- systemd
@@ -484,13 +501,8 @@ fn sysctl(stage: &Stage, settings: &str) -> String {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(output.stderr.is_empty(), "{output:?}");
     let text = String::from_utf8(output.stdout).unwrap();
-    let (line, comments) = text
-        .lines()
-        .rev()
-        .collect::<Vec<_>>()
-        .split_first()
-        .map(|(l, c)| (*l, c.to_vec()))
-        .unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let (line, comments) = lines.split_last().unwrap();
     assert!(line.starts_with("net.ipv4.ip_local_reserved_ports = "), "{text}");
     assert!(comments.iter().all(|line| line.starts_with("# ")), "{text}");
     text

@@ -5,13 +5,18 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{self, Read, Write},
-    os::unix::{fs::MetadataExt, net::UnixStream},
-    path::Path,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{fs::MetadataExt, net::UnixStream},
+    },
     sync::mpsc,
     time::{Duration, Instant},
 };
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::{
+    fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2},
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
+};
 
 use super::{Area, Check, State, off};
 use crate::{
@@ -73,7 +78,8 @@ pub(super) fn look(host: &Host) -> Engines {
         let run = move || drop(send.send((index, ask(&host, &place))));
         asked += usize::from(std::thread::Builder::new().name(name).spawn(run).is_ok());
     }
-    let mut found: Vec<(Place, Answer)> = places.into_iter().map(|p| (p, Answer::Silent)).collect();
+    let late = || Answer::NotAsked("the way to it took too long".to_owned());
+    let mut found: Vec<(Place, Answer)> = places.into_iter().map(|p| (p, late())).collect();
     // A manager's own deadline comes first, three seconds for each of its ways.
     let end = Instant::now() + ANSWER_DEADLINE + Duration::from_secs(9);
     for _ in 0..asked {
@@ -109,18 +115,34 @@ fn places(host: &Host) -> Vec<Place> {
 }
 
 fn ask(host: &Host, place: &Place) -> Answer {
-    match seen(fs::metadata(host.path(&place.path))) {
-        Seen::Known(_) => {}
+    let socket = match seen(open(host, place)) {
+        Seen::Known(socket) => socket,
         Seen::Gone => return Answer::Absent,
         Seen::Denied => return Answer::Denied,
         Seen::Unreadable(why) => return Answer::NotAsked(why),
-    }
+    };
     match is_asleep(host, place) {
         Seen::Known(true) => Answer::Asleep,
-        Seen::Known(false) | Seen::Gone => ping(&host.path(&place.path)),
-        Seen::Denied => Answer::NotAsked("its manager does not answer us".to_owned()),
-        Seen::Unreadable(why) => Answer::NotAsked(why),
+        Seen::Known(false) | Seen::Gone => ping(&socket),
+        Seen::Denied => Answer::NotAsked(wakes("its manager does not answer us")),
+        Seen::Unreadable(why) => Answer::NotAsked(wakes(&why)),
     }
+}
+
+fn wakes(why: &str) -> String {
+    format!("whether that would start it is not known, for {why}")
+}
+
+/// The socket itself, without touching it. A user's is taken from that user's folder alone: a link in it might lead root to
+/// anybody's socket.
+fn open(host: &Host, place: &Place) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let Manager::User(uid) = place.manager else {
+        return Ok(openat(CWD, host.path(&place.path), flags, Mode::empty())?);
+    };
+    let folder = openat(CWD, host.path(format!("run/user/{uid}")), flags, Mode::empty())?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    Ok(openat2(&folder, "podman/podman.sock", flags, Mode::empty(), resolve)?)
 }
 
 /// Whether systemd listens in the engine's stead and would start it for us.
@@ -150,23 +172,24 @@ fn is_asleep(host: &Host, place: &Place) -> Seen<bool> {
     }
 }
 
-fn ping(socket: &Path) -> Answer {
+fn ping(socket: &OwnedFd) -> Answer {
     match converse(socket) {
         Ok(headers) => read(&headers),
-        Err(error) => match error.kind() {
-            io::ErrorKind::NotFound => Answer::Absent,
-            io::ErrorKind::PermissionDenied => Answer::Denied,
-            io::ErrorKind::ConnectionRefused => Answer::Refused,
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Answer::Silent,
-            _ => Answer::Strange(error.to_string()),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ENOENT) => Answer::Absent,
+            Some(libc::EACCES | libc::EPERM) => Answer::Denied,
+            Some(libc::ECONNREFUSED) => Answer::Refused,
+            // A socket's own timeout and a full backlog answer EAGAIN; our deadline has no number.
+            Some(libc::EAGAIN) | None => Answer::Silent,
+            Some(_) => Answer::Strange(error.to_string()),
         },
     }
 }
 
 /// Asks, and reads until the headers end, the peer stops, or there is more than any engine says.
-fn converse(socket: &Path) -> io::Result<Vec<u8>> {
+fn converse(socket: &OwnedFd) -> io::Result<Vec<u8>> {
     let deadline = Instant::now() + ANSWER_DEADLINE;
-    let address = SocketAddrUnix::new(socket)?;
+    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", socket.as_raw_fd()))?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     // A full backlog answers EAGAIN here, where a blocking connect would wait for ever.
@@ -235,10 +258,9 @@ fn check(place: &Place, answer: &Answer) -> Check {
         Answer::Asleep => {
             (State::Good, format!("{engine} starts at the first connection; not woken"))
         }
-        Answer::NotAsked(why) => (
-            State::Unknown { fix: None },
-            format!("{engine} was not asked, for that might have started it: {why}"),
-        ),
+        Answer::NotAsked(why) => {
+            (State::Unknown { fix: None }, format!("{engine} was not asked: {why}"))
+        }
         Answer::Silent => (
             off(format!("see why: systemctl status {engine}{user}")),
             format!("{engine} did not answer within {} s", ANSWER_DEADLINE.as_secs()),

@@ -31,26 +31,35 @@ pub(super) fn look(host: &Host) -> Systemd {
     if is_running != Seen::Known(true) {
         return Systemd { is_running, is_root, managers: BTreeMap::new(), logind: Seen::Gone };
     }
-    let users = fs::read_dir(host.path("run/user")).into_iter().flatten().flatten();
-    let users = users.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let unit = |manager, name: String| UnitRef { manager, name: UnitName(name) };
+    let service = |uid: &u32| unit(Manager::System, format!("user@{uid}.service"));
+    let entries = fs::read_dir(host.path("run/user")).into_iter().flatten().flatten();
+    let users: Vec<u32> =
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     // Others' managers answer root alone, which is said where the rights are.
-    let users = users.filter(|&uid: &u32| is_root || uid == me).take(MOST_MANAGERS);
-    let asked = users.filter(|uid| host.path(format!("run/user/{uid}/systemd/private")).exists());
-    let managers: Vec<Manager> =
-        std::iter::once(Manager::System).chain(asked.map(Manager::User)).collect();
-    let unit = |&manager| UnitRef { manager, name: UnitName::from(ANY_UNIT) };
+    let users: Vec<u32> =
+        users.into_iter().filter(|&uid| is_root || uid == me).take(MOST_MANAGERS).collect();
+    let system = unit(Manager::System, ANY_UNIT.to_owned());
     let questions = units::Questions {
-        units: managers.iter().map(unit).collect(),
+        units: users.iter().map(service).chain([system.clone()]).collect(),
         users: [me].into(),
         ..units::Questions::default()
     };
     let mut answers = units::observe(host, &questions);
-    Systemd {
-        is_running,
-        is_root,
-        managers: answers.units.into_iter().map(|(unit, seen)| (unit.manager, seen)).collect(),
-        logind: answers.lingering.remove(&me).unwrap_or(Seen::Gone),
-    }
+    // Not every user who is logged in has a manager.
+    let runs = |uid: &&u32| {
+        answers.units.get(&service(uid)).and_then(Seen::known).is_some_and(|unit| !unit.is_dead())
+    };
+    let managers = users.iter().filter(runs).map(|&uid| Manager::User(uid));
+    let questions = units::Questions {
+        units: managers.map(|manager| unit(manager, ANY_UNIT.to_owned())).collect(),
+        ..units::Questions::default()
+    };
+    let of_users = units::observe(host, &questions).units.into_iter();
+    let of_system = answers.units.remove(&system).into_iter().map(|seen| (Manager::System, seen));
+    let managers = of_users.map(|(unit, seen)| (unit.manager, seen)).chain(of_system).collect();
+    let logind = answers.lingering.remove(&me).unwrap_or(Seen::Gone);
+    Systemd { is_running, is_root, managers, logind }
 }
 
 pub(super) fn checks(systemd: &Systemd) -> Vec<Check> {
