@@ -388,6 +388,21 @@ fn a_socket_that_we_may_not_open_is_unknown_and_not_absent() {
 }
 
 #[test]
+fn without_proc_an_engine_and_our_rights_are_unknown_and_not_absent() {
+    let Some(stage) = full_stage() else { return };
+    let _listener = UnixListener::bind(stage.path("there")).unwrap();
+    let script = format!(
+        "ln -s {} /run/docker.sock; mount -t tmpfs none /proc; exec",
+        stage.path("there").display()
+    );
+    let report = doctor(&stage, &script, QUIET);
+    for name in [SOCKET, SEE, END, OUTGOING] {
+        assert_eq!(state(&report, name), "unknown", "{report:?}");
+    }
+    assert_eq!(state(&report, WHOLE), "off");
+}
+
+#[test]
 fn a_users_engine_is_found_and_where_there_is_none_nothing_is_said() {
     let Some(stage) = full_stage() else { return };
     peer(&stage, "users", |stream| {

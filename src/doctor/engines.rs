@@ -176,7 +176,8 @@ fn ping(socket: &OwnedFd) -> Answer {
     match converse(socket) {
         Ok(headers) => read(&headers),
         Err(error) => match error.raw_os_error() {
-            Some(libc::ENOENT) => Answer::Absent,
+            // It is open: what is missing is our own folder in /proc, by which we name it.
+            Some(libc::ENOENT) => Answer::NotAsked("'/proc' is not this run's own".to_owned()),
             Some(libc::EACCES | libc::EPERM) => Answer::Denied,
             Some(libc::ECONNREFUSED) => Answer::Refused,
             // A socket's own timeout and a full backlog answer EAGAIN; our deadline has no number.
