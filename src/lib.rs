@@ -18,5 +18,6 @@ pub mod observe;
 pub mod judge;
 pub mod act;
 pub mod pipeline;
+pub mod doctor;
 pub mod report;
 pub mod cli;

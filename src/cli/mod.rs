@@ -1,6 +1,7 @@
 //! The command: parse, call, report. One file per verb.
 
 pub mod config;
+mod doctor;
 mod reap;
 mod scan;
 
@@ -36,6 +37,12 @@ const EXIT_CODES: &str = "Exit codes:
   1  not clear: an orphan, a suspect or a foreign holder remains
   2  could not tell or could not run: incomplete sight, bad usage, bad configuration";
 
+const DOCTOR_EXIT_CODES: &str = "Exit codes:
+  0  nothing wants mending; 'fallback' and 'absent' are no faults
+  1  something is off, and its fix is named
+  2  something could not be learnt, or the configuration is broken; 1 outranks it
+With --sysctl: 0 the file was printed, 2 it cannot be complete and nothing was printed";
+
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Report what holds which port, why, and what 'reap' would do; changes nothing
@@ -53,6 +60,17 @@ enum Verb {
         deed: Deed,
         #[command(flatten)]
         output: Output,
+    },
+    /// Say what this process may see and do here, and what would mend what it may not; changes nothing
+    #[command(after_help = DOCTOR_EXIT_CODES)]
+    Doctor {
+        #[command(flatten)]
+        file: ConfigFile,
+        #[command(flatten)]
+        output: Output,
+        /// Print only the file for /etc/sysctl.d that keeps outgoing connections off guarded ports
+        #[arg(long, conflicts_with = "format")]
+        sysctl: bool,
     },
     /// Check, show or describe the configuration
     Config {
@@ -126,7 +144,7 @@ struct Output {
 enum Format {
     /// For a person
     Table,
-    /// For a machine: docs/schema/report-v1.json
+    /// For a machine: docs/schema/report-v1.json, of 'doctor' doctor-v1.json
     Json,
 }
 
@@ -139,6 +157,8 @@ enum Failure {
     Scope(#[from] ScopeError),
     #[error("{0}")]
     Usage(String),
+    #[error("{0}")]
+    Sysctl(#[from] crate::doctor::SysctlError),
     #[error("SIGINT, SIGTERM and SIGHUP cannot be caught: {0}\nhint: nothing was done")]
     Interrupt(#[source] io::Error),
     #[error("the report cannot be written: {0}")]
@@ -160,6 +180,9 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let result = match cli.verb {
         Verb::Scan { target, output } => scan::run(target, output.format, &mut text),
         Verb::Reap { target, deed, output } => reap::run(target, &deed, output.format, &mut text),
+        Verb::Doctor { file, output, sysctl } => {
+            doctor::run(file, output.format, sysctl, &mut text)
+        }
         Verb::Config { what } => run_config(what, &mut text),
     };
     let result = result.and_then(|code| {

@@ -231,7 +231,7 @@ fn creators(host: &Host, sockets: &Sockets) -> (BTreeSet<Pid>, BTreeSet<u64>) {
 }
 
 /// A descriptor of the cgroup2 mount: `/sys/fs/cgroup`, or `unified` below it on hybrid hosts.
-fn unified_mount() -> Option<OwnedFd> {
+pub fn unified_mount() -> Option<OwnedFd> {
     const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
     ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].into_iter().find_map(|path| {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

@@ -34,7 +34,8 @@ pub fn observe(host: &Host, tcp: &BTreeSet<Port>, udp: &BTreeSet<Port>) -> Seen<
     from_text(host, tcp, udp)
 }
 
-fn is_refusal(error: &io::Error) -> bool {
+/// Whether socket diagnostics are refused altogether, not only this time.
+pub fn is_refusal(error: &io::Error) -> bool {
     let refusals = [
         libc::EPERM,
         libc::EACCES,
@@ -46,8 +47,8 @@ fn is_refusal(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|errno| refusals.contains(&errno))
 }
 
-/// TCP_BOUND_INACTIVE came with Linux 6.8.
-fn sees_bound(host: &Host) -> bool {
+/// Whether dumps show sockets that are bound and do not listen: TCP_BOUND_INACTIVE came with Linux 6.8.
+pub fn sees_bound(host: &Host) -> bool {
     let release = host.read_text("proc/sys/kernel/osrelease");
     let mut numbers = release.known().map(String::as_str).unwrap_or_default().split(['.', '-']);
     let mut number = || numbers.next().and_then(|n| n.parse::<u32>().ok()).unwrap_or_default();

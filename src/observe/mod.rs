@@ -11,11 +11,13 @@ pub mod units;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Read,
     sync::Arc,
 };
 
 use crate::{
-    host::Host,
+    host::{Host, seen},
     ident::{Endpoint, Manager, Pid, Port, Proto, UnitName, UnitRef},
     snapshot::{Clock, CommandLine, Process, Seen, Sight, Snapshot, Socket, SocketState, Sockets},
 };
@@ -60,7 +62,7 @@ pub fn observe(host: &Host, question: &Question) -> Snapshot {
 }
 
 /// Whether this `/proc` numbers processes as the kernel does for us: a pid in it is the pid of a pidfd.
-fn is_proc_ours(host: &Host) -> bool {
+pub fn is_proc_ours(host: &Host) -> bool {
     let own = std::fs::read_link(host.path("proc/self"));
     !host.is_live()
         || own.is_ok_and(|own| own.as_os_str() == std::process::id().to_string().as_str())
@@ -142,9 +144,7 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
         has_systemd,
         sight,
         ephemeral_ports: ephemeral_ports(host),
-        reserved_ports: host
-            .read_text("proc/sys/net/ipv4/ip_local_reserved_ports")
-            .map(|text| text.trim().to_owned()),
+        reserved_ports: reserved_ports(host),
         sockets,
         matching: matching.into_iter().filter(|pid| processes.contains_key(pid)).collect(),
         processes,
@@ -159,7 +159,7 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
 
 /// sd_booted(3). A missing `/run/systemd/system` is no proof where systemd's own marks are seen: in a container
 /// with the host's pids, `/run` is the container's.
-fn has_systemd(host: &Host, processes: &BTreeMap<Pid, Process>) -> Seen<bool> {
+pub fn has_systemd(host: &Host, processes: &BTreeMap<Pid, Process>) -> Seen<bool> {
     if host.path("run/systemd/system").is_dir() {
         return Seen::Known(true);
     }
@@ -339,28 +339,44 @@ pub fn clock(host: &Host) -> Clock {
     Clock { boot_id, now_ticks, ticks_per_second }
 }
 
-fn sight(host: &Host) -> Sight {
-    /// Bits of linux/capability.h.
-    const DAC_OVERRIDE: u64 = 1 << 1;
-    const DAC_READ_SEARCH: u64 = 1 << 2;
-    const SYS_PTRACE: u64 = 1 << 19;
-    /// Inode of the first pid namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
-    const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
-    let status = host.read_text("proc/self/status");
-    let effective = status.known().and_then(|text| {
+/// Bits of linux/capability.h, as far as anything here asks for them.
+pub mod capabilities {
+    /// CAP_DAC_OVERRIDE.
+    pub const DAC_OVERRIDE: u64 = 1 << 1;
+    /// CAP_DAC_READ_SEARCH.
+    pub const DAC_READ_SEARCH: u64 = 1 << 2;
+    /// CAP_KILL.
+    pub const KILL: u64 = 1 << 5;
+    /// CAP_SYS_PTRACE.
+    pub const SYS_PTRACE: u64 = 1 << 19;
+}
+
+/// Our effective capabilities, as [`capabilities`] numbers them.
+pub fn effective_capabilities(host: &Host) -> Seen<u64> {
+    host.read_text("proc/self/status").parse(|text| {
         let line = text.lines().find_map(|l| l.strip_prefix("CapEff:"))?;
         u64::from_str_radix(line.trim(), 16).ok()
-    });
-    let effective = effective.unwrap_or_default();
-    let may_trace = effective & SYS_PTRACE != 0;
-    let may_search = effective & (DAC_OVERRIDE | DAC_READ_SEARCH) != 0;
-    // Capabilities of a nested user namespace say nothing about processes outside it.
-    let uid_map = host.read_text("proc/self/uid_map");
-    let is_first_user_namespace = match &uid_map {
+    })
+}
+
+/// Whether this is the machine's first user namespace: capabilities of a nested one say nothing about processes
+/// outside it.
+pub fn is_first_user_namespace(host: &Host) -> bool {
+    match host.read_text("proc/self/uid_map") {
         Seen::Known(map) => map.split_whitespace().eq(["0", "0", "4294967295"]),
         Seen::Gone => true, // a kernel without user namespaces
         Seen::Denied | Seen::Unreadable(_) => false,
-    };
+    }
+}
+
+/// What we may look at.
+pub fn sight(host: &Host) -> Sight {
+    use capabilities::{DAC_OVERRIDE, DAC_READ_SEARCH, SYS_PTRACE};
+    /// Inode of the first pid namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
+    const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
+    let effective = effective_capabilities(host).known().copied().unwrap_or_default();
+    let may_trace = effective & SYS_PTRACE != 0;
+    let may_search = effective & (DAC_OVERRIDE | DAC_READ_SEARCH) != 0;
     let namespace = std::fs::read_link(host.path("proc/self/ns/pid"));
     let mounts = host.read_text("proc/self/mountinfo");
     let is_hidden = mounts.known().is_some_and(|text| {
@@ -372,17 +388,38 @@ fn sight(host: &Host) -> Sight {
             .any(|value| !matches!(value, "0" | "off"))
     });
     Sight {
-        may_see_all: may_trace && may_search && is_first_user_namespace,
+        may_see_all: may_trace && may_search && is_first_user_namespace(host),
         is_first_pid_namespace: namespace.is_ok_and(|n| n.as_os_str() == FIRST_PID_NAMESPACE),
         is_proc_hidden: is_hidden && !may_trace,
     }
 }
 
-fn ephemeral_ports(host: &Host) -> Seen<(u16, u16)> {
+/// The range that outgoing connections take their local ports from, both ends in it.
+pub fn ephemeral_ports(host: &Host) -> Seen<(u16, u16)> {
     host.read_text("proc/sys/net/ipv4/ip_local_port_range").parse(|text| {
         let mut numbers = text.split_whitespace().map(|n| n.parse().ok());
         Some((numbers.next()??, numbers.next()??))
     })
+}
+
+/// Ports that are kept out of it, as the kernel writes them: `8080,9148-9155`.
+pub fn reserved_ports(host: &Host) -> Seen<String> {
+    /// Every second port has some 190 KB.
+    const MOST_BYTES: usize = 256 << 10;
+    let read = || {
+        let path = host.path("proc/sys/net/ipv4/ip_local_reserved_ports");
+        // In one read: the kernel answers every further one as if the list ended there (`proc_do_large_bitmap`,
+        // kernel/sysctl.c).
+        let mut bytes = vec![0; MOST_BYTES];
+        let length = fs::File::open(path)?.read(&mut bytes)?;
+        bytes.truncate(length);
+        Ok(bytes)
+    };
+    let whole = |bytes: Vec<u8>| {
+        let text = String::from_utf8(bytes).ok().filter(|text| text.len() < MOST_BYTES)?;
+        Some(text.trim().to_owned())
+    };
+    seen(read()).parse(whole)
 }
 
 /// Whether something listens on each of these endpoints: a dump, without holders.

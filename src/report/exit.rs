@@ -33,7 +33,7 @@ pub fn of_reaped(reaped: &Reaped) -> u8 {
     deeds.chain(respawns).fold(worse(of_findings(&reaped.after), interrupted), worse)
 }
 
-fn worse(a: u8, b: u8) -> u8 {
+pub(super) fn worse(a: u8, b: u8) -> u8 {
     match (a, b) {
         (NOT_CLEAR, _) | (_, NOT_CLEAR) => NOT_CLEAR,
         (a, b) => a.max(b),

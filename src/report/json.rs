@@ -391,7 +391,8 @@ fn unknown(unknown: &verdict::Unknown) -> Unknown {
     Unknown { fact, why, remedy }
 }
 
-fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+/// Writes a document.
+pub(super) fn write(report: &impl Serialize, out: &mut dyn Write) -> io::Result<()> {
     let text = serde_json::to_string_pretty(report)?;
     out.write_all(harmless(&text).as_bytes())?;
     out.write_all(b"\n")

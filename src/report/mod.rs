@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 
 use crate::{act::Outcome, judge::verdict::Verdict, pipeline::Reaped, snapshot::Process};
 
+pub mod doctor;
 pub mod escape;
 pub mod exit;
 pub mod json;

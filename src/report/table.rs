@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Below this many columns each cell gets a line of its own.
-const NARROW: usize = 60;
+pub(super) const NARROW: usize = 60;
 /// A command line is never longer than this, in a pipe either: JSON has it whole.
 const PROCESS_COLUMNS: usize = 80;
 /// What a command line keeps beside a long verdict.
@@ -41,10 +41,10 @@ const GAP: usize = 2;
 /// Reasons and next steps stand below their row by this much.
 const INDENT: usize = 6;
 
-const ORPHAN: anstyle::Style = AnsiColor::Red.on_default();
-const DOUBT: anstyle::Style = AnsiColor::Yellow.on_default();
-const GOOD: anstyle::Style = AnsiColor::Green.on_default();
-const SPARED: anstyle::Style = anstyle::Style::new().dimmed();
+pub(super) const ORPHAN: anstyle::Style = AnsiColor::Red.on_default();
+pub(super) const DOUBT: anstyle::Style = AnsiColor::Yellow.on_default();
+pub(super) const GOOD: anstyle::Style = AnsiColor::Green.on_default();
+pub(super) const SPARED: anstyle::Style = anstyle::Style::new().dimmed();
 const PLAIN: anstyle::Style = anstyle::Style::new();
 
 /// Writes what a look found: of `scan` and of `reap --dry-run`.
@@ -379,7 +379,7 @@ fn pids(pids: &[Pid]) -> String {
     pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
-fn counted(count: usize, one: &str, many: &str) -> String {
+pub(super) fn counted(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
 
@@ -420,20 +420,20 @@ enum Detail<'a> {
 }
 
 /// The text as it grows.
-struct Page {
-    style: Style,
-    text: String,
+pub(super) struct Page {
+    pub(super) style: Style,
+    pub(super) text: String,
 }
 
 impl Page {
     /// One empty line, but never two and none at the top.
-    fn blank(&mut self) {
+    pub(super) fn blank(&mut self) {
         if !self.text.is_empty() && !self.text.ends_with("\n\n") {
             self.text.push('\n');
         }
     }
 
-    fn line(&mut self, label: &str, colour: anstyle::Style, text: &str) {
+    pub(super) fn line(&mut self, label: &str, colour: anstyle::Style, text: &str) {
         self.paint(label, colour);
         self.text.push_str(&escape(text, None));
         self.text.push('\n');
@@ -525,7 +525,7 @@ impl Page {
         }
     }
 
-    fn is_narrow(&self) -> bool {
+    pub(super) fn is_narrow(&self) -> bool {
         self.style.width.is_some_and(|width| width < NARROW)
     }
 
@@ -534,7 +534,7 @@ impl Page {
         self.text.push_str(&" ".repeat(columns.saturating_sub(width(shown)) + GAP));
     }
 
-    fn paint(&mut self, shown: &str, colour: anstyle::Style) {
+    pub(super) fn paint(&mut self, shown: &str, colour: anstyle::Style) {
         if self.style.is_coloured {
             // Writing into a String cannot fail.
             let _ = write!(self.text, "{colour}{shown}{colour:#}");
