@@ -1,6 +1,6 @@
 //! What the settings are once they are valid. Owns every default; knows neither files nor YAML.
 
-use std::{sync::OnceLock, time::Duration};
+use std::{fmt, sync::OnceLock, time::Duration};
 
 use globset::GlobMatcher;
 use regex::bytes::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
@@ -117,7 +117,7 @@ const ALL_PATTERNS_BYTES: usize = 16 << 20;
 
 /// A regular expression over bytes: a command line need not be UTF-8, so `.` is any byte and `\w` is ASCII.
 /// Compiled when it is first asked, since [`any_of`] rules most of them out before: half the time of a run.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Pattern {
     text: String,
     compiled: OnceLock<Option<Regex>>,
@@ -139,8 +139,15 @@ impl Pattern {
         self.compiled().is_some_and(|regex| regex.is_match(line))
     }
 
+    /// None only of one that was proven and is not.
     fn compiled(&self) -> Option<&Regex> {
         self.compiled.get_or_init(|| compile(&self.text).ok()).as_ref()
+    }
+}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Pattern").field(&self.text).finish()
     }
 }
 
