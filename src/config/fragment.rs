@@ -3,10 +3,9 @@
 
 use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
-use regex::bytes::Regex;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::settings::{ForeignHolder, Protect, RunsIn};
+use super::settings::{ForeignHolder, Pattern, Protect, RunsIn};
 use crate::ident::{Endpoint, ServiceName};
 
 /// Where a value stands.
@@ -95,7 +94,7 @@ pub struct ServiceFragment {
 #[derive(Debug, Clone)]
 pub struct PatternFragment {
     /// Matched anywhere in the command line.
-    pub regex: Regex,
+    pub regex: Pattern,
     /// The process holds no port of its own.
     pub is_portless: bool,
 }
@@ -113,7 +112,7 @@ pub struct WorkerFragment {
     pub kind: Kind,
     /// Regular expression for its command line.
     #[schemars(with = "RegexText", rename = "match")]
-    pub regex: Regex,
+    pub regex: Pattern,
     /// Grace period: the time between SIGTERM and SIGKILL.
     #[schemars(with = "Option<DurationText>")]
     pub grace: Option<At<Duration>>,

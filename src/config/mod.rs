@@ -56,7 +56,8 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
         problems = wrong;
     }
     let settings = validate::settings(&merged);
-    if problems.is_empty() && settings::any_of(settings.patterns()).is_err() {
+    let is_default_alone = layers.len() == 1;
+    if problems.is_empty() && !is_default_alone && settings::any_of(settings.patterns()).is_err() {
         problems.push(Problem {
             layer: layers.len(),
             file: layers.last().map(|layer| layer.origin.to_string()).unwrap_or_default(),
@@ -76,4 +77,19 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
 pub fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
     values::parse_duration(text)
         .ok_or_else(|| "expected a duration such as 5s, 500ms, 2m or 1h".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_stands_the_scrutiny_that_other_layers_are_read_with() {
+        let text = include_str!("../../config/default.yaml");
+        let (fragment, problems) = read::read(source::DEFAULT_LAYER + 1, "default", text);
+        assert!(problems.is_empty(), "{}", ConfigErrors::new(problems));
+        let settings = validate::settings(&fragment);
+        assert!(settings.patterns().count() > 10);
+        assert!(settings::any_of(settings.patterns()).is_ok());
+    }
 }

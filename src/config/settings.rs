@@ -1,6 +1,6 @@
 //! What the settings are once they are valid. Owns every default; knows neither files nor YAML.
 
-use std::time::Duration;
+use std::{fmt, sync::OnceLock, time::Duration};
 
 use globset::GlobMatcher;
 use regex::bytes::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
@@ -83,7 +83,7 @@ pub enum RunsIn {
 #[derive(Debug, Clone)]
 pub struct ServicePattern {
     /// Matched anywhere in the command line, arguments joined by single spaces.
-    pub regex: Regex,
+    pub regex: Pattern,
     /// The process holds no port of its own: the pattern alone speaks for it.
     pub is_portless: bool,
 }
@@ -94,7 +94,7 @@ pub struct WorkerPattern {
     /// Its name in reports.
     pub name: String,
     /// Matched like a service's pattern.
-    pub regex: Regex,
+    pub regex: Pattern,
     /// Time between SIGTERM and SIGKILL.
     pub grace: Duration,
 }
@@ -115,9 +115,49 @@ const PATTERN_BYTES: usize = 256 << 10;
 /// Memory that all compiled patterns together may take.
 const ALL_PATTERNS_BYTES: usize = 16 << 20;
 
-/// A pattern, compiled for bytes: a command line need not be UTF-8, so `.` is any byte and `\w` is ASCII. Errors on bad
-/// syntax and on a pattern that would take too much memory.
-pub fn compile_pattern(text: &str) -> Result<Regex, regex::Error> {
+/// A regular expression over bytes: a command line need not be UTF-8, so `.` is any byte and `\w` is ASCII.
+/// Compiled when it is first asked, since [`any_of`] rules most of them out before: half the time of a run.
+#[derive(Clone)]
+pub struct Pattern {
+    text: String,
+    compiled: OnceLock<Option<Regex>>,
+}
+
+impl Pattern {
+    /// A pattern of the default inside the binary, where a test has compiled them all.
+    pub(super) fn proven(text: &str) -> Self {
+        Self { text: text.to_owned(), compiled: OnceLock::new() }
+    }
+
+    /// As it is written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether it matches anywhere.
+    pub fn is_match(&self, line: &[u8]) -> bool {
+        self.compiled().is_some_and(|regex| regex.is_match(line))
+    }
+
+    /// None only of one that was proven and is not.
+    fn compiled(&self) -> Option<&Regex> {
+        self.compiled.get_or_init(|| compile(&self.text).ok()).as_ref()
+    }
+}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Pattern").field(&self.text).finish()
+    }
+}
+
+/// A pattern, compiled. Errors on bad syntax and on one that would take too much memory.
+pub fn compile_pattern(text: &str) -> Result<Pattern, regex::Error> {
+    let regex = compile(text)?;
+    Ok(Pattern { text: text.to_owned(), compiled: OnceLock::from(Some(regex)) })
+}
+
+fn compile(text: &str) -> Result<Regex, regex::Error> {
     RegexBuilder::new(text)
         .unicode(false)
         .nest_limit(PATTERN_NEST_LIMIT)
@@ -127,8 +167,8 @@ pub fn compile_pattern(text: &str) -> Result<Regex, regex::Error> {
 
 /// Patterns as one automaton, for the question "may any of them match?". Errors when they are too large
 /// together, which loading has ruled out for all of them.
-pub fn any_of<'a>(patterns: impl Iterator<Item = &'a Regex>) -> Result<RegexSet, regex::Error> {
-    RegexSetBuilder::new(patterns.map(Regex::as_str))
+pub fn any_of<'a>(patterns: impl Iterator<Item = &'a Pattern>) -> Result<RegexSet, regex::Error> {
+    RegexSetBuilder::new(patterns.map(Pattern::as_str))
         .unicode(false)
         .nest_limit(PATTERN_NEST_LIMIT)
         .size_limit(ALL_PATTERNS_BYTES)
@@ -137,13 +177,14 @@ pub fn any_of<'a>(patterns: impl Iterator<Item = &'a Regex>) -> Result<RegexSet,
 
 /// Whether a pattern matches a command line. Of one that was cut, a match that ends at the cut might not be one
 /// of the whole.
-pub fn fits(pattern: &Regex, text: &[u8], is_cut: bool) -> bool {
-    pattern.find_iter(text).any(|found| !is_cut || found.end() < text.len())
+pub fn fits(pattern: &Pattern, text: &[u8], is_cut: bool) -> bool {
+    let mut found = pattern.compiled().into_iter().flat_map(|regex| regex.find_iter(text));
+    found.any(|found| !is_cut || found.end() < text.len())
 }
 
 impl Settings {
     /// Every pattern, of services and workers.
-    pub fn patterns(&self) -> impl Iterator<Item = &Regex> {
+    pub fn patterns(&self) -> impl Iterator<Item = &Pattern> {
         let of_services = self.services.iter().flat_map(|s| &s.patterns).map(|p| &p.regex);
         of_services.chain(self.workers.iter().map(|w| &w.regex))
     }

@@ -22,6 +22,8 @@ use super::{
     problem::{Excerpt, Problem, shown},
 };
 
+/// Rank of the default inside the binary.
+pub(super) const DEFAULT_LAYER: usize = 0;
 /// Larger than any configuration.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 /// As many as the kernel follows (path_resolution(7)).

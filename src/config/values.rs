@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use globset::{GlobBuilder, GlobMatcher};
-use regex::bytes::Regex;
 
 use super::{
     fragment::{At, Kind},
     problem::quoted,
     reader::Reader,
-    settings::{ForeignHolder, PATTERN_NEST_LIMIT, RunsIn, compile_pattern},
+    settings::{ForeignHolder, PATTERN_NEST_LIMIT, Pattern, RunsIn, compile_pattern},
+    source::DEFAULT_LAYER,
     yaml::{Node, TextSpan, Value},
 };
 use crate::ident::{Endpoint, UnitName};
@@ -81,8 +81,11 @@ impl Reader<'_> {
         }
     }
 
-    pub(super) fn regex(&mut self, node: &Node) -> Option<At<Regex>> {
+    pub(super) fn regex(&mut self, node: &Node) -> Option<At<Pattern>> {
         let text = self.text_of(node, "a regular expression")?;
+        if self.layer == DEFAULT_LAYER {
+            return Some(self.at(node, Pattern::proven(text)));
+        }
         if text.chars().count() > MAX_PATTERN_CHARS {
             let message =
                 format!("expected a regular expression of at most {MAX_PATTERN_CHARS} characters");

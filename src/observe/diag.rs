@@ -35,6 +35,9 @@ pub mod states {
 }
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// The older question, for TCP alone: its dumps tell of both families, so the kernel walks its tables once and
+/// not twice (`inet_diag_dump_compat`, net/ipv4/inet_diag.c). Sockets come in the same form.
+const TCPDIAG_GETSOCK: u16 = 18;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 1;
@@ -87,7 +90,11 @@ impl Diag {
         if ports.is_empty() {
             return Ok(sockets);
         }
-        for family in [AddressFamily::INET, AddressFamily::INET6] {
+        let families: &[_] = match proto {
+            Proto::Tcp => &[AddressFamily::UNSPEC],
+            Proto::Udp => &[AddressFamily::INET, AddressFamily::INET6],
+        };
+        for &family in families {
             let mut tries = 0;
             loop {
                 tries += 1;
@@ -188,22 +195,35 @@ fn request(
     sequence: u32,
 ) -> Vec<u8> {
     let code = bytecode(ranges);
-    let length = 16 + 56 + 4 + code.len();
+    let (kind, body) = match proto {
+        Proto::Tcp => (TCPDIAG_GETSOCK, 60),
+        Proto::Udp => (SOCK_DIAG_BY_FAMILY, 56),
+    };
+    let length = 16 + body + 4 + code.len();
     let mut message = Vec::with_capacity(length);
     // struct nlmsghdr
     message.extend(u32::try_from(length).unwrap_or_default().to_ne_bytes());
-    message.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
     message.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
     message.extend(sequence.to_ne_bytes());
     message.extend(0_u32.to_ne_bytes());
-    // struct inet_diag_req_v2, its socket id all zero
-    let protocol = match proto {
-        Proto::Tcp => 6,
-        Proto::Udp => 17,
-    };
-    message.extend([u8::try_from(family.as_raw()).unwrap_or_default(), protocol, 0, 0]);
-    message.extend(wanted.to_ne_bytes());
-    message.extend([0; 48]);
+    // The socket id of 48 bytes is all zero in both.
+    let family = u8::try_from(family.as_raw()).unwrap_or_default();
+    match proto {
+        // struct inet_diag_req
+        Proto::Tcp => {
+            message.extend([family, 0, 0, 0]);
+            message.extend([0; 48]);
+            message.extend(wanted.to_ne_bytes());
+            message.extend([0; 4]);
+        }
+        // struct inet_diag_req_v2
+        Proto::Udp => {
+            message.extend([family, 17, 0, 0]);
+            message.extend(wanted.to_ne_bytes());
+            message.extend([0; 48]);
+        }
+    }
     // struct rtattr
     message.extend(u16::try_from(4 + code.len()).unwrap_or_default().to_ne_bytes());
     message.extend(INET_DIAG_REQ_BYTECODE.to_ne_bytes());
@@ -246,7 +266,7 @@ impl Dump {
                     let errno = u32_at(body, 0).ok_or_else(short)?.cast_signed();
                     return Err(io::Error::from_raw_os_error(-errno));
                 }
-                SOCK_DIAG_BY_FAMILY => {
+                SOCK_DIAG_BY_FAMILY | TCPDIAG_GETSOCK => {
                     self.sockets.extend(read_socket(body, proto).ok_or_else(short)?);
                 }
                 _ => {}

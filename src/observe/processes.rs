@@ -157,24 +157,22 @@ pub fn read_command_lines(
     wanted: impl Fn(&[u8]) -> bool + Send + Sync + 'static,
 ) -> BTreeMap<Pid, Seen<CommandLine>> {
     let read = read_with_deadline(host, pids, "cmdline", move |bytes| {
-        let mut text = joined(bytes);
-        let is_wanted = wanted(&text);
-        let is_cut = text.len() > KEPT_COMMAND_BYTES;
-        text.truncate(KEPT_COMMAND_BYTES);
-        text.shrink_to_fit();
-        is_wanted.then_some(CommandLine { text, is_cut })
+        join(bytes);
+        wanted(bytes).then(|| {
+            let text = bytes.iter().take(KEPT_COMMAND_BYTES).copied().collect();
+            CommandLine { text, is_cut: bytes.len() > KEPT_COMMAND_BYTES }
+        })
     });
     read.into_iter().map(|(pid, seen)| (pid, seen.map(Option::unwrap_or_default))).collect()
 }
 
 /// NULs become spaces, padding at the end goes.
-fn joined(mut bytes: Vec<u8>) -> Vec<u8> {
+fn join(bytes: &mut Vec<u8>) {
     let end = bytes.iter().rposition(|&b| b != 0 && b != b' ').map_or(0, |last| last + 1);
     bytes.truncate(end);
-    for byte in &mut bytes {
+    for byte in bytes {
         if *byte == 0 {
             *byte = b' ';
         }
     }
-    bytes
 }

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Read,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -19,52 +19,58 @@ use crate::{
 const READ_DEADLINE: Duration = Duration::from_millis(100);
 /// What is read of a file at most: of arguments and environment the kernel allows at all is 6 MiB (`MAX_ARG_STRLEN`, execve(2)).
 const MOST_BYTES: u64 = 8 << 20;
+/// What a reader's buffer begins with.
+const USUAL_BYTES: usize = 4096;
 const MOST_READERS: usize = 2;
 
-/// Who reads what.
-struct Queue {
+/// Who reads what, and what was read.
+struct Queue<T> {
     next: usize,
-    /// What each reader has in hand; those that were written off are missing.
-    in_hand: BTreeMap<usize, Option<Pid>>,
+    /// What each reader has in hand, and since when; those that were written off or have finished are missing.
+    in_hand: BTreeMap<usize, Option<(Pid, Instant)>>,
+    answers: BTreeMap<Pid, Seen<T>>,
 }
 /// What the readers share.
-struct Work<F> {
+struct Work<F, T> {
     host: Host,
     pids: Vec<Pid>,
     file: &'static str,
     read: F,
-    queue: Mutex<Queue>,
+    queue: Mutex<Queue<T>>,
+    /// Told when a reader finishes, not at each answer: thousands would wake whoever waits.
+    finished: Condvar,
 }
-impl<F> Work<F> {
-    fn queue(&self) -> MutexGuard<'_, Queue> {
+impl<F: Fn(&mut Vec<u8>) -> T, T> Work<F, T> {
+    fn queue(&self) -> MutexGuard<'_, Queue<T>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next process for this reader; none when all are taken, or when it was written off.
-    fn take(&self, reader: usize) -> Option<Pid> {
-        let mut queue = self.queue();
-        let pid = self.pids.get(queue.next).copied();
-        let in_hand = queue.in_hand.get_mut(&reader)?;
-        *in_hand = pid;
-        queue.next += usize::from(pid.is_some());
-        pid
+    /// Reads one process after the other, until all are taken or this reader was written off.
+    fn run(&self, reader: usize) {
+        let mut bytes = Vec::with_capacity(USUAL_BYTES);
+        let mut next = self.take(reader, None);
+        while let Some(pid) = next {
+            let done = read_limited(&self.host.of_process(pid, self.file), &mut bytes);
+            let answer = seen(done).map(|()| (self.read)(&mut bytes));
+            next = self.take(reader, Some((pid, answer)));
+        }
     }
 
-    /// Writes a reader off, unless it has gone on to another process meanwhile.
-    fn give_up(&self, reader: usize, pid: Pid) -> bool {
+    /// Hands an answer in and takes the next process.
+    fn take(&self, reader: usize, answer: Option<(Pid, Seen<T>)>) -> Option<Pid> {
         let mut queue = self.queue();
-        let is_stuck = queue.in_hand.get(&reader) == Some(&Some(pid));
-        if is_stuck {
+        // Late is better than never, as long as others are waited for anyway.
+        queue.answers.extend(answer);
+        let pid = self.pids.get(queue.next).copied();
+        let in_hand = queue.in_hand.get_mut(&reader)?;
+        *in_hand = pid.map(|pid| (pid, Instant::now()));
+        queue.next += usize::from(pid.is_some());
+        if pid.is_none() {
             queue.in_hand.remove(&reader);
+            self.finished.notify_one();
         }
-        is_stuck
+        pid
     }
-}
-/// What a reader tells.
-enum News<T> {
-    Began(usize, Pid),
-    Read(usize, Pid, Seen<T>),
-    Finished(usize),
 }
 
 /// Reads `/proc/PID/file` of many processes on a few threads. A thread that hangs in one read longer than
@@ -74,76 +80,49 @@ pub(super) fn read_with_deadline<T: Send + 'static>(
     host: &Host,
     pids: &[Pid],
     file: &'static str,
-    read: impl Fn(Vec<u8>) -> T + Send + Sync + 'static,
+    read: impl Fn(&mut Vec<u8>) -> T + Send + Sync + 'static,
 ) -> BTreeMap<Pid, Seen<T>> {
-    let queue = Mutex::new(Queue { next: 0, in_hand: BTreeMap::new() });
-    let work = Arc::new(Work { host: host.clone(), pids: pids.to_vec(), file, read, queue });
-    let (send, receive) = mpsc::channel();
-    let start = |reader: usize| {
-        work.queue().in_hand.insert(reader, None);
-        let (work, send) = (Arc::clone(&work), send.clone());
-        let run = move || {
-            while let Some(pid) = work.take(reader) {
-                if send.send(News::Began(reader, pid)).is_err() {
-                    return; // nobody waits any more
-                }
-                let bytes = seen(read_limited(&work.host.of_process(pid, work.file)));
-                let _ = send.send(News::Read(reader, pid, bytes.map(&work.read)));
-            }
-            let _ = send.send(News::Finished(reader));
-        };
-        std::thread::Builder::new().name("portreeve-read".to_owned()).spawn(run).is_ok()
-    };
-    let mut answers = BTreeMap::new();
-    let mut busy: BTreeMap<usize, Option<(Pid, Instant)>> = BTreeMap::new();
+    let queue = Queue { next: 0, in_hand: BTreeMap::new(), answers: BTreeMap::new() };
+    let work = Arc::new(Work {
+        host: host.clone(),
+        pids: pids.to_vec(),
+        file,
+        read,
+        queue: Mutex::new(queue),
+        finished: Condvar::new(),
+    });
     let mut readers = 0;
-    let mut add_reader = |busy: &mut BTreeMap<usize, _>| {
-        if start(readers) {
-            busy.insert(readers, None);
-        }
+    let mut add_reader = |queue: &mut Queue<T>| {
+        let (shared, reader) = (Arc::clone(&work), readers);
+        let run = move || shared.run(reader);
         readers += 1;
+        if std::thread::Builder::new().name("portreeve-read".to_owned()).spawn(run).is_ok() {
+            queue.in_hand.insert(reader, None);
+        }
     };
+    let mut queue = work.queue();
     for _ in 0..MOST_READERS.min(pids.len().div_ceil(64)) {
-        add_reader(&mut busy);
+        add_reader(&mut queue);
     }
-    while !busy.is_empty() {
-        match receive.recv_timeout(READ_DEADLINE) {
-            Ok(News::Began(reader, pid)) => {
-                if let Some(doing) = busy.get_mut(&reader) {
-                    *doing = Some((pid, Instant::now()));
-                }
-            }
-            Ok(News::Read(reader, pid, answer)) => {
-                // Late is better than never, as long as we wait for others anyway.
-                answers.insert(pid, answer);
-                if let Some(doing) = busy.get_mut(&reader) {
-                    *doing = None;
-                }
-            }
-            Ok(News::Finished(reader)) => {
-                busy.remove(&reader);
-            }
-            Err(_) => {
-                let late: Vec<(usize, Pid)> = busy
-                    .iter()
-                    .filter_map(|(&reader, doing)| Some((reader, (*doing)?)))
-                    .filter(|(_, (_, since))| since.elapsed() >= READ_DEADLINE)
-                    .map(|(reader, (pid, _))| (reader, pid))
-                    .collect();
-                for (reader, pid) in late {
-                    if !work.give_up(reader, pid) {
-                        continue;
-                    }
-                    busy.remove(&reader);
-                    let why =
-                        format!("the process did not let it be read within {READ_DEADLINE:?}");
-                    answers.insert(pid, Seen::Unreadable(why));
-                    add_reader(&mut busy);
-                    add_reader(&mut busy);
-                }
-            }
+    while !queue.in_hand.is_empty() {
+        let left = |(_, since): &(Pid, Instant)| READ_DEADLINE.saturating_sub(since.elapsed());
+        let wait = queue.in_hand.values().flatten().map(left).min().unwrap_or(READ_DEADLINE);
+        let woken = work.finished.wait_timeout(queue, wait);
+        (queue, _) = woken.unwrap_or_else(PoisonError::into_inner);
+        let in_hand = queue.in_hand.iter().filter_map(|(&reader, doing)| Some((reader, (*doing)?)));
+        let late: Vec<(usize, Pid)> = in_hand
+            .filter(|(_, (_, since))| since.elapsed() >= READ_DEADLINE)
+            .map(|(reader, (pid, _))| (reader, pid))
+            .collect();
+        for (reader, pid) in late {
+            queue.in_hand.remove(&reader);
+            let why = format!("the process did not let it be read within {READ_DEADLINE:?}");
+            queue.answers.insert(pid, Seen::Unreadable(why));
+            add_reader(&mut queue);
+            add_reader(&mut queue);
         }
     }
+    let mut answers = std::mem::take(&mut queue.answers);
     for &pid in pids {
         let lost = || Seen::Unreadable("no thread could be started to read it".to_owned());
         answers.entry(pid).or_insert_with(lost);
@@ -151,8 +130,8 @@ pub(super) fn read_with_deadline<T: Send + 'static>(
     answers
 }
 
-fn read_limited(path: &std::path::Path) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(512);
-    fs::File::open(path)?.take(MOST_BYTES).read_to_end(&mut bytes)?;
-    Ok(bytes)
+fn read_limited(path: &std::path::Path, bytes: &mut Vec<u8>) -> std::io::Result<()> {
+    bytes.clear();
+    fs::File::open(path)?.take(MOST_BYTES).read_to_end(bytes)?;
+    Ok(())
 }
