@@ -91,7 +91,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             racer.run()?;
         }
         if round == 0 {
-            racers.iter_mut().for_each(|racer| (racer.wall, racer.cpu) = Default::default());
+            for racer in &mut racers {
+                (racer.wall, racer.cpu) = Default::default();
+            }
         }
     }
     let mut out = io::stdout().lock();
