@@ -15,6 +15,7 @@ use crate::{
     judge::{
         self, Also, Ended, Judgement, Terms,
         case::Guard,
+        explain::Explanation,
         port::PortVerdict,
         verdict::{Unknown, Verdict},
     },
@@ -96,6 +97,7 @@ struct Inquiry<'a> {
     guards: Vec<Guard>,
     nominate: Option<Nominate>,
     declared_units: BTreeSet<UnitName>,
+    pids: BTreeSet<Pid>,
 }
 
 /// Looks once and reports: the dry run.
@@ -109,6 +111,62 @@ pub fn scan(
     let terms = inquiry.terms(scope, also);
     let (_, judgement) = inquiry.look(&terms, Reach::Narrow);
     Ok(judgement.into())
+}
+
+/// What `explain` is asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    /// A process.
+    Process(Pid),
+    /// A port, guarded or not.
+    Port(Endpoint),
+}
+
+/// The whole chain of evidence for a port and its holders, or for a process.
+#[derive(Debug, Clone)]
+pub struct Explained {
+    /// The port, where one was asked about.
+    pub port: Option<PortVerdict>,
+    /// The process, or the port's holders.
+    pub processes: Vec<Explanation>,
+    /// All that was seen.
+    pub snapshot: Snapshot,
+    /// What could not be seen beyond that.
+    pub unknowns: Vec<Unknown>,
+}
+
+/// Looks once, at everything that bears on the subject.
+pub fn explain(
+    host: &Host,
+    settings: &Settings,
+    subject: Subject,
+) -> Result<Explained, ScopeError> {
+    let mut scope = Scope::default();
+    let mut inquiry = Inquiry::new(host, settings, &scope)?;
+    // A process's verdict rests on every port that it may hold; nobody else's command line matters.
+    inquiry.nominate = None;
+    match subject {
+        Subject::Process(pid) => inquiry.pids = BTreeSet::from([pid]),
+        Subject::Port(endpoint) => {
+            scope.ports.push(endpoint);
+            let named = Inquiry::new(host, settings, &scope)?.guards;
+            inquiry.guards.retain(|g| !named.contains(g));
+            inquiry.guards.extend(named);
+        }
+    }
+    let terms = inquiry.terms(&scope, Also::default());
+    let (snapshot, judgement) = inquiry.look(&terms, Reach::Whole);
+    let port = judgement.ports.into_iter().next().filter(|_| !scope.ports.is_empty());
+    let pids: Vec<Pid> = match subject {
+        Subject::Process(pid) => vec![pid],
+        Subject::Port(_) => judgement.verdicts.iter().map(|v| v.key().pid).collect(),
+    };
+    let terms = inquiry.terms(&Scope::default(), Also::default());
+    let explained = pids
+        .into_iter()
+        .filter_map(|pid| judge::explain::explain(&snapshot, settings, &terms, pid));
+    let processes = explained.collect();
+    Ok(Explained { port, processes, snapshot, unknowns: judgement.unknowns })
 }
 
 /// A look that convicts nobody new ends the reaping; this many rounds do, too.
@@ -285,7 +343,7 @@ impl<'a> Inquiry<'a> {
                 Some(RunsIn::Container(_)) | None => None,
             })
             .collect();
-        Ok(Self { host, settings, guards, nominate, declared_units })
+        Ok(Self { host, settings, guards, nominate, declared_units, pids: BTreeSet::new() })
     }
 
     fn terms(&self, scope: &Scope, also: Also) -> Terms {
@@ -305,6 +363,7 @@ impl<'a> Inquiry<'a> {
             nominate: self.nominate.clone(),
             declared_units: self.declared_units.clone(),
             reach,
+            pids: self.pids.clone(),
         };
         let snapshot = observe::observe(self.host, &question);
         let judgement = judge::judge(&snapshot, self.settings, terms);

@@ -368,7 +368,7 @@ pub struct Snapshot {
     pub sockets: Seen<Sockets>,
     /// Processes of the question, their ancestors, and the leaders of their sessions and groups where these live.
     pub processes: BTreeMap<Pid, Process>,
-    /// Those of them whose command line a pattern may match.
+    /// Those of them whose command line a pattern may match, and those that were asked about by pid.
     pub matching: BTreeSet<Pid>,
     /// What could not be read of which process, and why: a pattern may have missed it.
     pub unread: Vec<(Pid, String)>,

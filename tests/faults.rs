@@ -428,6 +428,7 @@ fn a_look_at_a_host_with_stuck_processes_names_them_as_unread() {
         nominate: Some(std::sync::Arc::new(|line: &[u8]| line.ends_with(b"115"))),
         declared_units: BTreeSet::new(),
         reach: Reach::Narrow,
+        pids: BTreeSet::new(),
     };
     let began = Instant::now();
     let snapshot = observe::observe(&Host::fixture(folder.path()), &question);

@@ -367,6 +367,7 @@ fn seen_by(stage: &Stage, reach: Reach) -> BTreeSet<u32> {
         nominate: None,
         declared_units: BTreeSet::new(),
         reach,
+        pids: BTreeSet::new(),
     };
     let snapshot = stage.within(move || observe::observe(&Host::live(), &question));
     let sockets = snapshot.sockets.known().unwrap();

@@ -186,6 +186,8 @@ impl Mess {
 struct Day {
     mess: Mess,
     scan: Report,
+    /// What `explain` says of each of the planted, before the reap.
+    explained: BTreeMap<&'static str, Report>,
     /// Every system call of that scan and its children.
     trace: String,
     dry_run: Report,
@@ -209,6 +211,10 @@ fn spend() -> Result<Day, String> {
     if std::env::var_os("PORTREEVE_TRANSCRIPTS").is_some() {
         let mess = Mess::make("transcripts")?;
         mess.transcribe("scan");
+        for name in ["aidb", "aidb-in-terminal", "aidb-in-unit", "launcher"] {
+            mess.transcribe(&format!("explain {}", mess.planted[name].0));
+        }
+        mess.transcribe("explain 47334");
         mess.transcribe("reap");
     }
     let mess = Mess::make("mess")?;
@@ -221,6 +227,10 @@ fn spend() -> Result<Day, String> {
         .expect("strace runs");
     let scan = Report::read(&traced);
     let trace = std::fs::read_to_string(mess.test_box.inside("/run/trace")).expect("a trace");
+    let explain = |(name, (pid, _)): (&&'static str, &Known)| {
+        (*name, mess.portreeve(&["explain", &format!("pid:{pid}")]))
+    };
+    let explained = mess.planted.iter().map(explain).collect();
     let dry_run = mess.portreeve(&["reap", "--dry-run"]);
     let alive_before = mess.alive();
     let reap = mess.portreeve(&["reap"]);
@@ -235,6 +245,7 @@ fn spend() -> Result<Day, String> {
     Ok(Day {
         mess,
         scan,
+        explained,
         trace,
         dry_run,
         alive_before,
@@ -335,6 +346,90 @@ fn a_deed_in_a_trace_is_recognised() {
     assert!(!changes_the_host("17 openat(AT_FDCWD, \"/dev/null\", O_RDWR) = 3"));
     assert!(!changes_the_host("17 openat(AT_FDCWD, \"/proc/1/stat\", O_RDONLY|O_CLOEXEC) = 3"));
     assert!(!changes_the_host("17 <... openat resumed>) = 3"));
+}
+
+/// What `explain` says of a planted process.
+fn explanation<'a>(day: &'a Day, name: &str) -> &'a serde_json::Value {
+    &day.explained[name].json["processes"][0]
+}
+
+#[test]
+fn explain_comes_to_the_verdict_of_scan_and_shows_the_row_that_decided() {
+    let Some(day) = day() else { return };
+    for (name, (pid, _)) in day.mess.planted.iter().filter(|(name, _)| **name != "client") {
+        let (scan, why) = (day.scan.process(*pid), explanation(day, name));
+        assert_eq!(
+            (&why["title"], &why["row"]),
+            (&scan["title"], &scan["row"]),
+            "'{name}': {why:#}"
+        );
+        let rows = why["rows"].as_array().unwrap();
+        let decided: Vec<_> = rows.iter().filter(|row| row["decided"] == true).collect();
+        assert_eq!(decided.len(), 1, "'{name}'");
+        let conditions = decided[0]["conditions"].as_array().unwrap();
+        assert!(conditions.iter().all(|c| c["holds"] == true), "'{name}': {conditions:#?}");
+        // Every row before it failed on a condition that is named.
+        for row in rows.iter().take_while(|row| row["decided"] == false) {
+            assert_eq!(row["holds"], false, "'{name}': {row:#}");
+        }
+    }
+}
+
+#[test]
+fn explain_names_where_each_fact_comes_from() {
+    let Some(day) = day() else { return };
+    let (pid, _) = day.mess.planted["aidb-in-unit"];
+    let facts = explanation(day, "aidb-in-unit")["facts"].as_array().unwrap();
+    let fact = |name: &str| facts.iter().find(|f| f["name"] == name).unwrap();
+    assert_eq!(fact("unit")["value"], "dev-aidb.service");
+    assert_eq!(fact("unit")["source"], format!("/proc/{pid}/cgroup"));
+    let state = fact("unit's state");
+    assert!(state["value"].as_str().unwrap().contains(&format!("main pid {pid}")), "{state}");
+    assert_eq!(state["source"], "systemd: dev-aidb.service");
+}
+
+#[test]
+fn explain_says_which_flag_or_declaration_would_have_changed_the_verdict() {
+    let Some(day) = day() else { return };
+    let change = |name: &str, part: &str| {
+        let changes = explanation(day, name)["changes"].as_array().unwrap();
+        let found = changes.iter().find(|c| c["what"].as_str().unwrap().contains(part));
+        found.cloned().unwrap_or_else(|| panic!("'{name}', {part}: {changes:#?}"))
+    };
+    let undeclared = change("aidb", "no 'runs_in:' were declared");
+    assert_eq!(
+        (&undeclared["title"], &undeclared["would_end"]),
+        (&"suspect".into(), &false.into())
+    );
+    let flag = change("launcher", "--also abandoned");
+    assert_eq!(flag["would_end"], true);
+    assert_eq!(explanation(day, "aidb-in-unit")["changes"], serde_json::json!([]));
+}
+
+#[test]
+fn a_process_that_nothing_nominates_is_explained_as_well() {
+    let Some(day) = day() else { return };
+    let client = explanation(day, "client");
+    assert_eq!(client["nominated_by"], serde_json::Value::Null, "{client:#}");
+    assert_eq!(client["title"], "spare: managed by client.service");
+}
+
+#[test]
+fn an_explanation_fits_its_published_schema() {
+    let published = include_str!("../docs/schema/explain-v1.json");
+    let generated = serde_json::to_string_pretty(&portreeve::report::explain::schema()).unwrap();
+    if std::env::var_os("BLESS").is_some() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/schema/explain-v1.json");
+        std::fs::write(path, generated.clone() + "\n").unwrap();
+        return;
+    }
+    assert_eq!(published.trim_end(), generated, "BLESS=1 writes it anew");
+    let Some(day) = day() else { return };
+    let schema: serde_json::Value = serde_json::from_str(published).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    for (name, report) in &day.explained {
+        validator.validate(&report.json).unwrap_or_else(|error| panic!("'{name}': {error}"));
+    }
 }
 
 #[test]

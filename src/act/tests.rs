@@ -99,6 +99,7 @@ fn look(endpoint: Endpoint) -> Snapshot {
         nominate: None,
         declared_units: BTreeSet::new(),
         reach: Reach::Whole,
+        pids: BTreeSet::new(),
     };
     observe::observe(&Host::live(), &question)
 }

@@ -2,6 +2,7 @@
 
 pub mod config;
 mod doctor;
+mod explain;
 mod reap;
 mod scan;
 
@@ -58,6 +59,16 @@ enum Verb {
         target: Target,
         #[command(flatten)]
         deed: Deed,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Give the whole chain of evidence for one process or port; changes nothing
+    Explain {
+        /// A process id, or a port such as 8091 or 8091/udp; pid:N and port:P where a number is both
+        #[arg(value_name = "PID|PORT")]
+        asked: explain::Asked,
+        #[command(flatten)]
+        file: ConfigFile,
         #[command(flatten)]
         output: Output,
     },
@@ -180,6 +191,9 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let result = match cli.verb {
         Verb::Scan { target, output } => scan::run(target, output.format, &mut text),
         Verb::Reap { target, deed, output } => reap::run(target, &deed, output.format, &mut text),
+        Verb::Explain { asked, file, output } => {
+            explain::run(asked, file, output.format, &mut text)
+        }
         Verb::Doctor { file, output, sysctl } => {
             doctor::run(file, output.format, sysctl, &mut text)
         }

@@ -1,6 +1,7 @@
 //! Facts → verdicts. Pure: no I/O, no clock, no logging.
 
 pub mod case;
+pub mod explain;
 pub mod orphan;
 pub mod port;
 pub mod truth;
@@ -95,10 +96,30 @@ pub struct Judgement {
     pub unknowns: Vec<Unknown>,
 }
 
+/// What a candidate holds, and why it is not known whether it holds more.
+type Holds<'a> = (Vec<&'a Guard>, Option<Unknown>);
+
 /// Judges every candidate and every guarded port.
 pub fn judge(snapshot: &Snapshot, settings: &Settings, terms: &Terms) -> Judgement {
+    let verdicts: Vec<Verdict> = candidates(snapshot, terms)
+        .into_iter()
+        .filter_map(|(pid, (held, unsure))| {
+            let process = snapshot.processes.get(&pid)?;
+            let case = Case::new(snapshot, settings, process, held, unsure);
+            let is_asked_about = terms.concerns(&case);
+            (is_asked_about != Truth::No).then(|| verdict_on(&case, terms, is_asked_about))
+        })
+        .collect();
+    let guards = terms.guards.iter().filter(|guard| terms.is_asked_about(guard));
+    let ports = guards.map(|guard| port::judge(snapshot, guard, &verdicts)).collect();
+    let unknowns = unknowns(snapshot, &verdicts);
+    Judgement { ports, verdicts, unknowns }
+}
+
+/// Every process that a port, a pattern or the question itself nominates.
+fn candidates<'a>(snapshot: &'a Snapshot, terms: &'a Terms) -> BTreeMap<Pid, Holds<'a>> {
     let unread = unread_sockets(snapshot);
-    let mut holds: BTreeMap<Pid, (Vec<&Guard>, Option<Unknown>)> = BTreeMap::new();
+    let mut holds: BTreeMap<Pid, Holds<'_>> = BTreeMap::new();
     for &pid in &snapshot.matching {
         holds.entry(pid).or_default();
     }
@@ -112,19 +133,10 @@ pub fn judge(snapshot: &Snapshot, settings: &Settings, terms: &Terms) -> Judgeme
             }
         }
     }
-    let verdicts: Vec<Verdict> = holds
-        .into_iter()
-        .filter_map(|(pid, (held, unsure))| {
-            let process = snapshot.processes.get(&pid)?;
-            let case = Case::new(snapshot, settings, process, held, unsure.or(unread.clone()));
-            let is_asked_about = terms.concerns(&case);
-            (is_asked_about != Truth::No).then(|| verdict_on(&case, terms, is_asked_about))
-        })
-        .collect();
-    let guards = terms.guards.iter().filter(|guard| terms.is_asked_about(guard));
-    let ports = guards.map(|guard| port::judge(snapshot, guard, &verdicts)).collect();
-    let unknowns = unknowns(snapshot, &verdicts);
-    Judgement { ports, verdicts, unknowns }
+    for (_, unsure) in holds.values_mut() {
+        *unsure = unsure.take().or_else(|| unread.clone());
+    }
+    holds
 }
 
 /// Who holds a guarded port as a server, or may: who only has a connection is no candidate.

@@ -38,6 +38,8 @@ pub struct Question {
     pub declared_units: BTreeSet<UnitName>,
     /// How far holders are looked for.
     pub reach: Reach,
+    /// Processes that are asked about whatever they hold or match.
+    pub pids: BTreeSet<Pid>,
 }
 
 /// A holder that exits between two reads leaves facts of two moments; the look is taken again.
@@ -113,11 +115,12 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
     }
     // A line that did not matter was not kept.
     command_lines.retain(|_, seen| seen.known().is_none_or(|line| !line.text.is_empty()));
-    let matching: BTreeSet<Pid> = command_lines
+    let mut matching: BTreeSet<Pid> = command_lines
         .iter()
         .filter(|(_, seen)| seen.known().is_some())
         .map(|(&pid, _)| pid)
         .collect();
+    matching.extend(&question.pids);
     let holding: BTreeSet<Pid> =
         sockets.known().map(|s| s.holdings.iter().map(|h| h.pid).collect()).unwrap_or_default();
     let candidates: BTreeSet<Pid> = matching.union(&holding).copied().collect();

@@ -7,6 +7,7 @@ use crate::{act::Outcome, judge::verdict::Verdict, pipeline::Reaped, snapshot::P
 
 pub mod doctor;
 pub mod escape;
+pub mod explain;
 pub mod exit;
 pub mod json;
 mod progress;

@@ -1,0 +1,82 @@
+//! `portreeve explain`: the whole chain of evidence for one process or port.
+
+use std::{io::Write, str::FromStr};
+
+use crate::{
+    host::Host,
+    ident::{Endpoint, Pid},
+    pipeline::{self, Subject},
+    report::explain,
+};
+
+use super::{ConfigFile, Failure, Format, style};
+
+/// `4242`, `8091/tcp`, `pid:4242`, `port:8091`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// Surely one of them.
+    Only(Subject),
+    /// A bare number, which may be either.
+    Either(Pid, Endpoint),
+    /// A number that no port has.
+    Pid(Pid),
+}
+
+impl FromStr for Asked {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(pid) = text.strip_prefix("pid:") {
+            let pid = pid.parse().map_err(|_| "expected a process id behind 'pid:'".to_owned())?;
+            return Ok(Self::Only(Subject::Process(Pid(pid))));
+        }
+        let port = text.strip_prefix("port:").unwrap_or(text);
+        let endpoint: Result<Endpoint, _> = port.parse();
+        match (endpoint, text.parse()) {
+            (Ok(endpoint), Ok(pid)) => Ok(Self::Either(Pid(pid), endpoint)),
+            (Ok(endpoint), Err(_)) => Ok(Self::Only(Subject::Port(endpoint))),
+            (Err(_), Ok(pid)) => Ok(Self::Pid(Pid(pid))),
+            (Err(error), Err(_)) => Err(format!("{error}, or a process id such as 4242")),
+        }
+    }
+}
+
+/// Looks and explains.
+pub(super) fn run(
+    asked: Asked,
+    file: ConfigFile,
+    format: Format,
+    out: &mut dyn Write,
+) -> Result<u8, Failure> {
+    let settings = file.load()?.settings;
+    let host = Host::live();
+    let subject = match asked {
+        Asked::Only(subject) => subject,
+        Asked::Pid(pid) => Subject::Process(pid),
+        Asked::Either(pid, endpoint) => {
+            let is_process = host.path(format!("proc/{pid}")).exists();
+            let mut guarded = settings.services.iter().flat_map(|s| &s.ports);
+            let is_guarded = guarded.any(|p| p.overlaps(&endpoint));
+            match (is_process, is_guarded) {
+                (true, false) => Subject::Process(pid),
+                (false, _) => Subject::Port(endpoint),
+                (true, true) => {
+                    return Err(Failure::Usage(format!(
+                        "'{pid}' is a guarded port and a process\nhint: say port:{pid} or pid:{pid}"
+                    )));
+                }
+            }
+        }
+    };
+    let explained = pipeline::explain(&host, &settings, subject)?;
+    if let (Subject::Process(pid), true) = (subject, explained.processes.is_empty()) {
+        return Err(Failure::Usage(format!(
+            "no process {pid} is to be seen here\nhint: it may have ended, or run outside this pid namespace"
+        )));
+    }
+    match format {
+        Format::Table => explain::render(&explained, style(), out)?,
+        Format::Json => explain::render_json(&explained, out)?,
+    }
+    Ok(explain::exit_code(&explained))
+}
