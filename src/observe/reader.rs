@@ -105,15 +105,17 @@ pub(super) fn read_with_deadline<T: Send + 'static>(
         add_reader(&mut queue);
     }
     while !queue.in_hand.is_empty() {
+        // As long as one of them gets on, the others are waited for.
         let left = |(_, since): &(Pid, Instant)| READ_DEADLINE.saturating_sub(since.elapsed());
-        let wait = queue.in_hand.values().flatten().map(left).min().unwrap_or(READ_DEADLINE);
+        let wait = queue.in_hand.values().flatten().map(left).max().unwrap_or(READ_DEADLINE);
         let woken = work.finished.wait_timeout(queue, wait);
         (queue, _) = woken.unwrap_or_else(PoisonError::into_inner);
-        let in_hand = queue.in_hand.iter().filter_map(|(&reader, doing)| Some((reader, (*doing)?)));
-        let late: Vec<(usize, Pid)> = in_hand
-            .filter(|(_, (_, since))| since.elapsed() >= READ_DEADLINE)
-            .map(|(reader, (pid, _))| (reader, pid))
-            .collect();
+        if queue.in_hand.values().flatten().any(|doing| !left(doing).is_zero()) {
+            continue;
+        }
+        let in_hand = queue.in_hand.iter();
+        let late: Vec<(usize, Pid)> =
+            in_hand.filter_map(|(&reader, doing)| Some((reader, (*doing)?.0))).collect();
         for (reader, pid) in late {
             queue.in_hand.remove(&reader);
             let why = format!("the process did not let it be read within {READ_DEADLINE:?}");
