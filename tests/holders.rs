@@ -459,7 +459,7 @@ fn the_text_of_proc_net_names_the_same_holders_as_the_dump() {
     let pids = vec![Pid(std::process::id())];
     // A child that a test beside this one is just starting shares our descriptors for a moment.
     let found = |mut sockets: portreeve::snapshot::Sockets| -> BTreeSet<u64> {
-        observe::holders::observe(&host, &mut sockets, Reach::Whole, &pids);
+        observe::holders::observe(&host, &mut sockets, Reach::Whole, &|| &pids);
         sockets.holdings.iter().filter(|h| pids.contains(&h.pid)).map(|h| h.inode).collect()
     };
     let text = listeners::from_text(&host, &ports, &BTreeSet::new());

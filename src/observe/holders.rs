@@ -40,9 +40,10 @@ pub enum Reach {
 /// Links with more bytes than this are no `socket:[…]`.
 const LINK_BYTES: usize = 64;
 const MOST_THREADS: usize = 4;
+const PIDS_OF_A_THREAD: usize = 8;
 
-/// Finds the holders of `sockets` and writes them into it.
-pub fn observe(host: &Host, sockets: &mut Sockets, reach: Reach, pids: &[Pid]) {
+/// Finds the holders of `sockets` and writes them into it; asks for the list of all processes where it needs it.
+pub fn observe<'p>(host: &Host, sockets: &mut Sockets, reach: Reach, pids: &dyn Fn() -> &'p [Pid]) {
     let wanted: BTreeSet<u64> = sockets.all.iter().map(|s| s.inode).filter(|&i| i != 0).collect();
     if wanted.is_empty() {
         return;
@@ -50,18 +51,16 @@ pub fn observe(host: &Host, sockets: &mut Sockets, reach: Reach, pids: &[Pid]) {
     let search = Search { host, wanted: &wanted, refused: Mutex::default() };
     let (near, gone) = creators(host, sockets);
     let mut found: BTreeSet<Holding> = BTreeSet::new();
-    for &pid in &near {
-        search.descriptors_of(pid, &format!("{pid}/fd"), &mut found);
-    }
+    search.every(&Vec::from_iter(near.iter().copied()), &mut found, Search::shown);
     let is_explained = |found: &BTreeSet<Holding>| {
         let held: BTreeSet<u64> = found.iter().map(|h| h.inode).collect();
         wanted.is_subset(&held)
     };
     if reach == Reach::Whole || !is_explained(&found) {
-        let rest: Vec<Pid> = pids.iter().filter(|p| !near.contains(p)).copied().collect();
+        let rest: Vec<Pid> = pids().iter().filter(|p| !near.contains(p)).copied().collect();
         search.every(&rest, &mut found, Search::shown);
         if !is_explained(&found) {
-            search.every(pids, &mut found, Search::hidden);
+            search.every(pids(), &mut found, Search::hidden);
         }
     }
     sockets.holdings = found.into_iter().collect();
@@ -96,9 +95,15 @@ impl Search<'_> {
             }
             mine
         };
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST_THREADS));
+        // A thread costs as much as some of the processes that it would look at.
+        let most = MOST_THREADS.min(pids.len() / PIDS_OF_A_THREAD).max(1);
+        let threads = if most == 1 {
+            1
+        } else {
+            std::thread::available_parallelism().map_or(1, |n| n.get().min(most))
+        };
         std::thread::scope(|scope| {
-            let helpers: Vec<_> = (1..threads.min(pids.len())).map(|_| scope.spawn(work)).collect();
+            let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
             found.extend(work());
             for helper in helpers {
                 found.extend(helper.join().unwrap_or_default());

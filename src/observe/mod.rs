@@ -10,6 +10,7 @@ mod reader;
 pub mod units;
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeMap, BTreeSet},
     fs,
     io::Read,
@@ -83,29 +84,27 @@ fn sockets_of(host: &Host, question: &Question) -> Seen<Sockets> {
 
 fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
     let mut sockets = sockets_of(host, question);
-    let mut unread = Vec::new();
-    let pids = match host.pids() {
-        Seen::Known(pids) if is_proc_ours(host) => pids,
-        Seen::Known(_) => {
-            let why = "'/proc' belongs to another pid namespace than this run: mount its own";
-            unread.push((Pid::OUTSIDE, why.to_owned()));
-            Vec::new()
-        }
-        Seen::Gone | Seen::Denied | Seen::Unreadable(_) => {
-            unread.push((Pid::OUTSIDE, "'/proc' cannot be listed".to_owned()));
-            Vec::new()
-        }
-    };
+    // Listing thousands of processes costs more than all else about a port whose creator explains its holder.
+    let listing = OnceCell::new();
+    let pids = || listing.get_or_init(|| list(host)).as_deref().unwrap_or_default();
+    if !is_proc_ours(host) {
+        let why = "'/proc' belongs to another pid namespace than this run: mount its own";
+        let _ = listing.set(Err(why));
+    }
     if let Seen::Known(sockets) = &mut sockets {
         holders::observe(host, sockets, question.reach, &pids);
     }
     let mut command_lines = match &question.nominate {
         Some(nominate) => {
             let nominate = Arc::clone(nominate);
-            processes::read_command_lines(host, &pids, move |text| nominate(text))
+            processes::read_command_lines(host, pids(), move |text| nominate(text))
         }
         None => BTreeMap::new(),
     };
+    let mut unread = Vec::new();
+    if let Some(Err(why)) = listing.get() {
+        unread.push((Pid::OUTSIDE, (*why).to_owned()));
+    }
     for (pid, seen) in &command_lines {
         match seen {
             Seen::Known(_) | Seen::Gone => {}
@@ -158,6 +157,14 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
         receipts: Vec::new(),
     };
     (snapshot, is_torn)
+}
+
+/// Every process; else why not.
+fn list(host: &Host) -> Result<Vec<Pid>, &'static str> {
+    match host.pids() {
+        Seen::Known(pids) => Ok(pids),
+        Seen::Gone | Seen::Denied | Seen::Unreadable(_) => Err("'/proc' cannot be listed"),
+    }
 }
 
 /// sd_booted(3). A missing `/run/systemd/system` is no proof where systemd's own marks are seen: in a container
@@ -216,8 +223,8 @@ fn forget_vanished(
     sockets.holdings.retain(|h| processes.contains_key(&h.pid) || blurred.contains_key(&h.pid));
 }
 
-/// The candidates, their ancestors, and the leaders of their sessions and groups; the dead are left out. Then
-/// the candidates that are there and could not be read.
+/// The candidates, their ancestors, and the leaders of their sessions and groups; beside them, ourselves and our
+/// ancestors. The dead are left out. Then the candidates that are there and could not be read.
 fn with_relatives(
     host: &Host,
     candidates: &BTreeSet<Pid>,
@@ -227,7 +234,10 @@ fn with_relatives(
 ) -> (BTreeMap<Pid, Process>, BTreeMap<Pid, String>) {
     let mut blurred = BTreeMap::new();
     let mut processes: BTreeMap<Pid, Process> = BTreeMap::new();
-    let mut next: BTreeSet<Pid> = candidates.iter().chain(ourselves).copied().collect();
+    let mut next = candidates.clone();
+    if !candidates.is_empty() {
+        next.extend(ourselves);
+    }
     let mut asked: BTreeSet<Pid> = BTreeSet::new();
     while !next.is_empty() {
         let mut relatives = BTreeSet::new();
