@@ -4,7 +4,7 @@
 //! race ROUNDS < COMMANDS        # lines of NAME | COMMAND, split at spaces
 //! ```
 //!
-//! Writes one table of the times, and one of how many times longer each peer takes than each command whose name begins
+//! Writes one table of the times, and one of how many times as long each peer takes as each command whose name begins
 //! with `portreeve`. The peak memory of a command includes what it was started from: the row of `/bin/true` is the floor.
 
 #![allow(unsafe_code)] // wait4(2): no safe crate tells what a child has used
@@ -112,7 +112,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let (ours, peers): (Vec<&Racer>, Vec<&Racer>) =
         racers.iter().partition(|racer| racer.name.starts_with("portreeve"));
-    writeln!(out, "\n| times as long as | {} |", names(&peers).join(" | "))?;
+    let names: Vec<&str> = peers.iter().map(|racer| racer.name.as_str()).collect();
+    writeln!(out, "\n| takes … times as long as portreeve | {} |", names.join(" | "))?;
     writeln!(out, "|---|{}", "---|".repeat(peers.len()))?;
     for racer in ours {
         let ratio = |peer: &&Racer| format!("{:.2}", median(&peer.wall) / median(&racer.wall));
@@ -120,8 +121,4 @@ fn main() -> Result<(), Box<dyn Error>> {
         writeln!(out, "| {} | {} |", racer.name, ratios.join(" | "))?;
     }
     Ok(())
-}
-
-fn names(racers: &[&Racer]) -> Vec<String> {
-    racers.iter().map(|racer| racer.name.clone()).collect()
 }
