@@ -51,7 +51,8 @@ pub fn observe<'p>(host: &Host, sockets: &mut Sockets, reach: Reach, pids: &dyn 
     let search = Search { host, wanted: &wanted, refused: Mutex::default() };
     let (near, gone) = creators(host, sockets);
     let mut found: BTreeSet<Holding> = BTreeSet::new();
-    search.every(&Vec::from_iter(near.iter().copied()), &mut found, Search::shown);
+    let nearest: Vec<Pid> = near.iter().copied().collect();
+    search.every(&nearest, &mut found, Search::shown);
     let is_explained = |found: &BTreeSet<Holding>| {
         let held: BTreeSet<u64> = found.iter().map(|h| h.inode).collect();
         wanted.is_subset(&held)
