@@ -77,7 +77,7 @@ fn a_port_that_could_not_be_read_is_not_called_free_to_a_person_either() {
     let mut out = Vec::new();
     render_findings(
         &blind_look("127.0.0.1:8091"),
-        Style { width: None, is_coloured: false },
+        Style { width: None, is_coloured: false, shows_evidence: false },
         &mut out,
     )
     .unwrap();

@@ -5,15 +5,18 @@ use std::io::Write;
 use crate::{
     doctor,
     host::Host,
-    report::{doctor as report, exit},
+    report::{doctor as report, exit, github, prometheus},
 };
 
-use super::{ConfigFile, Failure, Format, style};
+use super::{
+    ConfigFile, Failure,
+    output::{Format, Output, append_summary},
+};
 
 /// Looks and reports, or prints the file for `/etc/sysctl.d`.
 pub(super) fn run(
     file: ConfigFile,
-    format: Format,
+    output: &Output,
     only_sysctl: bool,
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
@@ -24,9 +27,14 @@ pub(super) fn run(
         return Ok(exit::CLEAR);
     }
     let checks = doctor::examine(&host, config.as_ref());
-    match format {
-        Format::Table => report::render(&checks, style(), out)?,
+    match output.format {
+        Format::Table => report::render(&checks, output.style(false), out)?,
         Format::Json => report::render_json(&checks, out)?,
+        Format::Github => {
+            github::render_checks(&checks, out)?;
+            append_summary(|room| github::summary_of_checks(&checks, room));
+        }
+        Format::Prometheus => prometheus::render_checks(&checks, out)?,
     }
     Ok(report::exit_code(&checks))
 }

@@ -9,7 +9,10 @@ use crate::{
     report::explain,
 };
 
-use super::{ConfigFile, Failure, Format, style};
+use super::{
+    ConfigFile, Failure,
+    output::{Format, Output},
+};
 
 /// `4242`, `8091/tcp`, `pid:4242`, `port:8091`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,9 +48,15 @@ impl FromStr for Asked {
 pub(super) fn run(
     asked: Asked,
     file: ConfigFile,
-    format: Format,
+    output: &Output,
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
+    if matches!(output.format, Format::Github | Format::Prometheus) {
+        return Err(Failure::Usage(
+            "an explanation is written for a person or as JSON\nhint: --format table or json"
+                .to_owned(),
+        ));
+    }
     let settings = file.load()?.settings;
     let host = Host::live();
     let subject = match asked {
@@ -74,9 +83,11 @@ pub(super) fn run(
             "no process {pid} is to be seen here\nhint: it may have ended, or run outside this pid namespace"
         )));
     }
-    match format {
-        Format::Table => explain::render(&explained, style(), out)?,
+    match output.format {
         Format::Json => explain::render_json(&explained, out)?,
+        Format::Table | Format::Github | Format::Prometheus => {
+            explain::render(&explained, output.style(false), out)?;
+        }
     }
     Ok(explain::exit_code(&explained))
 }

@@ -3,6 +3,7 @@
 pub mod config;
 mod doctor;
 mod explain;
+mod output;
 mod reap;
 mod scan;
 
@@ -14,13 +15,14 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use output::{Destination, Output, OutputError};
 
 use crate::{
     config::{ConfigErrors, Loaded, Sources, load},
     ident::{Endpoint, ServiceName},
     judge::Also,
     pipeline::{Scope, ScopeError},
-    report::{Style, exit},
+    report::exit,
 };
 
 /// Finds the processes that dead containers, units and parents left behind, proves that they are left behind,
@@ -52,6 +54,8 @@ enum Verb {
         target: Target,
         #[command(flatten)]
         output: Output,
+        #[command(flatten)]
+        verbosity: Verbosity,
     },
     /// End the orphans, then prove that the ports are free
     Reap {
@@ -61,6 +65,8 @@ enum Verb {
         deed: Deed,
         #[command(flatten)]
         output: Output,
+        #[command(flatten)]
+        verbosity: Verbosity,
     },
     /// Give the whole chain of evidence for one process or port; changes nothing
     Explain {
@@ -80,7 +86,7 @@ enum Verb {
         #[command(flatten)]
         output: Output,
         /// Print only the file for /etc/sysctl.d that keeps outgoing connections off guarded ports
-        #[arg(long, conflicts_with = "format")]
+        #[arg(long, conflicts_with_all = ["format", "file", "quiet"])]
         sysctl: bool,
     },
     /// Check, show or describe the configuration
@@ -144,19 +150,11 @@ enum Kind {
     Foreign,
 }
 
-#[derive(Debug, Args)]
-struct Output {
-    /// How to write the report
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    format: Format,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// For a person
-    Table,
-    /// For a machine: docs/schema/report-v1.json, of 'doctor' doctor-v1.json
-    Json,
+#[derive(Debug, Clone, Copy, Args)]
+struct Verbosity {
+    /// Show the evidence of each verdict, and on standard error what happens as it happens
+    #[arg(long = "verbose", short = 'v')]
+    is_verbose: bool,
 }
 
 /// Why a verb did not come to a report.
@@ -170,6 +168,8 @@ enum Failure {
     Usage(String),
     #[error("{0}")]
     Sysctl(#[from] crate::doctor::SysctlError),
+    #[error("{0}")]
+    Output(#[from] OutputError),
     #[error("SIGINT, SIGTERM and SIGHUP cannot be caught: {0}\nhint: nothing was done")]
     Interrupt(#[source] io::Error),
     #[error("the report cannot be written: {0}")]
@@ -186,27 +186,11 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::COULD_NOT_TELL));
         }
     };
-    // The report is whole, and its exit code settled, before the first byte goes out.
-    let mut text = Vec::new();
-    let result = match cli.verb {
-        Verb::Scan { target, output } => scan::run(target, output.format, &mut text),
-        Verb::Reap { target, deed, output } => reap::run(target, &deed, output.format, &mut text),
-        Verb::Explain { asked, file, output } => {
-            explain::run(asked, file, output.format, &mut text)
-        }
-        Verb::Doctor { file, output, sysctl } => {
-            doctor::run(file, output.format, sysctl, &mut text)
-        }
-        Verb::Config { what } => run_config(what, &mut text),
-    };
-    let result = result.and_then(|code| {
-        let mut stdout = anstream::stdout().lock();
-        match stdout.write_all(&text).and_then(|()| stdout.flush()) {
-            // Whoever reads us has seen enough (`| head`).
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Write(error)),
-            Ok(()) | Err(_) => Ok(code),
-        }
-    });
+    let output = cli.verb.output().cloned();
+    if output.as_ref().is_some_and(|output| output.no_color) {
+        anstream::ColorChoice::Never.write_global();
+    }
+    let result = run_verb(cli.verb, output.as_ref());
     ExitCode::from(match result {
         Ok(code) => code,
         Err(failure) => {
@@ -214,6 +198,56 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             exit::COULD_NOT_TELL
         }
     })
+}
+
+fn run_verb(verb: Verb, output: Option<&Output>) -> Result<u8, Failure> {
+    // Before anything is done: a reap whose report cannot go where it is wanted has not begun.
+    let file = output.and_then(|output| output.file.as_deref());
+    let file = file.map(Destination::open).transpose()?;
+    // The report is whole, and its exit code settled, before the first byte goes out.
+    let mut text = Vec::new();
+    let code = match verb {
+        Verb::Scan { target, output, verbosity } => {
+            scan::run(target, &output, verbosity, &mut text)?
+        }
+        Verb::Reap { target, deed, output, verbosity } => {
+            reap::run(target, &deed, &output, verbosity, &mut text)?
+        }
+        Verb::Explain { asked, file, output } => explain::run(asked, file, &output, &mut text)?,
+        Verb::Doctor { file, output, sysctl } => doctor::run(file, &output, sysctl, &mut text)?,
+        Verb::Config { what } => run_config(what, &mut text)?,
+    };
+    if let Some(file) = file {
+        file.replace(&text)?;
+    } else if code != exit::CLEAR || !output.is_some_and(|output| output.quiet) {
+        let mut stdout = anstream::stdout().lock();
+        match stdout.write_all(&text).and_then(|()| stdout.flush()) {
+            // Whoever reads us has seen enough (`| head`).
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                return Err(Failure::Write(error));
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(code)
+}
+
+/// Says what went wrong beside the report.
+fn warn(text: &str) {
+    let _ = writeln!(anstream::stderr(), "warning: {text}");
+}
+
+impl Verb {
+    /// How it is to report; none where it prints what it was asked for.
+    fn output(&self) -> Option<&Output> {
+        match self {
+            Self::Scan { output, .. }
+            | Self::Reap { output, .. }
+            | Self::Explain { output, .. }
+            | Self::Doctor { output, .. } => Some(output),
+            Self::Config { .. } => None,
+        }
+    }
 }
 
 fn run_config(what: ConfigVerb, out: &mut dyn Write) -> Result<u8, Failure> {
@@ -264,9 +298,4 @@ impl Deed {
             foreign: has(Kind::Foreign),
         })
     }
-}
-
-/// How a person's table looks on this output.
-fn style() -> Style {
-    Style::of_stdout()
 }

@@ -6,16 +6,21 @@ use crate::{
     act::interrupt::Interrupt,
     host::Host,
     pipeline,
-    report::{self, Progress, exit, json},
+    report::{self, Progress, exit, github, json, prometheus},
 };
 
-use super::{Deed, Failure, Format, Target, scan, style};
+use super::{
+    Deed, Failure, Target, Verbosity,
+    output::{Format, Output, append_summary},
+    scan,
+};
 
 /// Looks, ends, proves, reports.
 pub(super) fn run(
     target: Target,
     deed: &Deed,
-    format: Format,
+    output: &Output,
+    verbosity: Verbosity,
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
     let scope = target.scope();
@@ -26,16 +31,21 @@ pub(super) fn run(
     }
     if deed.dry_run {
         let command = json::Command::Reap;
-        return scan::report_findings(&settings, &scope, also, command, format, out);
+        return scan::report_findings(&settings, &scope, also, command, output, verbosity, out);
     }
     let mut interrupt = Interrupt::install().map_err(Failure::Interrupt)?;
     let mut progress = Progress::new(std::io::stderr().is_terminal());
     let mut say = |text: &str| progress.say(text);
     let reaped = pipeline::reap(&Host::live(), &settings, &scope, also, &mut interrupt, &mut say)?;
     progress.clear();
-    match format {
-        Format::Table => report::render_reaped(&reaped, style(), out)?,
+    match output.format {
+        Format::Table => report::render_reaped(&reaped, output.style(verbosity.is_verbose), out)?,
         Format::Json => json::render_reaped(&reaped, out)?,
+        Format::Github => {
+            github::render_reaped(&reaped, out)?;
+            append_summary(|room| github::summary_of_reaped(&reaped, room));
+        }
+        Format::Prometheus => prometheus::render_reaped(&reaped, out)?,
     }
     Ok(exit::of_reaped(&reaped))
 }

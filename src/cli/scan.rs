@@ -7,16 +7,25 @@ use crate::{
     host::Host,
     judge::Also,
     pipeline::{self, Scope},
-    report::{self, exit, json},
+    report::{self, exit, github, json, prometheus},
 };
 
-use super::{Failure, Format, Target, style};
+use super::{
+    Failure, Target, Verbosity,
+    output::{Format, Output, append_summary},
+};
 
 /// Looks and reports.
-pub(super) fn run(target: Target, format: Format, out: &mut dyn Write) -> Result<u8, Failure> {
+pub(super) fn run(
+    target: Target,
+    output: &Output,
+    verbosity: Verbosity,
+    out: &mut dyn Write,
+) -> Result<u8, Failure> {
     let scope = target.scope();
     let settings = target.file.load()?.settings;
-    report_findings(&settings, &scope, Also::default(), json::Command::Scan, format, out)
+    let command = json::Command::Scan;
+    report_findings(&settings, &scope, Also::default(), command, output, verbosity, out)
 }
 
 /// The report of a dry run, of either verb.
@@ -25,13 +34,21 @@ pub(super) fn report_findings(
     scope: &Scope,
     also: Also,
     command: json::Command,
-    format: Format,
+    output: &Output,
+    verbosity: Verbosity,
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
     let findings = pipeline::scan(&Host::live(), settings, scope, also)?;
-    match format {
-        Format::Table => report::render_findings(&findings, style(), out)?,
+    match output.format {
+        Format::Table => {
+            report::render_findings(&findings, output.style(verbosity.is_verbose), out)?;
+        }
         Format::Json => json::render_findings(&findings, true, command, out)?,
+        Format::Github => {
+            github::render_findings(&findings, out)?;
+            append_summary(|room| github::summary_of_findings(&findings, room));
+        }
+        Format::Prometheus => prometheus::render_findings(&findings, out)?,
     }
     Ok(exit::of_findings(&findings))
 }

@@ -62,7 +62,7 @@ fn title(area: Area) -> &'static str {
     }
 }
 
-fn word(state: &State) -> (&'static str, Word, anstyle::Style) {
+pub(super) fn word(state: &State) -> (&'static str, Word, anstyle::Style) {
     match state {
         State::Good => ("good", Word::Good, GOOD),
         State::Fallback => ("fallback", Word::Fallback, SPARED),
@@ -239,7 +239,7 @@ enum AreaWord {
 /// States of a check.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-enum Word {
+pub(super) enum Word {
     /// It is there and works.
     Good,
     /// Another way is taken; there is nothing to mend.
@@ -266,7 +266,12 @@ mod tests {
 
     fn text(checks: &[Check], columns: Option<usize>) -> String {
         let mut out = Vec::new();
-        render(checks, Style { width: columns, is_coloured: false }, &mut out).unwrap();
+        render(
+            checks,
+            Style { width: columns, is_coloured: false, shows_evidence: false },
+            &mut out,
+        )
+        .unwrap();
         String::from_utf8(out).unwrap()
     }
 

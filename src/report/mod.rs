@@ -9,8 +9,10 @@ pub mod doctor;
 pub mod escape;
 pub mod explain;
 pub mod exit;
+pub mod github;
 pub mod json;
 mod progress;
+pub mod prometheus;
 mod summary;
 mod table;
 
@@ -24,6 +26,8 @@ pub struct Style {
     pub width: Option<usize>,
     /// Whether to write SGR sequences. Nothing is said by colour alone.
     pub is_coloured: bool,
+    /// Whether to write the evidence below each verdict.
+    pub shows_evidence: bool,
 }
 
 impl Style {
@@ -32,7 +36,8 @@ impl Style {
         let stdout = std::io::stdout();
         let width = stdout.is_terminal().then(|| columns(&stdout)).flatten();
         let choice = anstream::AutoStream::choice(&stdout);
-        Self { width, is_coloured: choice != anstream::ColorChoice::Never }
+        let is_coloured = choice != anstream::ColorChoice::Never;
+        Self { width, is_coloured, shows_evidence: false }
     }
 }
 

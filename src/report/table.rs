@@ -211,6 +211,7 @@ fn details(verdict: &Verdict) -> Vec<Detail<'_>> {
     };
     let next = verdict.next_step.as_ref().or(remedy);
     std::iter::once(Detail::Why(verdict.reason.as_str().into()))
+        .chain(verdict.evidence.iter().map(|text| Detail::Evidence(text)))
         .chain(next.map(|next| Detail::Next(next)))
         .collect()
 }
@@ -245,7 +246,11 @@ fn deed_row(deed: &Deed) -> Row<'_> {
         process: title_of(&verdict.process),
         word,
         colour: if deed.outcome.is_gone() { GOOD } else { ORPHAN },
-        details: [what, why].into_iter().chain(next.map(Detail::Next)).collect(),
+        details: [what, why]
+            .into_iter()
+            .chain(verdict.evidence.iter().map(|text| Detail::Evidence(text)))
+            .chain(next.map(Detail::Next))
+            .collect(),
     }
 }
 
@@ -384,7 +389,7 @@ pub(super) fn counted(count: usize, one: &str, many: &str) -> String {
 }
 
 /// The port as `--port` takes it, without what goes without saying.
-fn short(endpoint: &Endpoint) -> String {
+pub(super) fn short(endpoint: &Endpoint) -> String {
     let text = endpoint.to_string();
     match endpoint.proto {
         Proto::Tcp => text.trim_end_matches("/tcp").to_owned(),
@@ -415,6 +420,8 @@ struct Row<'a> {
 enum Detail<'a> {
     /// The reason.
     Why(Cow<'a, str>),
+    /// A fact beside it, where they are asked for; not cut.
+    Evidence(&'a str),
     /// The next step: never cut, half a command is worth nothing.
     Next(&'a str),
 }
@@ -513,9 +520,16 @@ impl Page {
             .filter(|_| !self.is_narrow())
             .map(|width| width.saturating_sub(indent));
         for detail in &row.details {
+            if matches!(detail, Detail::Evidence(_)) && !self.style.shows_evidence {
+                continue;
+            }
             self.text.push_str(&" ".repeat(indent));
             match detail {
                 Detail::Why(text) => self.text.push_str(&escape(text.as_bytes(), room)),
+                Detail::Evidence(text) => {
+                    self.text.push_str("evidence: ");
+                    self.text.push_str(&escape(text, None));
+                }
                 Detail::Next(text) => {
                     self.text.push_str("next: ");
                     self.text.push_str(&escape(text, None));

@@ -11,7 +11,7 @@ use crate::{
 };
 
 fn plain(width: Option<usize>) -> Style {
-    Style { width, is_coloured: false }
+    Style { width, is_coloured: false, shows_evidence: false }
 }
 
 fn scanned(found: &Findings, style: Style) -> String {
@@ -66,7 +66,7 @@ fn a_reap_is_shown_as_in_the_golden_files() {
 #[test]
 fn colour_adds_nothing_but_sgr_sequences() {
     for width in [None, Some(100), Some(40)] {
-        let coloured = Style { width, is_coloured: true };
+        let coloured = Style { width, is_coloured: true, shows_evidence: false };
         let text = scanned(&sample::mess(), coloured);
         assert!(text.contains("\u{1b}[31morphan: not where aidb runs\u{1b}[0m"));
         assert_eq!(without_sgr(&text), scanned(&sample::mess(), plain(width)));
@@ -196,7 +196,7 @@ proptest! {
         }
         found.unknowns[0].fact.clone_from(&text);
         found.unknowns[0].remedy = Some(text.clone());
-        let style = Style { width, is_coloured };
+        let style = Style { width, is_coloured, shows_evidence: false };
         prop_assert!(is_harmless(&scanned(&found, style)));
 
         let mut done = sample::reaped_badly();

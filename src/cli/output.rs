@@ -1,0 +1,187 @@
+//! Where a report goes: standard output, or a file that is replaced in one step; and the job summary of a GitHub workflow.
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    io::{self, Write},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, ValueEnum};
+use rustix::{
+    fs::{AtFlags, CWD, FileType, Mode, OFlags, fchmod, fstat, openat, renameat, statat, unlinkat},
+    io::Errno,
+};
+
+use crate::report::{Style, github};
+
+/// How and where to report.
+#[derive(Debug, Clone, Args)]
+pub(super) struct Output {
+    /// How to write the report
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(super) format: Format,
+    /// Write the report to this file instead, replacing it in one step
+    #[arg(long = "output", value_name = "FILE")]
+    pub(super) file: Option<PathBuf>,
+    /// Write nothing to standard output when all is clear
+    #[arg(long, short)]
+    pub(super) quiet: bool,
+    /// Use no colour
+    #[arg(long)]
+    pub(super) no_color: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// For a person
+    Table,
+    /// For a program: docs/schema/report-v1.json, of 'doctor' doctor-v1.json
+    Json,
+    /// For a step of a GitHub workflow: annotations, and the tables for its job summary
+    Github,
+    /// For Prometheus: text for node_exporter's textfile collector
+    Prometheus,
+}
+
+impl Output {
+    /// How a person's table looks where this report goes.
+    pub(super) fn style(&self, shows_evidence: bool) -> Style {
+        let style = Style { shows_evidence, ..Style::of_stdout() };
+        if self.file.is_some() { Style { width: None, is_coloured: false, ..style } } else { style }
+    }
+}
+
+/// Where a report cannot go, or did not.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OutputError {
+    #[error("'{}' names no file", .0.display())]
+    NoName(PathBuf),
+    #[error("the folder '{}' cannot be written to: {cause}", .0.display(), cause = .1)]
+    Folder(PathBuf, #[source] io::Error),
+    #[error("the folder '{}' is a symbolic link, which is not followed\nhint: name the folder itself", .0.display())]
+    LinkedFolder(PathBuf),
+    #[error("'{}' is a symbolic link, which is not followed\nhint: name the file itself", .0.display())]
+    Link(PathBuf),
+    #[error("'{}' is no regular file\nhint: for a pipe or a device use '>'", .0.display())]
+    NotRegular(PathBuf),
+    #[error("'{}' was left behind by another run\nhint: remove it", .0.display())]
+    Leftover(PathBuf),
+    #[error("the report cannot be written to '{}': {cause}", .0.display(), cause = .1)]
+    Write(PathBuf, #[source] io::Error),
+}
+
+/// A file that is to be replaced, checked before anything else is done.
+#[derive(Debug)]
+pub(super) struct Destination {
+    folder: OwnedFd,
+    name: OsString,
+    path: PathBuf,
+}
+
+impl Destination {
+    /// Opens the folder and looks at what the file is now: absent or a regular file, else it is refused. Whoever may write to the
+    /// folder could otherwise have us, as root, write anywhere.
+    pub(super) fn open(path: &Path) -> Result<Self, OutputError> {
+        let name = path.file_name().ok_or_else(|| OutputError::NoName(path.to_owned()))?;
+        let folder = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            Some(_) | None => Path::new("."),
+        };
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = openat(CWD, folder, flags, Mode::empty()).map_err(|errno| {
+            // A link gives ELOOP, and with O_DIRECTORY ENOTDIR (open(2)).
+            if matches!(errno, Errno::LOOP | Errno::NOTDIR) && folder.is_symlink() {
+                OutputError::LinkedFolder(folder.to_owned())
+            } else {
+                OutputError::Folder(folder.to_owned(), errno.into())
+            }
+        })?;
+        match statat(&opened, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(OutputError::Write(path.to_owned(), errno.into())),
+            Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
+                FileType::RegularFile => {}
+                FileType::Symlink => return Err(OutputError::Link(path.to_owned())),
+                FileType::Directory
+                | FileType::Fifo
+                | FileType::Socket
+                | FileType::CharacterDevice
+                | FileType::BlockDevice
+                | FileType::Unknown => return Err(OutputError::NotRegular(path.to_owned())),
+            },
+        }
+        Ok(Self { folder: opened, name: name.to_owned(), path: path.to_owned() })
+    }
+
+    /// Writes beside the file, then puts the new one in its place: a reader sees the old one or the new one. Where that fails the
+    /// old one stays.
+    pub(super) fn replace(&self, text: &[u8]) -> Result<(), OutputError> {
+        let mut beside = OsString::from(".");
+        beside.push(&self.name);
+        beside.push(format!(".{}.tmp", std::process::id()));
+        let mode = Mode::from_raw_mode(0o644);
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = match openat(&self.folder, &beside, flags, mode) {
+            Ok(file) => File::from(file),
+            // Not removed: it may be that of a run in another pid namespace, which is still writing it.
+            Err(Errno::EXIST) => {
+                return Err(OutputError::Leftover(self.path.with_file_name(&beside)));
+            }
+            Err(errno) => return Err(OutputError::Write(self.path.clone(), errno.into())),
+        };
+        let written = fill(file, mode, text)
+            .and_then(|()| Ok(renameat(&self.folder, &beside, &self.folder, &self.name)?));
+        if let Err(cause) = written {
+            let _ = unlinkat(&self.folder, &beside, AtFlags::empty());
+            return Err(OutputError::Write(self.path.clone(), cause));
+        }
+        // The new name outlives a crash, too, as far as the file system keeps its word.
+        let _ = rustix::fs::fsync(&self.folder);
+        Ok(())
+    }
+}
+
+fn fill(mut file: File, mode: Mode, text: &[u8]) -> io::Result<()> {
+    // Whatever the umask is: the reader is another user.
+    fchmod(&file, mode)?;
+    file.write_all(text)?;
+    file.sync_all()
+}
+
+/// Appends to the job summary of a GitHub step, where there is one. `text` is asked for as much as there is room for.
+pub(super) fn append_summary(text: impl FnOnce(usize) -> String) {
+    let Some(path) = std::env::var_os("GITHUB_STEP_SUMMARY").filter(|path| !path.is_empty()) else {
+        return;
+    };
+    if let Err(cause) = append(Path::new(&path), text) {
+        let path = Path::new(&path).display();
+        // The report itself is whole: what it says still counts.
+        super::warn(&format!("the job summary '{path}' cannot be written: {cause}"));
+    }
+}
+
+fn append(path: &Path, text: impl FnOnce(usize) -> String) -> io::Result<()> {
+    // A FIFO without a reader would have us wait.
+    let flags = OFlags::WRONLY
+        | OFlags::CREATE
+        | OFlags::APPEND
+        | OFlags::NOFOLLOW
+        | OFlags::NONBLOCK
+        | OFlags::CLOEXEC;
+    let file = openat(CWD, path, flags, Mode::from_raw_mode(0o644))?;
+    let stat = fstat(&file)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let taken = usize::try_from(stat.st_size).unwrap_or(usize::MAX);
+    // Beyond 1 MiB the platform shows nothing of the step's summary at all.
+    let room = github::MOST_SUMMARY_BYTES.saturating_sub(taken);
+    let text = text(room);
+    if text.len() > room {
+        return Err(io::Error::other("it is full"));
+    }
+    File::from(file).write_all(text.as_bytes())
+}
