@@ -54,6 +54,19 @@ pub struct Reaped {
     pub was_interrupted: bool,
 }
 
+/// What happens during a reap, told as it happens.
+#[derive(Debug, Clone, Copy)]
+pub enum Event<'a> {
+    /// What is waited for, for a person who waits.
+    Progress(&'a str),
+    /// To be ended: told of all before the first signal goes to any, so that it is on record though we be ended ourselves.
+    Convicted(&'a Verdict),
+    /// What became of it.
+    Done(&'a Deed),
+    /// The like of what was ended.
+    CameBack(&'a Respawn),
+}
+
 /// What the command line narrows the question to; empty = everything in the settings.
 #[derive(Debug, Clone, Default)]
 pub struct Scope {
@@ -183,7 +196,7 @@ pub fn reap(
     scope: &Scope,
     also: Also,
     interrupt: &mut Interrupt,
-    say: &mut dyn FnMut(&str),
+    tell: &mut dyn FnMut(Event<'_>),
 ) -> Result<Reaped, ScopeError> {
     let inquiry = Inquiry::new(host, settings, scope)?;
     let mut terms = inquiry.terms(scope, also);
@@ -197,7 +210,7 @@ pub fn reap(
         if !first.convicted().any(|v| !was_tried(&deeds, v)) {
             break;
         }
-        say("looking a second time before anything is ended");
+        tell(Event::Progress("looking a second time before anything is ended"));
         if interrupt.wait(SECOND_LOOK.saturating_sub(looked.elapsed())) {
             break;
         }
@@ -208,7 +221,10 @@ pub fn reap(
             .cloned()
             .collect();
         let round_ticks = now_ticks(host);
-        let done = signal::end(host, &snapshot, confirmed, interrupt, say);
+        confirmed.iter().for_each(|verdict| tell(Event::Convicted(verdict)));
+        let mut say = |text: &str| tell(Event::Progress(text));
+        let done = signal::end(host, &snapshot, confirmed, interrupt, &mut say);
+        done.iter().for_each(|deed| tell(Event::Done(deed)));
         let hertz = snapshot.clock.ticks_per_second;
         terms.ended.extend(done.iter().filter_map(|deed| ended(deed, round_ticks, hertz)));
         shared.extend(done.iter().flat_map(|deed| cookies(&snapshot, deed)));
@@ -218,7 +234,7 @@ pub fn reap(
         }
     }
     if deeds.iter().any(|d| d.outcome.is_gone()) && interrupt.count() == 0 {
-        say("watching for what comes back");
+        tell(Event::Progress("watching for what comes back"));
         watch(&inquiry, &deeds, interrupt);
     }
     let (snapshot, mut after) = inquiry.look(&terms, Reach::Whole);
@@ -229,6 +245,7 @@ pub fn reap(
         }
     }
     let respawns = respawn::find(&deeds, &after.verdicts, &snapshot, began_ticks);
+    respawns.iter().for_each(|newcomer| tell(Event::CameBack(newcomer)));
     Ok(Reaped { deeds, respawns, after: after.into(), was_interrupted: interrupt.count() > 0 })
 }
 

@@ -1,12 +1,12 @@
 //! `portreeve reap`: ends the orphans and proves it.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 
 use crate::{
     act::interrupt::Interrupt,
     host::Host,
-    pipeline,
-    report::{self, Progress, exit, github, json, prometheus},
+    pipeline::{self, Event},
+    report::{self, exit, github, journal::Record, json, prometheus},
 };
 
 use super::{
@@ -34,10 +34,10 @@ pub(super) fn run(
         return scan::report_findings(&settings, &scope, also, command, output, verbosity, out);
     }
     let mut interrupt = Interrupt::install().map_err(Failure::Interrupt)?;
-    let mut progress = Progress::new(std::io::stderr().is_terminal());
-    let mut say = |text: &str| progress.say(text);
-    let reaped = pipeline::reap(&Host::live(), &settings, &scope, also, &mut interrupt, &mut say)?;
-    progress.clear();
+    let mut record = Record::new(verbosity.is_verbose);
+    let mut tell = |event: Event<'_>| record.tell(event);
+    let reaped = pipeline::reap(&Host::live(), &settings, &scope, also, &mut interrupt, &mut tell)?;
+    record.reaped(&reaped);
     match output.format {
         Format::Table => report::render_reaped(&reaped, output.style(verbosity.is_verbose), out)?,
         Format::Json => json::render_reaped(&reaped, out)?,

@@ -7,7 +7,7 @@ use crate::{
     host::Host,
     judge::Also,
     pipeline::{self, Scope},
-    report::{self, exit, github, json, prometheus},
+    report::{self, exit, github, journal::Record, json, prometheus},
 };
 
 use super::{
@@ -39,6 +39,7 @@ pub(super) fn report_findings(
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
     let findings = pipeline::scan(&Host::live(), settings, scope, also)?;
+    Record::new(verbosity.is_verbose).findings(&findings);
     match output.format {
         Format::Table => {
             report::render_findings(&findings, output.style(verbosity.is_verbose), out)?;

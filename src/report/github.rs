@@ -109,7 +109,8 @@ fn shown(verdict: &Verdict) -> String {
     escape(title_of(&verdict.process), Some(PROCESS_COLUMNS))
 }
 
-fn outcome(outcome: &Outcome) -> String {
+/// What became of a process, in words.
+pub(super) fn outcome(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Terminated(_) => "ended by SIGTERM".to_owned(),
         Outcome::Killed(_) => "ended by SIGKILL".to_owned(),

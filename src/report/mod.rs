@@ -3,6 +3,8 @@
 
 use std::io::IsTerminal;
 
+use progress::Progress;
+
 use crate::{act::Outcome, judge::verdict::Verdict, pipeline::Reaped, snapshot::Process};
 
 pub mod doctor;
@@ -10,13 +12,13 @@ pub mod escape;
 pub mod explain;
 pub mod exit;
 pub mod github;
+pub mod journal;
 pub mod json;
 mod progress;
 pub mod prometheus;
 mod summary;
 mod table;
 
-pub use progress::Progress;
 pub use table::{render_findings, render_reaped};
 
 /// What the reader's side of the output can take.

@@ -9,7 +9,7 @@ const ERASE: &str = "\r\x1b[K";
 
 /// The line. What cannot be written is not missed: it only says what we wait for.
 #[derive(Debug)]
-pub struct Progress<W: Write = Stderr> {
+pub(super) struct Progress<W: Write = Stderr> {
     out: W,
     is_terminal: bool,
     columns: usize,
@@ -18,7 +18,7 @@ pub struct Progress<W: Write = Stderr> {
 
 impl Progress {
     /// A line on standard error, silent unless that is a terminal.
-    pub fn new(is_terminal: bool) -> Self {
+    pub(super) fn new(is_terminal: bool) -> Self {
         let out = io::stderr();
         let columns = columns(&out).unwrap_or(80);
         Self { out, is_terminal, columns, is_shown: false }
@@ -27,7 +27,7 @@ impl Progress {
 
 impl<W: Write> Progress<W> {
     /// Shows this text in place of the last.
-    pub fn say(&mut self, text: &str) {
+    pub(super) fn say(&mut self, text: &str) {
         if self.is_terminal {
             // A line as wide as the terminal would wrap, and could not be taken back.
             let shown = escape(text, Some(self.columns.saturating_sub(1)));
@@ -37,7 +37,7 @@ impl<W: Write> Progress<W> {
     }
 
     /// Takes the line back, before anything else is written.
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         if self.is_shown {
             self.write(ERASE);
             self.is_shown = false;

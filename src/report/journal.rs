@@ -1,0 +1,441 @@
+//! What happens, as it happens, on record: in the journal where systemd runs us, as lines on standard error where a person asked
+//! for them, nowhere else. docs/report.md promises the kinds, their ids and their fields.
+//!
+//! Speaks the journal's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL) itself; docs/dependencies.md says why.
+
+use std::{
+    io::{self, Write},
+    os::unix::net::UnixDatagram,
+    time::Duration,
+};
+
+use super::{Progress, escape::escape, exit, github::outcome, judged, table::short, title_of};
+use crate::{
+    act::{Deed, Outcome, Respawn},
+    ident::ProcessKey,
+    judge::{
+        port::{PortState, PortVerdict},
+        verdict::{Finding, Unknown, Verdict},
+    },
+    pipeline::{Event, Findings, Reaped},
+};
+
+const SOCKET: &str = "/run/systemd/journal/socket";
+/// A journal that takes nothing for so long is not waited for (unix(7): a full queue blocks).
+const PATIENCE: Duration = Duration::from_secs(1);
+/// A value is cut to this, and an entry holds so many: a datagram has room for some 200 KiB (socket(7), wmem_default).
+const VALUE_BYTES: usize = 4096;
+const MOST_FIELDS: usize = 40;
+/// Columns of a command line in a message; the field has more of it.
+const PROCESS_COLUMNS: usize = 120;
+
+/// Kinds of events, each with the id by which `journalctl MESSAGE_ID=` finds it: for ever the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Found,
+    Taken,
+    NotSeen,
+    Convicted,
+    Ended,
+    NotEnded,
+    CameBack,
+    Summary,
+}
+
+impl Kind {
+    /// Its word and its id.
+    fn name(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Found => ("found", "062965c544a44884a5623cfffb852c9a"),
+            Self::Taken => ("taken", "7b579566f57441829430044c3ec0f030"),
+            Self::NotSeen => ("not_seen", "9bad7eb5b006439c9845c802865495dd"),
+            Self::Convicted => ("convicted", "fc8a1ddc28ed40399e8b139a4925e45a"),
+            Self::Ended => ("ended", "70501eff78bb43e0bc8f6308eb2ae6b4"),
+            Self::NotEnded => ("not_ended", "6c9702f754f34525ba06859cd4fa8a2c"),
+            Self::CameBack => ("came_back", "204e146b870b463e8e237dd9979841b1"),
+            Self::Summary => ("summary", "7bb444ec49ee4b59ae3622a9ea9923c3"),
+        }
+    }
+}
+
+/// Of syslog(3), as the journal takes them.
+#[derive(Debug, Clone, Copy)]
+enum Priority {
+    Error = 3,
+    Warning = 4,
+    Notice = 5,
+    Info = 6,
+}
+
+/// Where events go.
+#[derive(Debug)]
+pub struct Record {
+    journal: Option<UnixDatagram>,
+    has_lines: bool,
+    progress: Progress,
+}
+
+impl Record {
+    /// The journal where our standard error leads there; else lines there, if they are asked for.
+    pub fn new(is_verbose: bool) -> Self {
+        let leads_there = is_journal(&io::stderr());
+        let journal = leads_there.then(connect).and_then(Result::ok);
+        // Lines reach it as well, though without their fields.
+        let has_lines = is_verbose || (leads_there && journal.is_none());
+        let is_terminal = io::IsTerminal::is_terminal(&io::stderr());
+        Self { journal, has_lines, progress: Progress::new(is_terminal) }
+    }
+
+    /// Puts one event of a reap on record.
+    pub fn tell(&mut self, event: Event<'_>) {
+        match event {
+            Event::Progress(text) => self.progress.say(text),
+            Event::Convicted(verdict) => self.put(&convicted(verdict)),
+            Event::Done(deed) => self.put(&done(deed)),
+            Event::CameBack(newcomer) => self.put(&came_back(newcomer)),
+        }
+    }
+
+    /// Puts what one look found on record.
+    pub fn findings(&mut self, findings: &Findings) {
+        self.state(findings, &[], exit::of_findings(findings), findings.verdicts.len());
+    }
+
+    /// Puts on record what a reap left; its deeds were told as they were done.
+    pub fn reaped(&mut self, reaped: &Reaped) {
+        let told: Vec<ProcessKey> = reaped
+            .respawns
+            .iter()
+            .map(|newcomer| newcomer.key)
+            .chain(reaped.deeds.iter().map(|deed| deed.verdict.key()))
+            .collect();
+        let code = exit::of_reaped(reaped);
+        self.state(&reaped.after, &told, code, judged(reaped).count());
+    }
+
+    fn state(&mut self, findings: &Findings, told: &[ProcessKey], code: u8, processes: usize) {
+        // Nobody reads along: nothing need be said.
+        if self.journal.is_none() && !self.has_lines {
+            return;
+        }
+        let is_told = |verdict: &&Verdict| told.iter().any(|key| key.is_same(&verdict.key()));
+        findings
+            .verdicts
+            .iter()
+            .filter(|v| !is_told(v))
+            .filter_map(found)
+            .for_each(|e| self.put(&e));
+        findings.ports.iter().filter_map(taken).for_each(|entry| self.put(&entry));
+        findings.unknowns.iter().for_each(|unknown| self.put(&not_seen(unknown)));
+        self.put(&summary(code, processes, findings.ports.len()));
+    }
+
+    fn put(&mut self, entry: &Entry) {
+        if let Some(journal) = &self.journal {
+            if journal.send(&entry.encode()).is_ok() {
+                return;
+            }
+            self.journal = None;
+            self.has_lines = true;
+        }
+        if self.has_lines {
+            self.progress.clear();
+            let _ = writeln!(io::stderr(), "{}", entry.message);
+        }
+    }
+}
+
+/// Whether a stream leads to the journal: systemd.exec(5), `$JOURNAL_STREAM`. The variable alone says nothing: a child
+/// inherits it with other streams.
+fn is_journal(stream: &impl std::os::fd::AsFd) -> bool {
+    let Some(said) = std::env::var_os("JOURNAL_STREAM") else { return false };
+    rustix::fs::fstat(stream)
+        .is_ok_and(|stat| said.to_str() == Some(&format!("{}:{}", stat.st_dev, stat.st_ino)))
+}
+
+fn connect() -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    socket.connect(SOCKET)?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    Ok(socket)
+}
+
+/// One event: a line for people, fields for programs. Only the line is escaped.
+struct Entry {
+    message: String,
+    fields: Vec<(&'static str, String)>,
+}
+
+impl Entry {
+    fn new(kind: Kind, priority: Priority, message: &str) -> Self {
+        let (word, id) = kind.name();
+        let priority = (priority as u8).to_string();
+        Self {
+            message: escape(
+                format!("{}: {message}", word.replace('_', " ")),
+                Some(VALUE_BYTES / 4),
+            ),
+            fields: vec![
+                ("MESSAGE_ID", id.to_owned()),
+                ("PRIORITY", priority),
+                ("SYSLOG_IDENTIFIER", "portreeve".to_owned()),
+                ("PORTREEVE_EVENT", word.to_owned()),
+            ],
+        }
+    }
+
+    fn with(mut self, name: &'static str, value: impl ToString) -> Self {
+        if self.fields.len() < MOST_FIELDS {
+            self.fields.push((name, value.to_string()));
+        }
+        self
+    }
+
+    /// A field for each: the journal lets a field stand more than once, and finds an entry by any of its values.
+    fn with_all(self, name: &'static str, values: impl IntoIterator<Item = impl ToString>) -> Self {
+        values.into_iter().fold(self, |entry, value| entry.with(name, value))
+    }
+
+    fn of(self, verdict: &Verdict) -> Self {
+        let key = verdict.key();
+        self.with("PORTREEVE_PID", key.pid)
+            .with("PORTREEVE_START_TICKS", key.start_ticks)
+            .with("PORTREEVE_COMMAND_LINE", command_line(verdict))
+            .with("PORTREEVE_VERDICT", word(&verdict.finding))
+            .with("PORTREEVE_TITLE", verdict.title())
+            .with("PORTREEVE_ROW", verdict.row.0)
+            .with("PORTREEVE_REASON", &verdict.reason)
+            .with_all("PORTREEVE_NEXT_STEP", &verdict.next_step)
+            .with_all("PORTREEVE_SERVICE", &verdict.services)
+            .with_all("PORTREEVE_EVIDENCE", &verdict.evidence)
+            .with_all("PORTREEVE_PORT", &verdict.ports)
+    }
+
+    /// `NAME=value`, or with its length where the value has a line end of its own.
+    fn encode(&self) -> Vec<u8> {
+        let mut datagram = Vec::new();
+        let message = std::iter::once(("MESSAGE", self.message.as_str()));
+        for (name, value) in message.chain(self.fields.iter().map(|(name, v)| (*name, v.as_str())))
+        {
+            let value = value.get(..value.floor_char_boundary(VALUE_BYTES)).unwrap_or(value);
+            datagram.extend_from_slice(name.as_bytes());
+            if value.contains('\n') {
+                let length = u64::try_from(value.len()).unwrap_or_default();
+                datagram.push(b'\n');
+                datagram.extend_from_slice(&length.to_le_bytes());
+            } else {
+                datagram.push(b'=');
+            }
+            datagram.extend_from_slice(value.as_bytes());
+            datagram.push(b'\n');
+        }
+        datagram
+    }
+}
+
+fn command_line(verdict: &Verdict) -> String {
+    String::from_utf8_lossy(&title_of(&verdict.process)).into_owned()
+}
+
+/// Who, and what the judge said.
+fn sentence(verdict: &Verdict) -> String {
+    let ports: Vec<String> = verdict.ports.iter().map(short).collect();
+    let on = if ports.is_empty() { String::new() } else { format!(" on {}", ports.join(" ")) };
+    let process = escape(title_of(&verdict.process), Some(PROCESS_COLUMNS));
+    format!("pid {} ({process}){on}: {}: {}", verdict.key().pid, verdict.title(), verdict.reason)
+}
+
+fn word(finding: &Finding) -> &'static str {
+    match finding {
+        Finding::Spare(_) => "spare",
+        Finding::Orphan(_) => "orphan",
+        Finding::Suspect => "suspect",
+        Finding::Foreign => "foreign",
+        Finding::Undecided(_) => "undecided",
+    }
+}
+
+fn found(verdict: &Verdict) -> Option<Entry> {
+    match verdict.finding {
+        Finding::Spare(_) => None,
+        Finding::Orphan(_) | Finding::Suspect | Finding::Foreign | Finding::Undecided(_) => {
+            Some(Entry::new(Kind::Found, Priority::Warning, &sentence(verdict)).of(verdict))
+        }
+    }
+}
+
+/// A port that is not free and has no process to judge.
+fn taken(port: &PortVerdict) -> Option<Entry> {
+    let state = match port.state {
+        PortState::Ephemeral { .. } => "ephemeral",
+        PortState::Connected { .. } => "connected",
+        PortState::KernelOwned => "kernel_owned",
+        PortState::HolderNotVisible => "holder_not_visible",
+        PortState::Unknown(_) => "unknown",
+        PortState::Free
+        | PortState::NoListener
+        | PortState::Held(_)
+        | PortState::BoundOnly(_)
+        | PortState::Lingering => return None,
+    };
+    let message = format!("port {}: {}", short(&port.endpoint), port.sentence);
+    let entry = Entry::new(Kind::Taken, Priority::Warning, &message)
+        .with("PORTREEVE_PORT", port.endpoint)
+        .with("PORTREEVE_STATE", state)
+        .with_all("PORTREEVE_SERVICE", &port.service)
+        .with_all("PORTREEVE_NEXT_STEP", &port.next_step);
+    Some(entry)
+}
+
+fn not_seen(unknown: &Unknown) -> Entry {
+    Entry::new(Kind::NotSeen, Priority::Warning, &unknown.to_string())
+        .with("PORTREEVE_FACT", &unknown.fact)
+        .with("PORTREEVE_REASON", &unknown.why)
+        .with_all("PORTREEVE_NEXT_STEP", &unknown.remedy)
+}
+
+fn convicted(verdict: &Verdict) -> Entry {
+    let evidence: String = verdict.evidence.iter().map(|text| format!("; {text}")).collect();
+    let message = format!("{}{evidence}", sentence(verdict));
+    Entry::new(Kind::Convicted, Priority::Notice, &message).of(verdict)
+}
+
+fn done(deed: &Deed) -> Entry {
+    let process = escape(title_of(&deed.verdict.process), Some(PROCESS_COLUMNS));
+    let pid = deed.verdict.key().pid;
+    let message = format!("pid {pid} ({process}): {}", outcome(&deed.outcome));
+    let (kind, priority) = if deed.outcome.is_gone() {
+        (Kind::Ended, Priority::Notice)
+    } else {
+        (Kind::NotEnded, Priority::Error)
+    };
+    let (word, after) = match &deed.outcome {
+        Outcome::Terminated(after) => ("terminated", Some(after.as_millis())),
+        Outcome::Killed(after) => ("killed", Some(after.as_millis())),
+        Outcome::Vanished => ("vanished", None),
+        Outcome::Replaced(_) => ("replaced", None),
+        Outcome::Refused(_) => ("refused", None),
+        Outcome::Unkillable { .. } => ("unkillable", None),
+        Outcome::Interrupted => ("interrupted", None),
+    };
+    Entry::new(kind, priority, &message)
+        .with("PORTREEVE_OUTCOME", word)
+        .with_all("PORTREEVE_AFTER_MS", after)
+        .of(&deed.verdict)
+}
+
+fn came_back(newcomer: &Respawn) -> Entry {
+    let process = escape(&newcomer.command_line, Some(PROCESS_COLUMNS));
+    let Respawn { key, like, brought_by, .. } = newcomer;
+    let message =
+        format!("pid {} ({process}): like {like}, brought by {brought_by}", newcomer.key.pid);
+    Entry::new(Kind::CameBack, Priority::Error, &message)
+        .with("PORTREEVE_PID", key.pid)
+        .with("PORTREEVE_START_TICKS", key.start_ticks)
+        .with("PORTREEVE_COMMAND_LINE", &newcomer.command_line)
+        .with("PORTREEVE_LIKE", like)
+        .with("PORTREEVE_BROUGHT_BY", brought_by)
+        .with("PORTREEVE_NEXT_STEP", &newcomer.next_step)
+}
+
+fn summary(code: u8, processes: usize, ports: usize) -> Entry {
+    let (answer, priority) = match code {
+        exit::CLEAR => ("clear", Priority::Info),
+        exit::NOT_CLEAR => ("not clear", Priority::Warning),
+        _ => ("could not tell", Priority::Warning),
+    };
+    let message = format!("{answer}: {processes} processes and {ports} guarded ports were judged");
+    Entry::new(Kind::Summary, priority, &message).with("PORTREEVE_EXIT_CODE", code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{judge::verdict::Orphan, report::sample};
+
+    /// The fields of a datagram, as journald reads them.
+    fn read(mut datagram: &[u8]) -> Vec<(String, String)> {
+        let mut fields = Vec::new();
+        while !datagram.is_empty() {
+            let end = datagram.iter().position(|&b| b == b'\n' || b == b'=').unwrap();
+            let name = String::from_utf8(datagram[..end].to_vec()).unwrap();
+            let is_plain = datagram[end] == b'=';
+            let mut rest = &datagram[end + 1..];
+            let length = if is_plain {
+                rest.iter().position(|&b| b == b'\n').unwrap()
+            } else {
+                let (length, value) = rest.split_first_chunk::<8>().unwrap();
+                rest = value;
+                usize::try_from(u64::from_le_bytes(*length)).unwrap()
+            };
+            fields.push((name, String::from_utf8(rest[..length].to_vec()).unwrap()));
+            assert_eq!(rest[length], b'\n');
+            datagram = &rest[length + 1..];
+        }
+        fields
+    }
+
+    fn values<'f>(fields: &'f [(String, String)], name: &str) -> Vec<&'f str> {
+        fields.iter().filter(|(n, _)| n == name).map(|(_, value)| value.as_str()).collect()
+    }
+
+    #[test]
+    fn no_foreign_text_adds_a_field_or_a_line() {
+        let hostile = "a\nMESSAGE=b\nPRIORITY=0\u{1b}[2J";
+        let mut verdict = sample::verdict(7, Finding::Orphan(Orphan::Worker(hostile.to_owned())));
+        verdict.process = sample::process(7, hostile.as_bytes());
+        verdict.reason = hostile.to_owned();
+        verdict.evidence = vec![hostile.to_owned()];
+        let entry = convicted(&verdict);
+        let fields = read(&entry.encode());
+        assert_eq!(values(&fields, "PRIORITY"), ["5"]);
+        assert_eq!(values(&fields, "MESSAGE").len(), 1);
+        assert_eq!(values(&fields, "PORTREEVE_COMMAND_LINE"), [hostile]);
+        assert_eq!(values(&fields, "PORTREEVE_EVIDENCE"), [hostile]);
+        assert!(!entry.message.contains(['\n', '\u{1b}']), "{}", entry.message);
+    }
+
+    #[test]
+    fn each_port_is_a_value_of_its_own() {
+        let verdict = sample::mess().verdicts.remove(0);
+        let fields = read(&convicted(&verdict).encode());
+        assert_eq!(values(&fields, "PORTREEVE_PORT"), ["8091/tcp", "8791/tcp"]);
+    }
+
+    #[test]
+    fn the_largest_entry_fits_a_datagram() {
+        let huge = "é\n".repeat(1 << 20);
+        let mut verdict = sample::verdict(7, Finding::Foreign);
+        verdict.process = sample::process(7, huge.as_bytes());
+        verdict.reason.clone_from(&huge);
+        verdict.evidence = vec![huge; 100];
+        verdict.ports = (1..2000).map(|port: u16| port.to_string().parse().unwrap()).collect();
+        let datagram = convicted(&verdict).encode();
+        assert!(datagram.len() < 200 << 10, "{}", datagram.len());
+        let (ours, _theirs) = UnixDatagram::pair().unwrap();
+        assert_eq!(ours.send(&datagram).unwrap(), datagram.len());
+        read(&datagram);
+    }
+
+    #[test]
+    fn every_kind_has_an_id_of_its_own_and_stands_in_the_document() {
+        let document = include_str!("../../docs/report.md");
+        let kinds = [
+            Kind::Found,
+            Kind::Taken,
+            Kind::NotSeen,
+            Kind::Convicted,
+            Kind::Ended,
+            Kind::NotEnded,
+            Kind::CameBack,
+            Kind::Summary,
+        ];
+        let ids: std::collections::BTreeSet<&str> = kinds.iter().map(|k| k.name().1).collect();
+        assert_eq!(ids.len(), kinds.len());
+        for kind in kinds {
+            let (word, id) = kind.name();
+            assert_eq!(id.len(), 32);
+            assert!(document.contains(&format!("| `{word}` | `{id}` |")), "{word}");
+        }
+    }
+}
