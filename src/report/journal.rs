@@ -9,7 +9,15 @@ use std::{
     time::Duration,
 };
 
-use super::{Progress, escape::escape, exit, github::outcome, judged, table::short, title_of};
+use super::{
+    Progress,
+    escape::escape,
+    exit,
+    github::outcome,
+    judged,
+    table::{counted, short},
+    title_of,
+};
 use crate::{
     act::{Deed, Outcome, Respawn},
     ident::ProcessKey,
@@ -344,7 +352,9 @@ fn summary(code: u8, processes: usize, ports: usize) -> Entry {
         exit::NOT_CLEAR => ("not clear", Priority::Warning),
         _ => ("could not tell", Priority::Warning),
     };
-    let message = format!("{answer}: {processes} processes and {ports} guarded ports were judged");
+    let processes = counted(processes, "process", "processes");
+    let ports = counted(ports, "guarded port", "guarded ports");
+    let message = format!("{answer}: {processes} and {ports} judged");
     Entry::new(Kind::Summary, priority, &message).with("PORTREEVE_EXIT_CODE", code)
 }
 
