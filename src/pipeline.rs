@@ -221,10 +221,14 @@ pub fn reap(
             .cloned()
             .collect();
         let round_ticks = now_ticks(host);
-        confirmed.iter().for_each(|verdict| tell(Event::Convicted(verdict)));
+        for verdict in &confirmed {
+            tell(Event::Convicted(verdict));
+        }
         let mut say = |text: &str| tell(Event::Progress(text));
         let done = signal::end(host, &snapshot, confirmed, interrupt, &mut say);
-        done.iter().for_each(|deed| tell(Event::Done(deed)));
+        for deed in &done {
+            tell(Event::Done(deed));
+        }
         let hertz = snapshot.clock.ticks_per_second;
         terms.ended.extend(done.iter().filter_map(|deed| ended(deed, round_ticks, hertz)));
         shared.extend(done.iter().flat_map(|deed| cookies(&snapshot, deed)));
@@ -245,7 +249,9 @@ pub fn reap(
         }
     }
     let respawns = respawn::find(&deeds, &after.verdicts, &snapshot, began_ticks);
-    respawns.iter().for_each(|newcomer| tell(Event::CameBack(newcomer)));
+    for newcomer in &respawns {
+        tell(Event::CameBack(newcomer));
+    }
     Ok(Reaped { deeds, respawns, after: after.into(), was_interrupted: interrupt.count() > 0 })
 }
 

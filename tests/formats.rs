@@ -12,9 +12,10 @@ mod support;
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::Path,
-    process::Output,
+    process::{Output, Stdio},
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -283,9 +284,8 @@ fn a_full_disk_leaves_the_old_file_and_nothing_else_and_is_never_clear() {
     let Some((stage, config)) = stage() else { return };
     let (small, after) = (stage.path("small"), stage.path("after"));
     fs::create_dir(&small).unwrap();
-    // Two pages: one for the old file, one that a filler takes but for nothing.
     let script = format!(
-        "mount -t tmpfs -o size=8k none {0}; echo old >{0}/report; head -c 4096 /dev/zero >{0}/filler; \
+        "mount -t tmpfs -o size=256k none {0}; echo old >{0}/report; ! cat /dev/zero >{0}/filler; \
          code=0; \"$@\" || code=$?; cat {0}/report >{1}; ls -A {0} >>{1}; exit $code; :",
         small.display(),
         after.display()
@@ -378,6 +378,28 @@ fn verbose_tells_the_conviction_before_the_end_and_the_table_has_the_evidence() 
     assert!(lines[2].starts_with("summary: clear"), "{errors}");
 }
 
+#[test]
+fn a_conviction_is_on_record_while_the_convicted_still_lives() {
+    let Some((stage, config)) = stage() else { return };
+    let name = format!("formats-left {}", stage.path("").display());
+    let Some(mut orphan) = stage.orphan(&["--as", &name, "--listen", "7201", "--ignore-term"])
+    else {
+        return;
+    };
+    let words = ["reap", "--config", &config, "--verbose", "--grace", "1h"];
+    let mut command = stage.portreeve(&words);
+    let mut reap = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(reap.stderr.take().unwrap()).lines();
+    let first = lines.next().unwrap().unwrap();
+    assert!(first.starts_with(&format!("convicted: pid {} ", orphan.pid())), "{first}");
+    assert!(orphan.is_alive());
+    orphan.end();
+    let second = lines.next().unwrap().unwrap();
+    assert!(second.starts_with(&format!("ended: pid {} ", orphan.pid())), "{second}");
+    lines.for_each(drop);
+    assert_eq!(reap.wait().unwrap().code(), Some(0));
+}
+
 /// What the command writes to a terminal, by script(1).
 fn on_a_terminal(stage: &Stage, config: &str, before: &str, more: &str) -> String {
     let program = stage.program("portreeve");
@@ -402,11 +424,8 @@ fn a_terminal_gets_colour_unless_the_flag_or_the_environment_says_no() {
 
 /// A field of an entry, its values in order: `journalctl -o json` has a list where there are several.
 fn field(entry: &Value, name: &str) -> Vec<String> {
-    match &entry[name] {
-        Value::Null => Vec::new(),
-        Value::Array(values) => values.iter().map(|v| v.as_str().unwrap().to_owned()).collect(),
-        value => vec![value.as_str().unwrap().to_owned()],
-    }
+    let values = entry[name].as_array().map_or(std::slice::from_ref(&entry[name]), Vec::as_slice);
+    values.iter().filter_map(|value| value.as_str().map(str::to_owned)).collect()
 }
 
 #[test]
@@ -424,31 +443,39 @@ fn under_systemd_the_journal_has_the_conviction_before_the_end_each_with_its_id_
     login.leaves();
     test_box.wait_for_logout(pid);
     test_box.wait_for_age(pid, std::time::Duration::from_millis(1100));
-    test_box.sh(
-        "systemd-run --quiet --wait --unit=formats-reap -- /build/portreeve reap --config /etc/formats.yaml --quiet",
-    );
+    // Not clear, so the unit fails; a reap after it is clear.
+    let unit = "systemd-run --quiet --wait --unit";
+    let verb = |verb| format!("/build/portreeve {verb} --config /etc/formats.yaml --quiet");
+    test_box.sh(&format!("! {unit} formats-scan -- {}", verb("scan")));
+    test_box.sh(&format!("{unit} formats-reap -- {}", verb("reap")));
     test_box.sh("journalctl --sync");
-    let text = test_box.sh("journalctl --output=json --all _SYSTEMD_UNIT=formats-reap.service");
-    let entries: Vec<Value> =
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let ours: Vec<&Value> = entries.iter().filter(|e| !e["PORTREEVE_EVENT"].is_null()).collect();
-    let told: Vec<[&str; 4]> = ours
-        .iter()
-        .map(|e| {
-            ["PORTREEVE_EVENT", "MESSAGE_ID", "PRIORITY", "_TRANSPORT"]
-                .map(|name| e[name].as_str().unwrap())
-        })
-        .collect();
+    let entries = |unit: &str| -> Vec<Value> {
+        let query = format!("journalctl --output=json --all _SYSTEMD_UNIT={unit}.service");
+        let text = test_box.sh(&query);
+        let entries = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        entries.filter(|entry: &Value| !entry["PORTREEVE_EVENT"].is_null()).collect()
+    };
+    let told = |entries: &[Value]| -> Vec<[String; 4]> {
+        let names = ["PORTREEVE_EVENT", "MESSAGE_ID", "PRIORITY", "_TRANSPORT"];
+        entries.iter().map(|entry| names.map(|name| field(entry, name).concat())).collect()
+    };
     assert_eq!(
-        told,
+        told(&entries("formats-scan")),
+        [
+            ["found", "062965c544a44884a5623cfffb852c9a", "4", "journal"],
+            ["summary", "7bb444ec49ee4b59ae3622a9ea9923c3", "4", "journal"],
+        ]
+    );
+    let ours = entries("formats-reap");
+    assert_eq!(
+        told(&ours),
         [
             ["convicted", "fc8a1ddc28ed40399e8b139a4925e45a", "5", "journal"],
             ["ended", "70501eff78bb43e0bc8f6308eb2ae6b4", "5", "journal"],
             ["summary", "7bb444ec49ee4b59ae3622a9ea9923c3", "6", "journal"],
-        ],
-        "{text}"
+        ]
     );
-    let [convicted, ended, summary] = ours[..] else { unreachable!() };
+    let [convicted, ended, summary] = &ours[..] else { unreachable!() };
     for entry in [convicted, ended] {
         assert_eq!(field(entry, "PORTREEVE_PID"), [pid.to_string()]);
         assert_eq!(field(entry, "PORTREEVE_PORT"), ["7201/tcp", "7202/tcp"]);
@@ -464,7 +491,7 @@ fn under_systemd_the_journal_has_the_conviction_before_the_end_each_with_its_id_
     // By either port: each is a value of its own.
     for port in ["7201/tcp", "7202/tcp"] {
         let found = test_box.sh(&format!("journalctl --output=cat PORTREEVE_PORT={port}"));
-        assert_eq!(found.lines().count(), 2, "{found}");
+        assert_eq!(found.lines().count(), 3, "{found}");
     }
     // A variable that was inherited by a process with another standard error says nothing.
     let output = test_box.run(&[

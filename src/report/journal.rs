@@ -192,7 +192,7 @@ impl Entry {
         }
     }
 
-    fn with(mut self, name: &'static str, value: impl ToString) -> Self {
+    fn with(mut self, name: &'static str, value: &(impl ToString + ?Sized)) -> Self {
         if self.fields.len() < MOST_FIELDS {
             self.fields.push((name, value.to_string()));
         }
@@ -201,17 +201,17 @@ impl Entry {
 
     /// A field for each: the journal lets a field stand more than once, and finds an entry by any of its values.
     fn with_all(self, name: &'static str, values: impl IntoIterator<Item = impl ToString>) -> Self {
-        values.into_iter().fold(self, |entry, value| entry.with(name, value))
+        values.into_iter().fold(self, |entry, value| entry.with(name, &value))
     }
 
     fn of(self, verdict: &Verdict) -> Self {
         let key = verdict.key();
-        self.with("PORTREEVE_PID", key.pid)
-            .with("PORTREEVE_START_TICKS", key.start_ticks)
-            .with("PORTREEVE_COMMAND_LINE", command_line(verdict))
-            .with("PORTREEVE_VERDICT", word(&verdict.finding))
-            .with("PORTREEVE_TITLE", verdict.title())
-            .with("PORTREEVE_ROW", verdict.row.0)
+        self.with("PORTREEVE_PID", &key.pid)
+            .with("PORTREEVE_START_TICKS", &key.start_ticks)
+            .with("PORTREEVE_COMMAND_LINE", &command_line(verdict))
+            .with("PORTREEVE_VERDICT", &word(&verdict.finding))
+            .with("PORTREEVE_TITLE", &verdict.title())
+            .with("PORTREEVE_ROW", &verdict.row.0)
             .with("PORTREEVE_REASON", &verdict.reason)
             .with_all("PORTREEVE_NEXT_STEP", &verdict.next_step)
             .with_all("PORTREEVE_SERVICE", &verdict.services)
@@ -225,7 +225,7 @@ impl Entry {
         let message = std::iter::once(("MESSAGE", self.message.as_str()));
         for (name, value) in message.chain(self.fields.iter().map(|(name, v)| (*name, v.as_str())))
         {
-            let value = value.get(..value.floor_char_boundary(VALUE_BYTES)).unwrap_or(value);
+            let value = cut(value);
             datagram.extend_from_slice(name.as_bytes());
             if value.contains('\n') {
                 let length = u64::try_from(value.len()).unwrap_or_default();
@@ -239,6 +239,12 @@ impl Entry {
         }
         datagram
     }
+}
+
+/// At most as long as a value may be, and whole characters.
+fn cut(value: &str) -> &str {
+    let mut ends = (0..=VALUE_BYTES.min(value.len())).rev();
+    ends.find_map(|end| value.get(..end)).unwrap_or_default()
 }
 
 fn command_line(verdict: &Verdict) -> String {
@@ -288,7 +294,7 @@ fn taken(port: &PortVerdict) -> Option<Entry> {
     };
     let message = format!("port {}: {}", short(&port.endpoint), port.sentence);
     let entry = Entry::new(Kind::Taken, Priority::Warning, &message)
-        .with("PORTREEVE_PORT", port.endpoint)
+        .with("PORTREEVE_PORT", &port.endpoint)
         .with("PORTREEVE_STATE", state)
         .with_all("PORTREEVE_SERVICE", &port.service)
         .with_all("PORTREEVE_NEXT_STEP", &port.next_step);
@@ -303,8 +309,10 @@ fn not_seen(unknown: &Unknown) -> Entry {
 }
 
 fn convicted(verdict: &Verdict) -> Entry {
-    let evidence: String = verdict.evidence.iter().map(|text| format!("; {text}")).collect();
-    let message = format!("{}{evidence}", sentence(verdict));
+    let sentence = sentence(verdict);
+    let evidence = verdict.evidence.iter().map(String::as_str);
+    let parts: Vec<&str> = std::iter::once(sentence.as_str()).chain(evidence).collect();
+    let message = parts.join("; ");
     Entry::new(Kind::Convicted, Priority::Notice, &message).of(verdict)
 }
 
@@ -338,8 +346,8 @@ fn came_back(newcomer: &Respawn) -> Entry {
     let message =
         format!("pid {} ({process}): like {like}, brought by {brought_by}", newcomer.key.pid);
     Entry::new(Kind::CameBack, Priority::Error, &message)
-        .with("PORTREEVE_PID", key.pid)
-        .with("PORTREEVE_START_TICKS", key.start_ticks)
+        .with("PORTREEVE_PID", &key.pid)
+        .with("PORTREEVE_START_TICKS", &key.start_ticks)
         .with("PORTREEVE_COMMAND_LINE", &newcomer.command_line)
         .with("PORTREEVE_LIKE", like)
         .with("PORTREEVE_BROUGHT_BY", brought_by)
@@ -355,7 +363,7 @@ fn summary(code: u8, processes: usize, ports: usize) -> Entry {
     let processes = counted(processes, "process", "processes");
     let ports = counted(ports, "guarded port", "guarded ports");
     let message = format!("{answer}: {processes} and {ports} judged");
-    Entry::new(Kind::Summary, priority, &message).with("PORTREEVE_EXIT_CODE", code)
+    Entry::new(Kind::Summary, priority, &message).with("PORTREEVE_EXIT_CODE", &code)
 }
 
 #[cfg(test)]
