@@ -386,7 +386,7 @@ fn a_conviction_is_on_record_while_the_convicted_still_lives() {
     else {
         return;
     };
-    let words = ["reap", "--config", &config, "--verbose", "--grace", "1h"];
+    let words = ["reap", "--config", &config, "--verbose", "--grace", "10s"];
     let mut command = stage.portreeve(&words);
     let mut reap = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(reap.stderr.take().unwrap()).lines();
