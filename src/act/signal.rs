@@ -28,6 +28,8 @@ use super::{
 /// How long a process may take to exit after SIGKILL before it is called unkillable. A big address space
 /// takes a second or two to unmap.
 const KILL_WAIT: Duration = Duration::from_secs(3);
+/// How long an exit may take from the first loss that we see to its end.
+const EXIT_TIME: Duration = Duration::from_millis(200);
 /// Between two progress lines.
 const PROGRESS: Duration = Duration::from_millis(500);
 /// Python's `multiprocessing` starts one; it ignores SIGTERM, leaves with the last worker, and cleans
@@ -113,7 +115,14 @@ fn capture(host: &Host, snapshot: &Snapshot, verdict: &Verdict) -> Result<OwnedF
         Seen::Denied => return Err(Outcome::Refused("permission denied".to_owned())),
         Seen::Unreadable(why) => return Err(Outcome::Refused(format!("no pidfd: {why}"))),
     };
-    let changed = |what: &str| Err(Outcome::Replaced(what.to_owned()));
+    // A process on its way out loses arguments, descriptors and control group before its end is told.
+    let changed = |what: &str| {
+        if processes::ends_within(&pidfd, EXIT_TIME) {
+            Err(Outcome::Vanished)
+        } else {
+            Err(Outcome::Replaced(what.to_owned()))
+        }
+    };
     // A pidfd speaks of our own pid namespace, /proc of the one that it was mounted in.
     if processes::pid_of_pidfd(host, &pidfd) != Some(pid) && !processes::has_ended(&pidfd) {
         let why = "/proc numbers processes otherwise than the kernel does for us";
@@ -132,17 +141,14 @@ fn capture(host: &Host, snapshot: &Snapshot, verdict: &Verdict) -> Result<OwnedF
         }
     }
     let group = host.read_text(&format!("proc/{pid}/cgroup")).parse(|text| cgroup::parse(&text));
-    if group != seen.cgroup && !processes::has_ended(&pidfd) {
+    if group != seen.cgroup {
         return changed("it moved to another control group");
     }
     let again = processes::read_command_lines(host, &[pid], |_| true).remove(&pid);
-    if again.as_ref() != Some(&seen.command_line) && !processes::has_ended(&pidfd) {
+    if again.as_ref() != Some(&seen.command_line) {
         return changed("it runs another program now");
     }
-    if !verdict.ports.is_empty()
-        && !still_holds(host, snapshot, pid)
-        && !processes::has_ended(&pidfd)
-    {
+    if !verdict.ports.is_empty() && !still_holds(host, snapshot, pid) {
         return changed("it let the port go");
     }
     // Alive after the last read: all that was read was about this process.

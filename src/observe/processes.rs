@@ -9,10 +9,14 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::PathBuf,
+    time::Duration,
 };
 
 use procfs_core::{FromRead, process::Stat};
-use rustix::process::{PidfdFlags, pidfd_open};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{PidfdFlags, pidfd_open},
+};
 
 use crate::{
     host::{Host, seen},
@@ -38,10 +42,14 @@ pub fn open_pidfd(pid: Pid) -> Seen<OwnedFd> {
 
 /// Whether the process of this pidfd has ended: the descriptor is readable then (pidfd_open(2)).
 pub fn has_ended(pidfd: &OwnedFd) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    ends_within(pidfd, Duration::ZERO)
+}
+
+/// The same, or it ends within this time.
+pub fn ends_within(pidfd: &OwnedFd, time: Duration) -> bool {
     let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+    let time = Timespec::try_from(time).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
+    poll(&mut fds, Some(&time)).is_ok_and(|ready| ready > 0)
 }
 
 /// Which process a pidfd refers to, as numbered in the pid namespace of this `/proc` (`Pid:` of its fdinfo,
