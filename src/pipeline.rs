@@ -300,7 +300,7 @@ fn now_ticks(host: &Host) -> u64 {
 
 /// Waits for `respawn_watch`, or until every port that was freed is taken again.
 fn watch(inquiry: &Inquiry<'_>, deeds: &[Deed], interrupt: &mut Interrupt) {
-    let freed: BTreeSet<Endpoint> = deeds
+    let freed: Vec<Endpoint> = deeds
         .iter()
         .filter(|d| d.outcome.is_gone())
         .flat_map(|d| d.verdict.ports.iter().copied())

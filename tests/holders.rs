@@ -20,7 +20,7 @@ use std::{
 
 use portreeve::{
     host::Host,
-    ident::{Endpoint, Pid, Port},
+    ident::{Endpoint, Pid, Port, Proto},
     observe::{self, Question, Reach, listeners},
     snapshot::{Socket, SocketState},
 };
@@ -422,14 +422,17 @@ fn our_listeners_are_those_that_an_independent_reader_finds() {
         .filter_map(|address| UdpSocket::bind(address).ok())
         .collect();
     let port = |address: std::net::SocketAddr| Port::new(address.port()).unwrap();
+    let on = |proto| move |&port: &Port| Endpoint { port, proto, address: None };
     let tcp_ports: BTreeSet<Port> = tcp.iter().map(|s| port(s.local_addr().unwrap())).collect();
     let udp_ports: BTreeSet<Port> = udp.iter().map(|s| port(s.local_addr().unwrap())).collect();
 
-    let ours = listeners::from_diagnostics(&tcp_ports, &udp_ports).unwrap();
+    let endpoints =
+        tcp_ports.iter().map(on(Proto::Tcp)).chain(udp_ports.iter().map(on(Proto::Udp)));
+    let ours = listeners::from_diagnostics(&endpoints.collect::<Vec<_>>()).unwrap();
     let ours: BTreeSet<(bool, String, u16)> = ours
         .iter()
         .filter(|s: &&Socket| s.state == SocketState::Listening)
-        .map(|s| (s.proto == portreeve::ident::Proto::Udp, s.address.to_string(), s.port.number()))
+        .map(|s| (s.proto == Proto::Udp, s.address.to_string(), s.port.number()))
         .collect();
     let families = AddressFamilyFlags::IPV4 | AddressFamilyFlags::IPV6;
     let theirs: BTreeSet<(bool, String, u16)> =
@@ -453,8 +456,10 @@ fn our_listeners_are_those_that_an_independent_reader_finds() {
 fn the_text_of_proc_net_names_the_same_holders_as_the_dump() {
     let sockets =
         [TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("0.0.0.0:0").unwrap()];
-    let ports: BTreeSet<Port> =
-        sockets.iter().map(|s| Port::new(s.local_addr().unwrap().port()).unwrap()).collect();
+    let endpoints = sockets.each_ref().map(|s| {
+        let port = Port::new(s.local_addr().unwrap().port()).unwrap();
+        Endpoint { port, proto: Proto::Tcp, address: None }
+    });
     let host = Host::live();
     let pids = vec![Pid(std::process::id())];
     // A child that a test beside this one is just starting shares our descriptors for a moment.
@@ -462,8 +467,8 @@ fn the_text_of_proc_net_names_the_same_holders_as_the_dump() {
         observe::holders::observe(&host, &mut sockets, Reach::Whole, &|| &pids);
         sockets.holdings.iter().filter(|h| pids.contains(&h.pid)).map(|h| h.inode).collect()
     };
-    let text = listeners::from_text(&host, &ports, &BTreeSet::new());
-    let dump = listeners::observe(&host, &ports, &BTreeSet::new());
+    let text = listeners::from_text(&host, &endpoints);
+    let dump = listeners::observe(&host, &endpoints);
     let (text, dump) = (found(text.known().unwrap().clone()), found(dump.known().unwrap().clone()));
     assert_eq!(text, dump);
     assert_eq!(text.len(), 2);

@@ -151,7 +151,7 @@ fn an_arrow_that_runs_the_other_way_is_found_in_every_form() {
         "pub use crate::judge as renamed;",
         "use super::judge::Verdict;",
         "use portreeve::judge::Verdict;",
-        "fn f() -> crate::judge::Verdict { todo!() }",
+        "fn f() -> crate::judge::Verdict { loop {} }",
         "fn f() { crate::judge::judge(); }",
         "#[arg(value_parser = crate::judge::parse)] struct A;",
         "fn f() { println!(\"{}\", crate::judge::WORD); }",

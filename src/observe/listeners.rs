@@ -9,16 +9,17 @@ use procfs_core::{
 
 use crate::{
     host::{Host, seen},
-    ident::{Port, Proto},
+    ident::{Endpoint, Port, Proto},
     observe::diag::{Diag, states},
     snapshot::{Seen, Socket, SocketState, Sockets},
 };
 
-/// Sockets whose local port is one of these, without their holders. Connections are listed only for ports
-/// on which nothing listens or is bound: elsewhere they are the server's own.
-pub fn observe(host: &Host, tcp: &BTreeSet<Port>, udp: &BTreeSet<Port>) -> Seen<Sockets> {
+/// Sockets on these endpoints, without their holders. Connections are listed only for endpoints on which
+/// nothing listens or is bound: elsewhere they are the server's own. By endpoint and not by port: a server on
+/// another address does not answer for this one.
+pub fn observe(host: &Host, endpoints: &[Endpoint]) -> Seen<Sockets> {
     if host.is_live() {
-        match from_diagnostics(tcp, udp) {
+        match from_diagnostics(endpoints) {
             Ok(all) => {
                 return Seen::Known(Sockets {
                     all,
@@ -31,7 +32,7 @@ pub fn observe(host: &Host, tcp: &BTreeSet<Port>, udp: &BTreeSet<Port>) -> Seen<
             Err(error) => return seen(Err(error)),
         }
     }
-    from_text(host, tcp, udp)
+    from_text(host, endpoints)
 }
 
 /// Whether socket diagnostics are refused altogether, not only this time.
@@ -55,28 +56,52 @@ pub fn sees_bound(host: &Host) -> bool {
     (number(), number()) >= (6, 8)
 }
 
+fn ports_of<'a>(endpoints: impl IntoIterator<Item = &'a Endpoint>, proto: Proto) -> BTreeSet<Port> {
+    endpoints.into_iter().filter(|e| e.proto == proto).map(|e| e.port).collect()
+}
+
+fn is_server(socket: &Socket) -> bool {
+    matches!(socket.state, SocketState::Listening | SocketState::Bound)
+}
+
+/// The endpoints on which nothing listens or is bound.
+fn unserved<'a>(endpoints: &'a [Endpoint], all: &[Socket]) -> Vec<&'a Endpoint> {
+    let is_served = |e: &&Endpoint| all.iter().any(|s| is_server(s) && s.is_on(e));
+    endpoints.iter().filter(|e| !is_served(e)).collect()
+}
+
+/// Servers on the endpoints, and whatever else is on those that have none.
+fn retain(all: &mut Vec<Socket>, endpoints: &[Endpoint], unserved: &[&Endpoint]) {
+    all.retain(|socket| {
+        if is_server(socket) {
+            endpoints.iter().any(|e| socket.is_on(e))
+        } else {
+            unserved.iter().any(|e| socket.is_on(e))
+        }
+    });
+}
+
 /// By socket diagnostics. Errors: see [`Diag::sockets`].
-pub fn from_diagnostics(tcp: &BTreeSet<Port>, udp: &BTreeSet<Port>) -> io::Result<Vec<Socket>> {
+pub fn from_diagnostics(endpoints: &[Endpoint]) -> io::Result<Vec<Socket>> {
     let mut diag = Diag::open()?;
-    let mut all = diag.sockets(Proto::Tcp, states::LISTEN | states::BOUND, tcp)?;
-    all.extend(diag.sockets(Proto::Udp, states::UNCONNECTED, udp)?);
-    let unheld = |proto, ports: &BTreeSet<Port>| -> BTreeSet<Port> {
-        let is_held = |p: &&Port| all.iter().any(|s: &Socket| s.proto == proto && s.port == **p);
-        ports.iter().filter(|p| !is_held(p)).copied().collect()
-    };
-    let (tcp, udp) = (unheld(Proto::Tcp, tcp), unheld(Proto::Udp, udp));
-    all.extend(diag.sockets(Proto::Tcp, states::CONNECTED, &tcp)?);
-    all.extend(diag.sockets(Proto::Udp, states::ESTABLISHED, &udp)?);
+    let (tcp, udp) = (ports_of(endpoints, Proto::Tcp), ports_of(endpoints, Proto::Udp));
+    let mut all = diag.sockets(Proto::Tcp, states::LISTEN | states::BOUND, &tcp)?;
+    all.extend(diag.sockets(Proto::Udp, states::UNCONNECTED, &udp)?);
+    let unserved = unserved(endpoints, &all);
+    let open = |proto| ports_of(unserved.iter().copied(), proto);
+    all.extend(diag.sockets(Proto::Tcp, states::CONNECTED, &open(Proto::Tcp))?);
+    all.extend(diag.sockets(Proto::Udp, states::ESTABLISHED, &open(Proto::Udp))?);
+    retain(&mut all, endpoints, &unserved);
     Ok(all)
 }
 
 /// From `/proc/net/{tcp,tcp6,udp,udp6}` (proc_pid_net(5)): no cookies, no creating cgroup, and no sockets
 /// that are bound without listening.
-pub fn from_text(host: &Host, tcp: &BTreeSet<Port>, udp: &BTreeSet<Port>) -> Seen<Sockets> {
+pub fn from_text(host: &Host, endpoints: &[Endpoint]) -> Seen<Sockets> {
     let mut all = Vec::new();
     for file in ["tcp", "tcp6", "udp", "udp6"] {
-        let (proto, ports) =
-            if file.starts_with("tcp") { (Proto::Tcp, tcp) } else { (Proto::Udp, udp) };
+        let proto = if file.starts_with("tcp") { Proto::Tcp } else { Proto::Udp };
+        let ports = ports_of(endpoints, proto);
         if ports.is_empty() {
             continue;
         }
@@ -90,12 +115,8 @@ pub fn from_text(host: &Host, tcp: &BTreeSet<Port>, udp: &BTreeSet<Port>) -> See
             Seen::Unreadable(why) => return Seen::Unreadable(why),
         }
     }
-    let served: BTreeSet<(Proto, Port)> = all
-        .iter()
-        .filter(|s| s.state == SocketState::Listening)
-        .map(|s| (s.proto, s.port))
-        .collect();
-    all.retain(|s| s.state == SocketState::Listening || !served.contains(&(s.proto, s.port)));
+    let unserved = unserved(endpoints, &all);
+    retain(&mut all, endpoints, &unserved);
     Seen::Known(Sockets { all, ..Sockets::default() })
 }
 
@@ -157,8 +178,10 @@ fn read_table(host: &Host, file: &str, proto: Proto) -> Seen<Vec<Socket>> {
 mod tests {
     use super::*;
 
-    fn port_of(address: std::io::Result<std::net::SocketAddr>) -> Port {
-        Port::new(address.unwrap().port()).unwrap()
+    /// The whole port of this address.
+    fn on(proto: Proto, address: std::io::Result<std::net::SocketAddr>) -> Endpoint {
+        let port = Port::new(address.unwrap().port()).unwrap();
+        Endpoint { port, proto, address: None }
     }
 
     #[test]
@@ -167,11 +190,9 @@ mod tests {
         let v6 = std::net::TcpListener::bind("[::1]:0").unwrap();
         let udp = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
         let client = std::net::TcpStream::connect(v4.local_addr().unwrap()).unwrap();
-        let tcp: BTreeSet<Port> = [v4.local_addr(), v6.local_addr(), client.local_addr()]
-            .into_iter()
-            .map(port_of)
-            .collect();
-        let udp = BTreeSet::from([port_of(udp.local_addr())]);
+        let tcp = [v4.local_addr(), v6.local_addr(), client.local_addr()];
+        let mut endpoints = tcp.map(|address| on(Proto::Tcp, address)).to_vec();
+        endpoints.push(on(Proto::Udp, udp.local_addr()));
         let plain = |mut sockets: Vec<Socket>| {
             for socket in &mut sockets {
                 (socket.cookie, socket.creator_cgroup, socket.v6only) = (None, None, None);
@@ -179,10 +200,27 @@ mod tests {
             sockets.sort_by_key(|s| (s.proto, s.port, s.inode));
             sockets
         };
-        let dumped = plain(from_diagnostics(&tcp, &udp).unwrap());
-        let text = from_text(&Host::live(), &tcp, &udp);
+        let dumped = plain(from_diagnostics(&endpoints).unwrap());
+        let text = from_text(&Host::live(), &endpoints);
         assert_eq!(dumped, plain(text.known().unwrap().all.clone()));
         assert_eq!(dumped.len(), 4);
+    }
+
+    #[test]
+    fn a_connection_on_one_address_is_seen_beside_a_server_on_another() {
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = server.local_addr().unwrap().port();
+        let elsewhere = std::net::TcpListener::bind(("127.0.0.2", port)).unwrap();
+        let client = std::net::TcpStream::connect(elsewhere.local_addr().unwrap()).unwrap();
+        let accepted = elsewhere.accept().unwrap();
+        drop(elsewhere);
+        let endpoints = [format!("127.0.0.2:{port}").parse().unwrap()];
+        let text = from_text(&Host::live(), &endpoints);
+        for all in [&from_diagnostics(&endpoints).unwrap(), &text.known().unwrap().all] {
+            let [socket] = all.as_slice() else { panic!("{all:?}") };
+            assert_eq!(socket.state, SocketState::Connected(client.local_addr().unwrap()));
+        }
+        drop(accepted);
     }
 
     #[test]
@@ -191,8 +229,7 @@ mod tests {
         let fd = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
         bind(&fd, &"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap()).unwrap();
         let address: std::net::SocketAddr = getsockname(&fd).unwrap().try_into().unwrap();
-        let ports = BTreeSet::from([Port::new(address.port()).unwrap()]);
-        let found = from_diagnostics(&ports, &BTreeSet::new()).unwrap();
+        let found = from_diagnostics(&[on(Proto::Tcp, Ok(address))]).unwrap();
         if sees_bound(&Host::live()) {
             assert!(
                 matches!(found.as_slice(), [s] if s.state == SocketState::Bound && s.inode != 0)
@@ -208,8 +245,7 @@ mod tests {
         std::fs::create_dir_all(folder.path().join("proc/net")).unwrap();
         let text = std::fs::read("/proc/net/tcp").unwrap();
         std::fs::write(folder.path().join("proc/net/tcp"), &text[..text.len() - 20]).unwrap();
-        let ports = BTreeSet::from([Port::new(1).unwrap()]);
-        let seen = from_text(&Host::fixture(folder.path()), &ports, &BTreeSet::new());
+        let seen = from_text(&Host::fixture(folder.path()), &["1".parse().unwrap()]);
         assert!(matches!(seen, Seen::Unreadable(_)), "{seen:?}");
     }
 }

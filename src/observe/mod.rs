@@ -19,7 +19,7 @@ use std::{
 
 use crate::{
     host::{Host, seen},
-    ident::{Endpoint, Manager, Pid, Port, Proto, UnitName, UnitRef},
+    ident::{Endpoint, Manager, Pid, UnitName, UnitRef},
     snapshot::{Clock, CommandLine, Process, Seen, Sight, Snapshot, Socket, SocketState, Sockets},
 };
 
@@ -73,13 +73,7 @@ pub fn is_proc_ours(host: &Host) -> bool {
 
 /// The sockets on the endpoints asked about, without their holders.
 fn sockets_of(host: &Host, question: &Question) -> Seen<Sockets> {
-    let ports = |proto| -> BTreeSet<Port> {
-        question.endpoints.iter().filter(|e| e.proto == proto).map(|e| e.port).collect()
-    };
-    listeners::observe(host, &ports(Proto::Tcp), &ports(Proto::Udp)).map(|mut sockets| {
-        sockets.all.retain(|s| question.endpoints.iter().any(|e| s.is_on(e)));
-        sockets
-    })
+    listeners::observe(host, &question.endpoints)
 }
 
 fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
@@ -436,9 +430,8 @@ pub fn reserved_ports(host: &Host) -> Seen<String> {
 }
 
 /// Whether something listens on each of these endpoints: a dump, without holders.
-pub fn are_all_taken(host: &Host, endpoints: &BTreeSet<Endpoint>) -> bool {
-    let ports = |proto| endpoints.iter().filter(|e| e.proto == proto).map(|e| e.port).collect();
-    let sockets = listeners::observe(host, &ports(Proto::Tcp), &ports(Proto::Udp));
+pub fn are_all_taken(host: &Host, endpoints: &[Endpoint]) -> bool {
+    let sockets = listeners::observe(host, endpoints);
     sockets.known().is_some_and(|sockets| {
         endpoints.iter().all(|endpoint| {
             let mut on = sockets.all.iter().filter(|s| s.is_on(endpoint));
@@ -450,6 +443,7 @@ pub fn are_all_taken(host: &Host, endpoints: &BTreeSet<Endpoint>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ident::{Port, Proto};
     use crate::snapshot::Holding;
 
     fn socket(inode: u64) -> Socket {
