@@ -73,7 +73,7 @@ pub fn is_proc_ours(host: &Host) -> bool {
 
 /// The sockets on the endpoints asked about, without their holders.
 fn sockets_of(host: &Host, question: &Question) -> Seen<Sockets> {
-    listeners::observe(host, &question.endpoints)
+    listeners::observe(host, &question.endpoints, question.reach)
 }
 
 fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
@@ -431,7 +431,7 @@ pub fn reserved_ports(host: &Host) -> Seen<String> {
 
 /// Whether something listens on each of these endpoints: a dump, without holders.
 pub fn are_all_taken(host: &Host, endpoints: &[Endpoint]) -> bool {
-    let sockets = listeners::observe(host, endpoints);
+    let sockets = listeners::observe(host, endpoints, Reach::Narrow);
     sockets.known().is_some_and(|sockets| {
         endpoints.iter().all(|endpoint| {
             let mut on = sockets.all.iter().filter(|s| s.is_on(endpoint));
