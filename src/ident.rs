@@ -231,6 +231,42 @@ impl fmt::Display for UnitRef {
     }
 }
 
+/// What runs containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EngineKind {
+    /// Docker Engine (Moby).
+    Docker,
+    /// Podman.
+    Podman,
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+        })
+    }
+}
+
+/// One engine of this host: each user may have containers that no other user's engine knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EngineRef {
+    /// Which product.
+    pub kind: EngineKind,
+    /// Whose containers it knows; 0 is root's, the system's own.
+    pub owner: u32,
+}
+
+impl fmt::Display for EngineRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.owner {
+            0 => self.kind.fmt(f),
+            owner => write!(f, "{} of user {owner}", self.kind),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -263,5 +299,12 @@ mod tests {
         let key = |inode| ProcessKey { pid: Pid(7), start_ticks: 99, pidfd_inode: inode };
         assert!(!key(Some(1)).is_same(&key(Some(2))));
         assert!(key(Some(1)).is_same(&key(None)));
+    }
+
+    #[test]
+    fn an_engine_is_named_with_its_user_unless_it_is_roots() {
+        let name = |kind, owner| EngineRef { kind, owner }.to_string();
+        assert_eq!(name(EngineKind::Docker, 0), "docker");
+        assert_eq!(name(EngineKind::Podman, 1000), "podman of user 1000");
     }
 }

@@ -13,6 +13,7 @@ pub mod ident;
 pub mod sys;
 pub mod snapshot;
 pub mod host;
+pub mod engine;
 pub mod config;
 pub mod observe;
 pub mod judge;

@@ -3,12 +3,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
 
-use crate::ident::{ContainerId, Endpoint, Pid, Port, ProcessKey, Proto, UnitRef};
+use crate::ident::{ContainerId, Endpoint, EngineRef, Pid, Port, ProcessKey, Proto, UnitRef};
 
 /// The four answers to a question to the kernel or to a manager. "Not there" and "could not look" never mix.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +100,85 @@ pub struct ContainerClaim {
     pub kind: ClaimKind,
     /// The id or name in it.
     pub id: ContainerId,
+}
+
+/// What an engine says a container is doing. A word that we do not know is none of these: it was not seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ContainerState {
+    /// Its main process runs, says the engine.
+    Running,
+    /// Frozen (docker-pause(1)); its processes live and hold their ports.
+    Paused,
+    /// Between two runs by its restart policy. Docker calls this `Running: true` too, with a pid of 0.
+    Restarting,
+    /// Anything else, in the engine's word: `created`, `exited`, `dead`, `removing`; with Podman also `configured`,
+    /// `initialized`, `stopped`, `stopping`.
+    NotRunning(String),
+}
+
+impl fmt::Display for ContainerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Restarting => "restarting",
+            Self::NotRunning(word) => word,
+        })
+    }
+}
+
+/// A port of the host that an engine forwards to a container.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Published {
+    /// The host's address; none where nothing is written: every address.
+    pub address: Option<IpAddr>,
+    /// The host's port.
+    pub port: Port,
+    /// Protocol.
+    pub proto: Proto,
+    /// The port inside the container.
+    pub container_port: Port,
+}
+
+/// A container, as its engine describes it: the engine's word, which may lag behind the kernel's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Container {
+    /// Which engine says so, by what it answered that it is.
+    pub engine: EngineRef,
+    /// The whole id.
+    pub id: ContainerId,
+    /// Its name, without the slash that Docker writes before it.
+    pub name: String,
+    /// What it is doing.
+    pub state: ContainerState,
+    /// Its first process, in our pid namespace; none for the engines' 0.
+    pub main_pid: Option<Pid>,
+    /// How often its restart policy has started it again.
+    pub restarts: u64,
+    /// `no`, `always`, `on-failure`, `unless-stopped`; none where the engine writes nothing.
+    pub restart_policy: Option<String>,
+    /// `starting`, `healthy`, `unhealthy`; none without a health check.
+    pub health: Option<String>,
+    /// `host`, `private`, `container:ID`; empty is Docker's word for private.
+    pub pid_mode: String,
+    /// `host`, `bridge`, `none`, `container:ID`, `slirp4netns`, a network's name.
+    pub network_mode: String,
+    /// Ports of the host that are forwarded to it now, and those that its next start will ask for.
+    pub published: Vec<Published>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Where an engine keeps its containers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Store {
+    /// Docker's `DockerRootDir`, Podman's `graphRoot`.
+    pub root: PathBuf,
+    /// Storage driver: `overlay2`, `overlay`, `overlayfs`.
+    pub driver: String,
+    /// Whether a container's root directory lies below `root`. Not so where Docker leaves images to containerd (its
+    /// snapshotter, the default from Docker 29): there the layers lie below containerd's own root.
+    pub holds_layers: bool,
 }
 
 /// `/proc/PID/cgroup`, read for what matters here (cgroups(7), systemd.unit naming).

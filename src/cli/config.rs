@@ -11,7 +11,7 @@ use crate::{
         Loaded,
         fragment::{self, At, PatternFragment, Place, ServiceFragment},
         is_plain,
-        settings::{Defaults, ForeignHolder, Protect, RunsIn},
+        settings::{Defaults, EngineUse, Engines, ForeignHolder, Protect, RunsIn},
     },
     ident::Endpoint,
 };
@@ -86,6 +86,8 @@ pub fn show(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
         )?;
     }
 
+    show_engines(loaded, out)?;
+
     for takeover in &loaded.takeovers {
         let (from, to) = (&takeover.from, &takeover.to);
         let (of, by) = (origin(loaded, Some(from.place)), origin(loaded, Some(to.place)));
@@ -96,6 +98,26 @@ pub fn show(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
         )?;
     }
     Ok(())
+}
+
+fn show_engines(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "engines:")?;
+    let (typed, otherwise) = (&loaded.merged.engines, Engines::default());
+    for (key, value, otherwise) in
+        [("docker", &typed.docker, otherwise.docker), ("podman", &typed.podman, otherwise.podman)]
+    {
+        let place = value.as_ref().map(|at| at.place);
+        let value = match value.as_ref().map_or(&otherwise, |at| &at.value) {
+            EngineUse::Auto => "auto".to_owned(),
+            // Without quotes older YAML reads it as false.
+            EngineUse::Off => "'off'".to_owned(),
+            EngineUse::At(path) => text(&path.to_string_lossy()),
+        };
+        writeln!(out, "  {key}: {value} # {}", origin(loaded, place))?;
+    }
+    let timeout = typed.timeout.as_ref();
+    let (value, place) = timeout.map_or((otherwise.timeout, None), |at| (at.value, Some(at.place)));
+    writeln!(out, "  timeout: {} # {}", written(value), origin(loaded, place))
 }
 
 fn show_service(

@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::settings::{ForeignHolder, Pattern, Protect, RunsIn};
+use super::settings::{EngineUse, ForeignHolder, Pattern, Protect, RunsIn};
 use crate::ident::{Endpoint, ServiceName};
 
 /// Where a value stands.
@@ -46,6 +46,24 @@ pub struct Fragment {
     /// Processes that are never ended, whatever else is found.
     #[schemars(with = "Option<Vec<ProtectRule>>")]
     pub protect: Vec<At<Protect>>,
+    /// The container engines that may be asked.
+    #[schemars(with = "Option<EnginesFragment>")]
+    pub engines: EnginesFragment,
+}
+
+/// The container engines that may be asked.
+#[derive(Debug, Clone, Default, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "Engines")]
+pub struct EnginesFragment {
+    /// Docker: where it is found, never, or at this socket (default auto).
+    #[schemars(with = "Option<DockerText>")]
+    pub docker: Option<At<EngineUse>>,
+    /// Podman, root's and users': where it is found, or never (default auto).
+    #[schemars(with = "Option<PodmanText>")]
+    pub podman: Option<At<EngineUse>>,
+    /// How long one engine may take for all its answers (default 3s).
+    #[schemars(with = "Option<DurationText>")]
+    pub timeout: Option<At<Duration>>,
 }
 
 /// Values for services that set none of their own.
@@ -203,6 +221,10 @@ written! {
         ]
     }
     ForeignHolderText = "ForeignHolder" { "enum": ["report", "reap"] }
+    DockerText = "Docker" {
+        "anyOf": [{ "enum": ["auto", "off"] }, { "type": "string", "pattern": "^/.", "maxLength": 4096 }]
+    }
+    PodmanText = "Podman" { "enum": ["auto", "off"] }
     WorkerText = "Kind" { "const": "worker" }
     ProtectRule = "Protect" {
         "description": "A glob: `*` and `?` match within one path component, `**` over several.",

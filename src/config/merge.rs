@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    fragment::{At, DefaultsFragment, Fragment, Place, ServiceFragment},
+    fragment::{At, DefaultsFragment, EnginesFragment, Fragment, Place, ServiceFragment},
     problem::{Problem, nearest},
     settings::Protect,
     source::Layer,
@@ -24,7 +24,11 @@ pub struct Takeover {
 
 /// Lays a layer over the lower ones.
 pub(super) fn overlay(lower: &mut Fragment, upper: Fragment) {
-    let Fragment { defaults, services, patterns, protect } = upper;
+    let Fragment { defaults, services, patterns, protect, engines } = upper;
+    let EnginesFragment { docker, podman, timeout } = engines;
+    replace(&mut lower.engines.docker, docker);
+    replace(&mut lower.engines.podman, podman);
+    replace(&mut lower.engines.timeout, timeout);
     let DefaultsFragment { grace, min_age, respawn_watch, foreign_holder } = defaults;
     replace(&mut lower.defaults.grace, grace);
     replace(&mut lower.defaults.min_age, min_age);

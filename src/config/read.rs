@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{
     fragment::{
-        At, DefaultsFragment, Fragment, PatternFragment, Place, ServiceFragment, WorkerFragment,
+        At, DefaultsFragment, EnginesFragment, Fragment, PatternFragment, Place, ServiceFragment,
+        WorkerFragment,
     },
     problem::{Problem, quoted},
     reader::{Entry, Reader},
@@ -13,8 +14,9 @@ use super::{
 };
 use crate::ident::ServiceName;
 
-const FRAGMENT_KEYS: &[&str] = &["defaults", "services", "patterns", "protect"];
+const FRAGMENT_KEYS: &[&str] = &["defaults", "services", "patterns", "protect", "engines"];
 const DEFAULTS_KEYS: &[&str] = &["grace", "min_age", "respawn_watch", "foreign_holder"];
+const ENGINES_KEYS: &[&str] = &["docker", "podman", "timeout"];
 const SERVICE_KEYS: &[&str] =
     &["enabled", "runs_in", "ports", "patterns", "grace", "foreign_holder"];
 const WORKER_KEYS: &[&str] = &["name", "kind", "match", "grace"];
@@ -40,6 +42,16 @@ impl Reader<'_> {
             services: fields.get("services").map(|n| self.services(n)).unwrap_or_default(),
             patterns: fields.get("patterns").map(|n| self.workers(n)).unwrap_or_default(),
             protect: fields.get("protect").map(|n| self.protect(n)).unwrap_or_default(),
+            engines: fields.get("engines").map(|n| self.engines(n)).unwrap_or_default(),
+        }
+    }
+
+    fn engines(&mut self, node: &Node) -> EnginesFragment {
+        let fields = self.fields(node, "'engines'", ENGINES_KEYS);
+        EnginesFragment {
+            docker: fields.get("docker").and_then(|n| self.engine_use(n, true)),
+            podman: fields.get("podman").and_then(|n| self.engine_use(n, false)),
+            timeout: fields.get("timeout").and_then(|n| self.positive_duration(n)),
         }
     }
 
@@ -152,6 +164,7 @@ mod tests {
         for (object, known) in [
             ("", FRAGMENT_KEYS),
             ("/$defs/Defaults", DEFAULTS_KEYS),
+            ("/$defs/Engines", ENGINES_KEYS),
             ("/$defs/Service", SERVICE_KEYS),
             ("/$defs/Worker", WORKER_KEYS),
         ] {

@@ -1,6 +1,6 @@
 //! What the settings are once they are valid. Owns every default; knows neither files nor YAML.
 
-use std::{fmt, sync::OnceLock, time::Duration};
+use std::{fmt, path::PathBuf, sync::OnceLock, time::Duration};
 
 use globset::GlobMatcher;
 use regex::bytes::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
@@ -18,6 +18,36 @@ pub struct Settings {
     pub workers: Vec<WorkerPattern>,
     /// Processes that are never ended, whatever else is found.
     pub protect: Vec<Protect>,
+    /// Which container engines are asked.
+    pub engines: Engines,
+}
+
+/// `engines:`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Engines {
+    /// Docker.
+    pub docker: EngineUse,
+    /// Podman; has no path of its own, since each user has an engine.
+    pub podman: EngineUse,
+    /// How long one engine may take for all its answers.
+    pub timeout: Duration,
+}
+
+impl Default for Engines {
+    fn default() -> Self {
+        Self { docker: EngineUse::Auto, podman: EngineUse::Auto, timeout: Duration::from_secs(3) }
+    }
+}
+
+/// Whether and where an engine is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EngineUse {
+    /// Where it is found, at its usual places.
+    Auto,
+    /// Never: what it could have told stays unknown.
+    Off,
+    /// At this socket, instead of root's usual one.
+    At(PathBuf),
 }
 
 /// `defaults:`.

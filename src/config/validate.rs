@@ -1,9 +1,9 @@
 //! The merged layers → settings.
 
 use super::{
-    fragment::{At, DefaultsFragment, Fragment},
+    fragment::{At, DefaultsFragment, EnginesFragment, Fragment},
     merge::is_enabled,
-    settings::{Defaults, Service, ServicePattern, Settings, WorkerPattern},
+    settings::{Defaults, Engines, Service, ServicePattern, Settings, WorkerPattern},
 };
 
 /// What the merged layers say, with the defaults where they say nothing.
@@ -39,6 +39,17 @@ pub(super) fn settings(merged: &Fragment) -> Settings {
         services: services.collect(),
         workers: workers.collect(),
         protect: merged.protect.iter().map(|rule| rule.value.clone()).collect(),
+        engines: engines(&merged.engines),
+    }
+}
+
+/// `engines:` over those of the settings.
+pub(super) fn engines(typed: &EnginesFragment) -> Engines {
+    let otherwise = Engines::default();
+    Engines {
+        docker: typed.docker.as_ref().map_or(otherwise.docker, |v| v.value.clone()),
+        podman: typed.podman.as_ref().map_or(otherwise.podman, |v| v.value.clone()),
+        timeout: typed.timeout.as_ref().map_or(otherwise.timeout, |v| v.value),
     }
 }
 

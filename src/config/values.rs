@@ -8,7 +8,7 @@ use super::{
     fragment::{At, Kind},
     problem::quoted,
     reader::Reader,
-    settings::{ForeignHolder, PATTERN_NEST_LIMIT, Pattern, RunsIn, compile_pattern},
+    settings::{EngineUse, ForeignHolder, PATTERN_NEST_LIMIT, Pattern, RunsIn, compile_pattern},
     source::DEFAULT_LAYER,
     yaml::{Node, TextSpan, Value},
 };
@@ -47,6 +47,28 @@ impl Reader<'_> {
             Some("reap") => Some(self.at(node, ForeignHolder::Reap)),
             Some(_) | None => self.expected(node, "report or reap", None),
         }
+    }
+
+    /// `auto`, `off`, or a socket where one may be named.
+    pub(super) fn engine_use(&mut self, node: &Node, takes_path: bool) -> Option<At<EngineUse>> {
+        let what = if takes_path { "auto, off or the path of a socket" } else { "auto or off" };
+        match node.value.text() {
+            Some("auto") => Some(self.at(node, EngineUse::Auto)),
+            Some("off") => Some(self.at(node, EngineUse::Off)),
+            Some(path) if takes_path && path.len() > 1 && path.starts_with('/') => {
+                Some(self.at(node, EngineUse::At(path.into())))
+            }
+            Some(_) | None => self.expected(node, what, None),
+        }
+    }
+
+    /// A duration in which something can be done.
+    pub(super) fn positive_duration(&mut self, node: &Node) -> Option<At<Duration>> {
+        let at = self.duration(node)?;
+        if at.value.is_zero() {
+            return self.expected(node, "a duration longer than nothing", None);
+        }
+        Some(at)
     }
 
     pub(super) fn duration(&mut self, node: &Node) -> Option<At<Duration>> {

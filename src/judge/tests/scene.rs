@@ -13,8 +13,8 @@ use super::super::{
 };
 use crate::{
     config::settings::{
-        Defaults, ForeignHolder, Protect, RunsIn, Service, ServicePattern, Settings, WorkerPattern,
-        compile_pattern,
+        Defaults, Engines, ForeignHolder, Protect, RunsIn, Service, ServicePattern, Settings,
+        WorkerPattern, compile_pattern,
     },
     ident::{Endpoint, Manager, Pid, Port, ProcessKey, Proto, UnitRef},
     snapshot::{
@@ -79,6 +79,7 @@ fn settings() -> Settings {
             grace: Duration::from_secs(5),
         }],
         protect: vec![Protect::Unit(glob("keep*.service")), Protect::Exe(glob("/srv/keep/*"))],
+        engines: Engines::default(),
     }
 }
 
