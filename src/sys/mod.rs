@@ -56,6 +56,18 @@ pub fn shares_descriptors(a: Pid, b: Pid) -> io::Result<bool> {
     }
 }
 
+/// The user who made the user namespace of this descriptor (`/proc/PID/ns/user`), as our own user namespace numbers
+/// users (`NS_GET_OWNER_UID`, ioctl_ns(2)).
+pub fn namespace_owner(namespace: BorrowedFd<'_>) -> io::Result<u32> {
+    const NS_GET_OWNER_UID: libc::c_ulong = 0xb704;
+    let mut uid: libc::uid_t = 0;
+    // SAFETY: the request writes one uid_t to `uid`, which is alive for the call; the descriptor is borrowed for it.
+    let answer = unsafe {
+        libc::ioctl(namespace.as_raw_fd(), NS_GET_OWNER_UID, std::ptr::from_mut(&mut uid))
+    };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(uid) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,5 +80,16 @@ mod tests {
             Ok(shared) => assert!(!shared),
             Err(error) => assert!(matches!(error.raw_os_error(), Some(libc::EPERM)), "{error}"),
         }
+    }
+
+    #[test]
+    fn the_first_user_namespace_is_roots() {
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap();
+        if !map.split_whitespace().eq(["0", "0", "4294967295"]) {
+            println!("skipped: this is not the first user namespace");
+            return;
+        }
+        let namespace = std::fs::File::open("/proc/self/ns/user").unwrap();
+        assert_eq!(namespace_owner(std::os::fd::AsFd::as_fd(&namespace)).unwrap(), 0);
     }
 }
