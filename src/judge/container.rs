@@ -166,7 +166,7 @@ impl<'a> Case<'a> {
         let unread = Seen::Unreadable("it was not read".to_owned());
         let theirs = match self.snapshot.containers.namespaces.get(&main).unwrap_or(&unread) {
             Seen::Gone => return Truth::No,
-            seen => known(seen, name),
+            seen @ (Seen::Known(_) | Seen::Denied | Seen::Unreadable(_)) => known(seen, name),
         };
         let own = || self.name("the pid namespace");
         let unread = Seen::Unreadable("it was not read".to_owned());
@@ -218,13 +218,14 @@ impl<'a> Case<'a> {
         if let Some(unknown) = self.unread_containers() {
             return Behind::Nobody(unknown);
         }
-        let nobody = || match containers.listed.is_empty() {
-            true => "it forwards this port for a container, and no container engine was asked",
-            false => "it forwards this port, and no container of the engines here publishes it",
+        let why = if containers.listed.is_empty() {
+            "it forwards this port for a container, and no container engine was asked"
+        } else {
+            "it forwards this port, and no container of the engines here publishes it"
         };
         Behind::Nobody(Unknown {
             fact: format!("the container behind {}", self.process.name),
-            why: nobody().to_owned(),
+            why: why.to_owned(),
             remedy: Some(LOOK.to_owned()),
         })
     }

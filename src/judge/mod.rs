@@ -23,6 +23,7 @@ use verdict::{Finding, Row, Seal, Spare, Unknown, Verdict};
 
 /// Which gentle verdicts the caller wants ended as well, `--also`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "one per flag")]
 pub struct Also {
     /// Suspects.
     pub abandoned: bool,

@@ -163,6 +163,7 @@ pub fn read_pid_namespace(host: &Host, pid: Pid) -> Seen<u64> {
 
 /// The upper directory of the overlay that is the root of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)); none where
 /// the text has no root.
+#[expect(clippy::option_option, reason = "no root, a root in no overlay, a root in one")]
 fn layer(mounts: &[u8]) -> Option<Option<PathBuf>> {
     let fields =
         |line: &[u8]| -> Vec<Vec<u8>> { line.split(|&b| b == b' ').map(<[u8]>::to_vec).collect() };
@@ -184,16 +185,9 @@ fn unescape(text: &[u8]) -> Vec<u8> {
     let mut rest = text;
     while let Some((&byte, after)) = rest.split_first() {
         let octal = || u8::from_str_radix(std::str::from_utf8(after.get(..3)?).ok()?, 8).ok();
-        rest = match (byte, octal()) {
-            (b'\\', Some(escaped)) => {
-                plain.push(escaped);
-                after.get(3..).unwrap_or_default()
-            }
-            (_, _) => {
-                plain.push(byte);
-                after
-            }
-        };
+        let escaped = octal().filter(|_| byte == b'\\');
+        plain.push(escaped.unwrap_or(byte));
+        rest = if escaped.is_some() { after.get(3..).unwrap_or_default() } else { after };
     }
     plain
 }

@@ -536,6 +536,7 @@ impl Scene {
     }
 
     /// The same host, one fact not seen.
+    #[expect(clippy::too_many_lines, reason = "one arm per fact")]
     pub(super) fn without(mut self, fact: &Fact, how: Blindness) -> Self {
         let snapshot = &mut self.snapshot;
         let mut of = |pid: &u32, edit: &dyn Fn(&mut Process)| {
@@ -619,7 +620,9 @@ impl Scene {
             }
             Fact::MainNamespace(pid) => {
                 let seen = snapshot.containers.namespaces.get_mut(&Pid(*pid));
-                seen.into_iter().for_each(|s| blind(s, how.but_gone()));
+                if let Some(seen) = seen {
+                    blind(seen, how.but_gone());
+                }
             }
             Fact::PidNamespace(pid) => of(pid, &|p| {
                 p.enclosure.iter_mut().for_each(|e| blind(&mut e.pid_namespace, how));
