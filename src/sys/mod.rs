@@ -4,7 +4,11 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    process::Command,
 };
 
 use crate::ident::Pid;
@@ -54,6 +58,14 @@ pub fn shares_descriptors(a: Pid, b: Pid) -> io::Result<bool> {
         0 => Ok(true),
         _ => Ok(false),
     }
+}
+
+/// Has the command begin a session of its own (setsid(2)): no terminal of ours that it could type into (TIOCSTI), and a
+/// process group with its pid, by which its children are ended too.
+pub fn begin_session(command: &mut Command) {
+    let begin = || rustix::process::setsid().map(drop).map_err(io::Error::from);
+    // SAFETY: between fork and exec the closure makes one system call, allocates nothing and takes no lock.
+    unsafe { command.pre_exec(begin) };
 }
 
 #[cfg(test)]
