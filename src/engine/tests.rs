@@ -161,7 +161,7 @@ fn serve(stream: UnixStream, act: &dyn Fn(&str) -> Act) -> io::Result<()> {
             }
             Act::Flood => {
                 write!(out, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")?;
-                let chunk = [b"10000\r\n".as_slice(), &[b' '; 0x10000], b"\r\n"].concat();
+                let chunk = [b"10000\r\n".as_slice(), &vec![b' '; 0x10000], b"\r\n"].concat();
                 loop {
                     out.write_all(&chunk)?;
                 }
@@ -676,7 +676,7 @@ fn with_podman(script: &str) -> Fake {
         .spawn()
         .unwrap();
     let version = "#!/bin/sh\n[ \"$1\" = --version ] && { echo 'podman version 4.3.1'; exit; }\n";
-    write!(writer.stdin.take().unwrap(), "{version}{script}\n").unwrap();
+    writeln!(writer.stdin.take().unwrap(), "{version}{script}").unwrap();
     assert!(writer.wait().unwrap().success());
     fake
 }
