@@ -195,7 +195,7 @@ impl Podman {
         let child = self.command(arguments).spawn();
         let mut child = child.map_err(|error| {
             let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
-            if is_denied { NoAnswer::Denied } else { NoAnswer::Strange(error.to_string()) }
+            if is_denied { NoAnswer::Denied } else { NoAnswer::NoWay(error.to_string()) }
         })?;
         let said = listen(&mut child, self.deadline);
         if said.is_err() {
@@ -243,7 +243,7 @@ impl Said {
 
 /// The user in `/etc/passwd`; users of other sources are not known here.
 fn user(host: &Host, uid: u32) -> Result<User, NoAnswer> {
-    let why = || NoAnswer::Strange(format!("user {uid} is not in /etc/passwd"));
+    let why = || NoAnswer::NoWay(format!("user {uid} is not in /etc/passwd"));
     let passwd = host.read_text("etc/passwd");
     let (gid, home) = passwd.known().and_then(|text| entry(text, uid)).ok_or_else(why)?;
     let folder = PathBuf::from(format!("/run/user/{uid}"));

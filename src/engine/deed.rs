@@ -153,7 +153,7 @@ impl From<NoAnswer> for Deed {
             NoAnswer::Denied => "permission denied".to_owned(),
             NoAnswer::Refused => "nobody listens at its socket".to_owned(),
             NoAnswer::Late => "no answer in time".to_owned(),
-            NoAnswer::Strange(what) => what,
+            NoAnswer::NoWay(what) | NoAnswer::Strange(what) => what,
         })
     }
 }

@@ -15,7 +15,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     os::unix::fs::MetadataExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -113,6 +113,19 @@ pub fn places(host: &Host, which: &Which, owners: &BTreeSet<u32>) -> Vec<Engine>
     engines
 }
 
+/// The engine at one place of root's, whether or not anything is there.
+pub fn at(host: &Host, kind: EngineKind, below_root: &str) -> Engine {
+    let name = EngineRef { kind, owner: 0 };
+    Engine { name, host: host.clone(), socket: host.path(below_root) }
+}
+
+/// A user's engine, whether or not there is one.
+pub fn of_user(host: &Host, kind: EngineKind, owner: u32) -> Engine {
+    let which = Which { docker: true, docker_socket: None, podman: true };
+    let name = EngineRef { kind, owner };
+    Engine { name, host: host.clone(), socket: socket_of(host, &which, name) }
+}
+
 fn socket_of(host: &Host, which: &Which, EngineRef { kind, owner }: EngineRef) -> PathBuf {
     let of_user = |file| host.path(format!("run/user/{owner}/{file}"));
     match (kind, owner) {
@@ -128,6 +141,17 @@ fn socket_of(host: &Host, which: &Which, EngineRef { kind, owner }: EngineRef) -
 }
 
 impl Engine {
+    /// Its socket, as a path of the host.
+    pub fn path(&self) -> &Path {
+        let root = self.host.path("");
+        self.socket.strip_prefix(root).unwrap_or(&self.socket)
+    }
+
+    /// Whether there is a socket that we may open; it is not touched.
+    pub fn look(&self) -> Result<(), NoAnswer> {
+        way::open(self).map(drop)
+    }
+
     /// Whether anything of an engine of root's is there: a socket, or the command that needs none.
     fn is_here(&self) -> bool {
         way::is_there(&self.socket)
@@ -143,7 +167,7 @@ pub fn ask(questions: &[Question], timeout: Duration) -> Vec<Answer> {
     }
     let runtime = match runtime() {
         Ok(runtime) => runtime,
-        Err(error) => return silent(&NoAnswer::Strange(error.to_string())),
+        Err(error) => return silent(&NoAnswer::NoWay(error.to_string())),
     };
     let mut answers: Vec<Answer> = silent(&NoAnswer::Late);
     let deadline = Instant::now() + timeout;
@@ -163,6 +187,15 @@ pub fn ask(questions: &[Question], timeout: Duration) -> Vec<Answer> {
     // A thread that hangs in a user's folder is left to itself.
     runtime.shutdown_background();
     answers
+}
+
+/// What answers at an engine's socket; its command is not tried.
+pub fn version(engine: &Engine, timeout: Duration) -> Result<Version, NoAnswer> {
+    let runtime = runtime().map_err(|error| NoAnswer::NoWay(error.to_string()))?;
+    let deadline = Instant::now() + timeout;
+    let socket = runtime.block_on(socket::Socket::open(engine, deadline));
+    runtime.shutdown_background();
+    socket.map(|socket| socket.dialect.version)
 }
 
 fn runtime() -> io::Result<Runtime> {

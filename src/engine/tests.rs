@@ -620,7 +620,7 @@ fn a_users_socket_is_asked_beneath_that_users_folder_only() {
     std::os::unix::fs::symlink(fake.folder.path().join("run/podman"), folder.join("podman"))
         .unwrap();
     let answer = of_user(&fake);
-    assert!(matches!(answer.version, Err(NoAnswer::Strange(_))), "{answer:?}");
+    assert!(matches!(answer.version, Err(NoAnswer::NoWay(_))), "{answer:?}");
     assert_eq!(fake.connections(), 0);
 
     fs::remove_file(folder.join("podman")).unwrap();

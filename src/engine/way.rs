@@ -29,7 +29,9 @@ pub enum NoAnswer {
     Refused,
     /// It took the connection, or started, and did not answer in time.
     Late,
-    /// What came is no answer of an engine, or the way to it fails; the text says how.
+    /// The way to it fails on our side; the text says how. It was not asked.
+    NoWay(String),
+    /// What came is no answer of an engine; the text says why.
     Strange(String),
 }
 
@@ -41,13 +43,13 @@ impl NoAnswer {
             Self::Absent => format!("no {engine} here"),
             Self::Refused => format!("nobody listens at the socket of {engine}"),
             Self::Late => format!("{engine} did not answer in time"),
-            Self::Strange(what) => format!("{engine}: {what}"),
+            Self::NoWay(what) | Self::Strange(what) => format!("{engine}: {what}"),
         })
     }
 }
 
-/// The socket itself, without touching it. A user's is taken from that user's folder alone, where a link might lead root
-/// to anybody's socket, and a file system of that user's might let us wait for ever.
+/// The socket itself, without touching it. A user's is taken from that user's folder alone: a link in it might lead root to
+/// anybody's socket. A file system of that user's may let us wait for ever.
 pub(super) fn open(engine: &Engine) -> Result<OwnedFd, NoAnswer> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let open = || -> io::Result<OwnedFd> {
@@ -58,19 +60,19 @@ pub(super) fn open(engine: &Engine) -> Result<OwnedFd, NoAnswer> {
         let folder = engine.host.path(format!("run/user/{}", engine.name.owner));
         let below = path.strip_prefix(&folder).map_err(io::Error::other)?;
         let folder = openat(CWD, &folder, flags | OFlags::NOFOLLOW, Mode::empty())?;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         Ok(openat2(&folder, below, flags, Mode::empty(), resolve)?)
     };
     let socket = match seen(open()) {
         Seen::Known(socket) => socket,
         Seen::Gone => return Err(NoAnswer::Absent),
         Seen::Denied => return Err(NoAnswer::Denied),
-        Seen::Unreadable(why) => return Err(NoAnswer::Strange(why)),
+        Seen::Unreadable(why) => return Err(NoAnswer::NoWay(why)),
     };
     match fstat(&socket) {
         Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_socket() => Ok(socket),
-        Ok(_) => Err(NoAnswer::Strange("what is there is no socket".to_owned())),
-        Err(error) => Err(NoAnswer::Strange(error.to_string())),
+        Ok(_) => Err(NoAnswer::NoWay("what is there is no socket".to_owned())),
+        Err(error) => Err(NoAnswer::NoWay(error.to_string())),
     }
 }
 
@@ -85,14 +87,14 @@ pub(super) fn reach(socket: &OwnedFd, owner: u32) -> Result<UnixStream, NoAnswer
     };
     let fd = connected().map_err(|error| match error.raw_os_error() {
         // The socket is open: what is missing is our own folder in /proc, by which we name it.
-        libc::ENOENT => NoAnswer::Strange("'/proc' is not this run's own".to_owned()),
+        libc::ENOENT => NoAnswer::NoWay("'/proc' is not this run's own".to_owned()),
         libc::EACCES | libc::EPERM => NoAnswer::Denied,
         libc::ECONNREFUSED => NoAnswer::Refused,
         // A full backlog, where a blocking connect would wait for ever.
         libc::EAGAIN => NoAnswer::Late,
-        _ => NoAnswer::Strange(error.to_string()),
+        _ => NoAnswer::NoWay(error.to_string()),
     })?;
-    let peer = sockopt::socket_peercred(&fd).map_err(|e| NoAnswer::Strange(e.to_string()))?;
+    let peer = sockopt::socket_peercred(&fd).map_err(|e| NoAnswer::NoWay(e.to_string()))?;
     let (peer, ourselves) = (peer.uid.as_raw(), rustix::process::geteuid().as_raw());
     if may_speak(peer, owner, ourselves) {
         Ok(UnixStream::from(fd))
