@@ -19,7 +19,7 @@ use portreeve::{
     cli::config as command,
     config::{
         Loaded, Sources, load,
-        settings::{ForeignHolder, Protect, RunsIn, Service},
+        settings::{EngineUse, Engines, ForeignHolder, Protect, RunsIn, Service},
     },
     ident::ServiceName,
 };
@@ -211,9 +211,9 @@ fn the_question_whether_any_pattern_matches_has_the_same_answer_as_each_pattern(
 #[test]
 fn a_key_that_is_unknown_is_shown_with_those_that_are_known() {
     assert_eq!(
-        errors("defalts: { grace: 5s }\nservices:\n  aidb: { prots: [8091] }\nengines: {}\n"),
+        errors("defalts: { grace: 5s }\nservices:\n  aidb: { prots: [8091] }\nmodels: {}\n"),
         "\
-config.yaml:1:1: unknown key 'defalts' in the configuration: expected defaults, services, patterns or protect
+config.yaml:1:1: unknown key 'defalts' in the configuration: expected defaults, services, patterns, protect or engines
   1 | defalts: { grace: 5s }
     | ^^^^^^^
 hint: did you mean 'defaults'?
@@ -223,9 +223,9 @@ config.yaml:3:11: unknown key 'prots' in service 'aidb': expected enabled, runs_
     |           ^^^^^
 hint: did you mean 'ports'?
 
-config.yaml:4:1: unknown key 'engines' in the configuration: expected defaults, services, patterns or protect
-  4 | engines: {}
-    | ^^^^^^^"
+config.yaml:4:1: unknown key 'models' in the configuration: expected defaults, services, patterns, protect or engines
+  4 | models: {}
+    | ^^^^^^"
     );
 }
 
@@ -388,7 +388,7 @@ config.yaml:5:10: expected a list of {unit: GLOB} and {exe: GLOB}, found a map
     assert_eq!(
         errors("- a\n"),
         "\
-config.yaml:1:1: expected a map with defaults, services, patterns or protect, found a list
+config.yaml:1:1: expected a map with defaults, services, patterns, protect or engines, found a list
   1 | - a
     | ^"
     );
@@ -720,9 +720,42 @@ fn workers_are_replaced_by_name_and_protect_rules_add_up() {
 }
 
 #[test]
+fn engines_are_found_turned_off_or_named_key_by_key_over_the_layers() {
+    let above = loaded(&[
+        ("config.yaml", "engines: { docker: /run/other.sock, podman: off, timeout: 500ms }\n"),
+        ("conf.d/10.yaml", "engines: { podman: auto }\n"),
+    ]);
+    let expected = Engines {
+        docker: EngineUse::At("/run/other.sock".into()),
+        podman: EngineUse::Auto,
+        timeout: Duration::from_millis(500),
+    };
+    assert_eq!(above.settings.engines, expected);
+    let by_default = loaded(&[]).settings.engines;
+    assert_eq!((by_default.docker, by_default.podman), (EngineUse::Auto, EngineUse::Auto));
+    assert_eq!(by_default.timeout, Duration::from_secs(3));
+    assert_show_is_loadable(&above);
+    assert_show_is_loadable(&loaded(&[("config.yaml", "engines: { docker: off, podman: off }\n")]));
+    assert_eq!(
+        errors("engines: { docker: docker.sock, podman: /run/x.sock, timeout: 0s }\n"),
+        "\
+config.yaml:1:20: expected auto, off or the path of a socket, found the text 'docker.sock'
+  1 | engines: { docker: docker.sock, podman: /run/x.sock, timeout: 0s }
+    |                    ^^^^^^^^^^^
+
+config.yaml:1:41: expected auto or off, found the text '/run/x.sock'
+  1 | engines: { docker: docker.sock, podman: /run/x.sock, timeout: 0s }
+    |                                         ^^^^^^^^^^^
+
+config.yaml:1:63: expected a duration longer than nothing, found the text '0s'
+  1 | …gines: { docker: docker.sock, podman: /run/x.sock, timeout: 0s }
+    |                                                              ^^"
+    );
+}
+
+#[test]
 fn null_says_nothing() {
-    let text =
-        "defaults:\nservices:\n  aidb:\n  redis: { ports: ~, grace: null }\npatterns:\nprotect:\n";
+    let text = "defaults:\nservices:\n  aidb:\n  redis: { ports: ~, grace: null }\npatterns:\nprotect:\nengines: { docker: ~ }\n";
     let nothing = loaded(&[("config.yaml", text)]);
     assert_eq!(format!("{:?}", nothing.settings), format!("{:?}", loaded(&[]).settings));
 }
@@ -929,6 +962,7 @@ defaults:
       - { match: \"\\U00000009\", portless: true } # /conf.d/10.yaml:6
 ",
         "  - { name: 'ollama-runner', kind: worker, match: '^(\\S*/)?ollama runner( |$)' } # default\nprotect: []\n",
+        "engines:\n  docker: auto # default\n  podman: auto # default\n  timeout: 3s # default\n",
         "# 6333/tcp of qdrant (default) is taken over by mine (/conf.d/10.yaml:3)\n",
     ] {
         assert!(shown.contains(expected), "{expected}\nin\n{shown}");
@@ -1049,7 +1083,7 @@ fn the_full_example_has_every_key() {
 fn the_schema_refuses_what_loading_refuses() {
     let validator = validator();
     for text in [
-        "engines: {}",
+        "models: {}",
         "services: { a: { prots: [1] } }",
         "services: { a: { ports: [0] } }",
         "services: { a: { ports: 80 } }",
@@ -1067,6 +1101,12 @@ fn the_schema_refuses_what_loading_refuses() {
         "patterns: [{ name: a, match: x }]",
         "protect: [{ exe: sshd }]",
         "protect: [{}]",
+        "engines: { docker: yes }",
+        "engines: { docker: run/docker.sock }",
+        "engines: { docker: / }",
+        "engines: { podman: /run/podman/podman.sock }",
+        "engines: { timeout: 3 }",
+        "engines: { stop: {} }",
         "[]",
     ] {
         assert!(!validator.is_valid(&independent(text)), "{text}");

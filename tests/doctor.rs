@@ -314,22 +314,23 @@ fn engine(stage: &Stage, name: &str) -> Report {
 }
 
 const SOCKET: &str = "/run/docker.sock";
+const VERSION: &str = "HTTP/1.0 200 OK\r\n\r\n{\"Version\": \"26.1\", \"ApiVersion\": \"1.45\"}";
 
 #[test]
-fn an_engine_that_answers_is_good_and_is_asked_for_nothing_but_a_ping() {
+fn an_engine_that_answers_is_good_and_is_asked_for_nothing_but_its_version() {
     let Some(stage) = full_stage() else { return };
     let (send, receive) = std::sync::mpsc::channel();
     peer(&stage, "sound", move |stream| {
         let mut asked = [0; 256];
         let length = stream.read(&mut asked).unwrap();
         send.send(String::from_utf8_lossy(&asked[..length]).into_owned()).unwrap();
-        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nServer: Docker/26.1 (linux)\r\n\r\nOK");
+        let _ = stream.write_all(VERSION.as_bytes());
     });
     let report = engine(&stage, "sound");
     assert_eq!(state(&report, SOCKET), "good");
-    assert_eq!(text(&report, SOCKET, "detail"), "answers: Docker/26.1 (linux)");
+    assert_eq!(text(&report, SOCKET, "detail"), "answers: docker 26.1");
     assert_eq!(report.code, 0);
-    assert!(receive.recv().unwrap().starts_with("GET /_ping HTTP/1.1\r\n"));
+    assert!(receive.recv().unwrap().starts_with("GET /version HTTP/1.1\r\n"));
 }
 
 #[test]
@@ -338,6 +339,7 @@ fn an_engine_that_refuses_hangs_drips_floods_or_talks_nonsense_is_off_and_does_n
     drop(UnixListener::bind(stage.path("left over")).unwrap());
     let silent = UnixListener::bind(stage.path("silent")).unwrap();
     peer(&stage, "dripping", |stream| {
+        let _ = stream.read(&mut [0; 256]);
         while stream.write_all(b"H").is_ok() {
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -364,7 +366,7 @@ fn an_engine_that_refuses_hangs_drips_floods_or_talks_nonsense_is_off_and_does_n
         ("dripping", "did not answer"),
         ("full", "did not answer"),
         ("flooding", "not an engine's answer"),
-        ("garbage", "it answered '\u{1b}[2J\u{fffd} nonsense'"),
+        ("garbage", "not an engine's answer"),
         ("closing", "not an engine's answer"),
         ("failing", "500"),
     ] {
@@ -407,7 +409,7 @@ fn a_users_engine_is_found_and_where_there_is_none_nothing_is_said() {
     let Some(stage) = full_stage() else { return };
     peer(&stage, "users", |stream| {
         let _ = stream.read(&mut [0; 256]);
-        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nOK");
+        let _ = stream.write_all(VERSION.as_bytes());
     });
     let script = format!(
         "mkdir -p /run/user/1000/podman /run/user/1001; cd /run/user/1000/podman; touch podman.sock; \

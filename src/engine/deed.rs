@@ -1,9 +1,17 @@
 //! Orders to an engine: stop, kill, remove, wait. Each tells what came of it; whom to order what is not decided here.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::Engine;
-use crate::ident::ContainerId;
+use hyper::Method;
+use tokio::task::spawn_blocking;
+
+use super::{
+    Engine, answer, command::Podman, http::Reply, is_whole, socket::Socket, way::NoAnswer,
+};
+use crate::ident::{ContainerId, EngineKind};
+
+/// The answer to an order is empty, or a list of warnings.
+const ANSWER_BYTES: usize = 64 << 10;
 
 /// What came of an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,26 +40,120 @@ pub enum Until {
     Removed,
 }
 
-/// SIGTERM, and SIGKILL after `grace`, both by the engine. `timeout` is our own, on top of the grace period.
+/// SIGTERM, and SIGKILL after `grace`, both by the engine; whole seconds, rounded up. `timeout` is our own, on top of the
+/// grace period.
 pub fn stop(engine: &Engine, id: &ContainerId, grace: Duration, timeout: Duration) -> Deed {
-    let _ = (engine, id, grace, timeout);
-    Deed::NoAnswer("not asked".to_owned())
+    let seconds = grace.as_millis().div_ceil(1000).to_string();
+    let order = Order {
+        method: Method::POST,
+        path: format!("stop?t={seconds}"),
+        command: vec!["stop".to_owned(), "-t".to_owned(), seconds],
+    };
+    give(engine, id, order, grace.saturating_add(timeout))
 }
 
 /// SIGKILL by the engine.
 pub fn kill(engine: &Engine, id: &ContainerId, timeout: Duration) -> Deed {
-    let _ = (engine, id, timeout);
-    Deed::NoAnswer("not asked".to_owned())
+    let order = Order {
+        method: Method::POST,
+        path: "kill?signal=KILL".to_owned(),
+        command: ["kill", "--signal", "KILL"].map(str::to_owned).into(),
+    };
+    give(engine, id, order, timeout)
 }
 
-/// Removes a container; `force` ends what still runs in it.
+/// Removes a container, not its volumes; `force` ends what still runs in it.
 pub fn remove(engine: &Engine, id: &ContainerId, force: bool, timeout: Duration) -> Deed {
-    let _ = (engine, id, force, timeout);
-    Deed::NoAnswer("not asked".to_owned())
+    let order = Order {
+        method: Method::DELETE,
+        path: format!("?force={force}"),
+        command: vec!["rm".to_owned(), format!("--force={force}")],
+    };
+    give(engine, id, order, timeout)
 }
 
 /// Waits until it is so.
 pub fn wait(engine: &Engine, id: &ContainerId, until: Until, timeout: Duration) -> Deed {
-    let _ = (engine, id, until, timeout);
-    Deed::NoAnswer("not asked".to_owned())
+    let (ours, podmans) = match until {
+        Until::NotRunning => ("not-running", "stopped"),
+        Until::Removed => ("removed", "removing"),
+    };
+    let order = Order {
+        method: Method::POST,
+        path: format!("wait?condition={ours}"),
+        command: vec!["wait".to_owned(), format!("--condition={podmans}")],
+    };
+    give(engine, id, order, timeout)
+}
+
+/// In Docker's API, which Podman speaks too, and as a command of Podman.
+struct Order {
+    method: Method,
+    /// Behind the container's own path.
+    path: String,
+    command: Vec<String>,
+}
+
+fn give(engine: &Engine, id: &ContainerId, order: Order, timeout: Duration) -> Deed {
+    // A beginning or a name would find another.
+    if !is_whole(id) {
+        return Deed::NoAnswer(format!("not asked: '{id}' is no whole id"));
+    }
+    let runtime = match super::runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return Deed::NoAnswer(error.to_string()),
+    };
+    let deed = runtime.block_on(carry_out(engine, id, order, Instant::now() + timeout));
+    runtime.shutdown_background();
+    deed
+}
+
+async fn carry_out(engine: &Engine, id: &ContainerId, order: Order, deadline: Instant) -> Deed {
+    let why = match Socket::open(engine, deadline).await {
+        Ok(socket) => {
+            let slash = if order.path.starts_with('?') { "" } else { "/" };
+            let path = format!("{}/containers/{id}{slash}{}", socket.dialect.docker, order.path);
+            let reply = socket.into_line().call(order.method, &path, ANSWER_BYTES).await;
+            return reply.map_or_else(Into::into, |reply| read(&reply));
+        }
+        Err(why) => why,
+    };
+    let is_mute = matches!(why, NoAnswer::Absent | NoAnswer::Refused);
+    if !(is_mute && engine.name.kind == EngineKind::Podman) {
+        return why.into();
+    }
+    match Podman::find(engine, deadline) {
+        Ok(podman) => {
+            let id = id.clone();
+            let run = move || {
+                let words: Vec<&str> = order.command.iter().map(String::as_str).collect();
+                podman.order(&words, &id)
+            };
+            spawn_blocking(run).await.unwrap_or_else(|e| Deed::NoAnswer(e.to_string()))
+        }
+        Err(NoAnswer::Absent) => why.into(),
+        Err(why) => why.into(),
+    }
+}
+
+fn read(reply: &Reply) -> Deed {
+    match reply.status {
+        200 | 204 => Deed::Done,
+        304 => Deed::AlreadyStopped,
+        404 if answer::is_unknown(reply) => Deed::Gone,
+        409 => Deed::Conflict(answer::message(reply)),
+        status => Deed::Failed(status, answer::message(reply)),
+    }
+}
+
+impl From<NoAnswer> for Deed {
+    fn from(why: NoAnswer) -> Self {
+        Self::NoAnswer(match why {
+            NoAnswer::Absent => "there is no such engine here".to_owned(),
+            NoAnswer::Denied => "permission denied".to_owned(),
+            NoAnswer::Refused => "nobody listens at its socket".to_owned(),
+            NoAnswer::Late => "no answer in time".to_owned(),
+            NoAnswer::NoWay(what) | NoAnswer::Strange(what) => what,
+        })
+    }
 }

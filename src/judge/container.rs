@@ -77,7 +77,7 @@ impl<'a> Case<'a> {
         let said = || containers.said.iter().filter(|((engine, _), _)| engine.owner == owner);
         let is_it = |container: &&Container| match claim {
             Some(claim) => container.id == claim.id,
-            None => layer.is_some() && container.layer.as_ref() == layer,
+            None => layer.is_some() && container.upper_dir.as_ref() == layer,
         };
         if let Some(container) = said().filter_map(|(_, seen)| seen.known()).find(is_it) {
             return Membership::Known(container);
@@ -195,7 +195,7 @@ impl<'a> Case<'a> {
 
     fn has_layer_of(&self, container: &Container) -> bool {
         let layer = self.process.enclosure.as_ref().and_then(|e| e.layer.known());
-        container.layer.is_some() && layer == Some(&container.layer)
+        container.upper_dir.is_some() && layer == Some(&container.upper_dir)
     }
 
     /// The container for which a forwarder holds its guarded ports: by address and port of its sockets.

@@ -10,8 +10,8 @@ use std::{
 use crate::{
     engine::{self, Answer, Engine, Question, Which},
     host::Host,
-    ident::{ContainerId, EngineKind, EngineRef, Pid},
-    observe::processes,
+    ident::{ContainerId, EngineKind, EngineRef, Manager, Pid, UnitName, UnitRef},
+    observe::{processes, units},
     snapshot::{ClaimKind, Containers, Process, Seen, Sockets},
 };
 
@@ -118,7 +118,16 @@ pub fn observe(
         let about = Question::about(place.clone(), wanted.ids.iter().cloned());
         Some(Question { list: wanted.all, store: wanted.all, ..about })
     });
-    let answers = engine::ask(&questions.collect::<Vec<_>>(), engines.timeout);
+    let mut questions: Vec<Question> = questions.collect();
+    questions.retain(|question| match is_not_to_be_asked(host, &question.engine) {
+        Some(why) => {
+            take(&mut containers, vec![question.left_unasked(&why)]);
+            false
+        }
+        None => true,
+    });
+    places.retain(|place| questions.iter().any(|q| q.engine.name == place.name));
+    let answers = engine::ask(&questions, engines.timeout);
     let more = more_questions(&places, &answers);
     take(&mut containers, answers);
     if !more.is_empty() {
@@ -172,6 +181,60 @@ fn more_questions(places: &[Engine], answers: &[Answer]) -> Vec<Question> {
         }
     }
     more
+}
+
+/// Whether systemd listens in the engine's stead and would start it for us. A dockerd without live-restore ends, when it
+/// starts, the containers that outlived it [tried, Docker 20.10]: asking would end what it asks about.
+pub fn is_asleep(host: &Host, engine: EngineRef) -> Seen<bool> {
+    if crate::observe::has_systemd(host, &BTreeMap::new()) != Seen::Known(true) {
+        return Seen::Known(false);
+    }
+    let manager = manager(engine);
+    let unit =
+        |suffix: &str| UnitRef { manager, name: UnitName(format!("{}.{suffix}", engine.kind)) };
+    let (socket, service) = (unit("socket"), unit("service"));
+    let questions = units::Questions {
+        units: [socket.clone(), service.clone()].into(),
+        ..units::Questions::default()
+    };
+    let mut answers = units::observe(host, &questions).units;
+    let mut is_dead = |unit: &UnitRef| match answers.remove(unit) {
+        Some(Seen::Known(unit)) => Seen::Known(unit.is_dead()),
+        Some(Seen::Gone) | None => Seen::Known(true),
+        Some(Seen::Denied) => Seen::Denied,
+        Some(Seen::Unreadable(why)) => Seen::Unreadable(why),
+    };
+    match (is_dead(&socket), is_dead(&service)) {
+        (Seen::Known(socket), Seen::Known(service)) => Seen::Known(!socket && service),
+        (Seen::Known(_), unseen) | (unseen, _) => unseen,
+    }
+}
+
+/// Whose unit an engine is.
+fn manager(engine: EngineRef) -> Manager {
+    if engine.owner == 0 { Manager::System } else { Manager::User(engine.owner) }
+}
+
+/// Why this engine is not asked. Podman does no harm when it is started, as a command or by its socket.
+fn is_not_to_be_asked(host: &Host, engine: &Engine) -> Option<String> {
+    if engine.name.kind != EngineKind::Docker || !engine.is_usual() || runs(host) {
+        return None;
+    }
+    let wakes = "asking it would start it, and it might end what it finds";
+    match is_asleep(host, engine.name) {
+        Seen::Known(false) | Seen::Gone => None,
+        Seen::Known(true) => Some(format!("it sleeps; {wakes}: start it first")),
+        Seen::Denied => Some(format!("whether it sleeps is not known; {wakes}")),
+        Seen::Unreadable(why) => Some(format!("whether it sleeps is not known ({why}); {wakes}")),
+    }
+}
+
+/// Root's dockerd is up, by its own pidfile: cheaper than to ask systemd.
+fn runs(host: &Host) -> bool {
+    let pid = host.read_text("run/docker.pid");
+    let pid = pid.known().and_then(|text| text.trim().parse().ok()).map(Pid);
+    let stat = pid.map(|pid| processes::read_stat(host, pid));
+    stat.is_some_and(|stat| stat.known().is_some_and(|s| s.comm == "dockerd" && s.state != 'Z'))
 }
 
 fn take(containers: &mut Containers, answers: Vec<Answer>) {

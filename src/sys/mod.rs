@@ -4,7 +4,11 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    process::Command,
 };
 
 use crate::ident::Pid;
@@ -66,6 +70,37 @@ pub fn namespace_owner(namespace: BorrowedFd<'_>) -> io::Result<u32> {
         libc::ioctl(namespace.as_raw_fd(), NS_GET_OWNER_UID, std::ptr::from_mut(&mut uid))
     };
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(uid) }
+}
+
+/// Who made the socket at the other end listen (SO_PEERCRED of unix(7)): the user, and the process as our pid namespace numbers
+/// it; none where it is in no namespace below ours. rustix takes that 0 for a pid, which it is not.
+pub fn socket_peer(socket: BorrowedFd<'_>) -> io::Result<(u32, Option<Pid>)> {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut length = u32::try_from(size_of::<libc::ucred>()).unwrap_or_default();
+    // SAFETY: `peer` and `length` are alive for the call, and the kernel writes at most `length` bytes to `peer`, which any
+    // bits fit.
+    let answer = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            std::ptr::from_mut(&mut peer).cast(),
+            std::ptr::from_mut(&mut length),
+        )
+    };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let pid = u32::try_from(peer.pid).ok().filter(|&pid| pid != 0).map(Pid);
+    Ok((peer.uid, pid))
+}
+
+/// Has the command begin a session of its own (setsid(2)): no terminal of ours that it could type into (TIOCSTI), and a
+/// process group with its pid, by which its children are ended too.
+pub fn begin_session(command: &mut Command) {
+    let begin = || rustix::process::setsid().map(drop).map_err(io::Error::from);
+    // SAFETY: between fork and exec the closure makes one system call, allocates nothing and takes no lock.
+    unsafe { command.pre_exec(begin) };
 }
 
 #[cfg(test)]

@@ -128,7 +128,7 @@ fn a_container_without_a_name_is_known_by_its_root_or_its_pid_namespace() {
     let known = |state, main: Option<u32>, layer: Option<&str>| {
         let podman = EngineRef { kind: EngineKind::Podman, owner: 1000 };
         let scene = nameless(1000).docker_says(state, main).edit_container(|c| {
-            c.layer = layer.map(Into::into);
+            c.upper_dir = layer.map(Into::into);
             c.engine = podman;
         });
         scene.see(|s| {

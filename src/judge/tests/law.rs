@@ -197,7 +197,7 @@ fn any_containers() -> impl Strategy<Value = Containers> {
     let container = (state, prop::option::of(1u32..9), published, any::<bool>()).prop_map(
         |(state, main, published, has_layer)| {
             let scene = Scene::new().docker_says(state, main).edit_container(|c| {
-                c.layer = has_layer.then(|| LAYER.into());
+                c.upper_dir = has_layer.then(|| LAYER.into());
                 c.published = published
                     .map(|p| Published {
                         address: None,
@@ -217,7 +217,7 @@ fn any_containers() -> impl Strategy<Value = Containers> {
         let seen = seen.map(|c| crate::snapshot::Container {
             engine,
             id: id.clone(),
-            layer: c.layer.clone().filter(|_| id.0 == ID),
+            upper_dir: c.upper_dir.clone().filter(|_| id.0 == ID),
             ..c
         });
         ((engine, id), seen)

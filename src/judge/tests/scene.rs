@@ -317,7 +317,7 @@ impl Scene {
             network_mode: "host".to_owned(),
             published: Vec::new(),
             labels: BTreeMap::new(),
-            layer: None,
+            upper_dir: None,
         };
         self.docker_answers(Seen::Known(container))
     }

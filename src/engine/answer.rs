@@ -1,0 +1,384 @@
+//! What an engine's JSON says. Docker's API, Podman's own (libpod) and `podman inspect` write a container alike, as far as
+//! we read it. What does not fit is no answer: `Unreadable`, never `Gone`, and never a guess.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
+
+use serde::{Deserialize, de::DeserializeOwned};
+
+use super::{Version, http::Reply, way::NoAnswer};
+use crate::{
+    ident::{ContainerId, EngineKind, EngineRef, Pid, Port, Proto},
+    snapshot::{Container, ContainerState, Published, Seen, Store},
+};
+
+/// Up to which we know Docker's API; a newer engine is asked in this one, as long as it speaks it.
+const NEWEST_API: (u32, u32) = (1, 51);
+/// More of an engine's words than we show.
+const MOST_CHARS: usize = 200;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct VersionJson {
+    version: String,
+    api_version: String,
+    #[serde(rename = "MinAPIVersion")]
+    oldest: Option<String>,
+    components: Option<Vec<Component>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Component {
+    name: String,
+    details: Option<BTreeMap<String, String>>,
+}
+
+/// An engine that we understand, and how it wants to be spoken to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Dialect {
+    pub(super) version: Version,
+    /// Before the paths of Docker's API, which both speak: `/v1.41`.
+    pub(super) docker: String,
+    /// Before those of the engine's own: the same, or `/v4.3.1/libpod`.
+    pub(super) own: String,
+}
+
+/// `GET /version`. Podman answers it in Docker's form, and is known by its component's name.
+pub(super) fn dialect(reply: &Reply) -> Result<Dialect, NoAnswer> {
+    let json: VersionJson = body(reply)?;
+    let components = json.components.unwrap_or_default();
+    let podman = components.into_iter().find(|c| c.name == "Podman Engine");
+    let docker = format!("/v{}", agreed(&json.api_version, json.oldest.as_deref())?);
+    let version = |kind| Version { kind, version: shown(&json.version) };
+    let Some(podman) = podman else {
+        return Ok(Dialect { version: version(EngineKind::Docker), own: docker.clone(), docker });
+    };
+    let own = podman.details.and_then(|mut details| details.remove("APIVersion"));
+    let own = own.unwrap_or_else(|| json.version.clone());
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '.' || c == '-';
+    if own.is_empty() || !own.chars().all(is_plain) {
+        return Err(NoAnswer::Strange(format!("its version is '{}'", shown(&own))));
+    }
+    Ok(Dialect { version: version(EngineKind::Podman), docker, own: format!("/v{own}/libpod") })
+}
+
+/// The version of the API that both speak: the engine's newest, no newer than ours, no older than its oldest.
+fn agreed(newest: &str, oldest: Option<&str>) -> Result<String, NoAnswer> {
+    let read = |text: &str| {
+        let (major, minor) = text.split_once('.')?;
+        let (major, minor): (u32, u32) = (major.parse().ok()?, minor.parse().ok()?);
+        Some((major, minor))
+    };
+    let version = |text: &str| {
+        let why = || NoAnswer::Strange(format!("its API's version is '{}'", shown(text)));
+        read(text).ok_or_else(why)
+    };
+    let oldest = oldest.map_or(Ok((0, 0)), version)?;
+    let (major, minor) = version(newest)?.min(NEWEST_API).max(oldest);
+    Ok(format!("{major}.{minor}"))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ContainerJson {
+    id: String,
+    name: String,
+    state: StateJson,
+    #[serde(default)]
+    restart_count: u64,
+    host_config: Option<HostConfig>,
+    network_settings: Option<NetworkSettings>,
+    config: Option<Config>,
+    graph_driver: Option<GraphDriver>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct GraphDriver {
+    data: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct StateJson {
+    status: String,
+    running: bool,
+    #[serde(default)]
+    paused: bool,
+    #[serde(default)]
+    restarting: bool,
+    pid: u32,
+    // Podman before 4 calls it `Healthcheck`.
+    #[serde(alias = "Healthcheck")]
+    health: Option<Health>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Health {
+    status: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase")]
+struct HostConfig {
+    restart_policy: Option<RestartPolicy>,
+    pid_mode: Option<String>,
+    network_mode: Option<String>,
+    port_bindings: Option<Bindings>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct RestartPolicy {
+    name: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase")]
+struct NetworkSettings {
+    ports: Option<Bindings>,
+}
+
+/// By `80/tcp`.
+type Bindings = BTreeMap<String, Option<Vec<Binding>>>;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Binding {
+    host_ip: Option<String>,
+    host_port: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase")]
+struct Config {
+    labels: Option<BTreeMap<String, String>>,
+}
+
+/// The answer to "do you know this id?" at an engine's socket.
+pub(super) fn container(reply: &Reply, engine: EngineRef, id: &ContainerId) -> Seen<Container> {
+    match reply.status {
+        200 => read_container(&reply.body, engine, id),
+        404 if is_unknown(reply) => Seen::Gone,
+        401 | 403 => Seen::Denied,
+        _ => refusal(reply).of(engine),
+    }
+}
+
+/// One container's JSON. It must be the one that was asked for: engines also find names and beginnings of ids.
+fn read_container(json: &[u8], engine: EngineRef, id: &ContainerId) -> Seen<Container> {
+    match serde_json::from_slice(json) {
+        Ok(json) => convert(json, engine, id),
+        Err(error) => no_form(&error).of(engine),
+    }
+}
+
+/// What `podman inspect` prints: a list of one.
+pub(super) fn read_listed(json: &[u8], engine: EngineRef, id: &ContainerId) -> Seen<Container> {
+    match serde_json::from_slice::<[ContainerJson; 1]>(json) {
+        Ok([json]) => convert(json, engine, id),
+        Err(error) => no_form(&error).of(engine),
+    }
+}
+
+fn convert(json: ContainerJson, engine: EngineRef, id: &ContainerId) -> Seen<Container> {
+    if json.id != id.0 {
+        let why = format!("it answered for another container, '{}'", shown(&json.id));
+        return NoAnswer::Strange(why).of(engine);
+    }
+    let Some(state) = state(&json.state) else {
+        let StateJson { status, running, .. } = &json.state;
+        let why = format!("its state is '{}', running: {running}", shown(status));
+        return NoAnswer::Strange(why).of(engine);
+    };
+    let set = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let settings = json.host_config.unwrap_or_default();
+    let now = json.network_settings.and_then(|network| network.ports);
+    let published: BTreeSet<Published> =
+        [now, settings.port_bindings].iter().flatten().flat_map(published).collect();
+    Seen::Known(Container {
+        engine,
+        id: id.clone(),
+        name: json.name.strip_prefix('/').unwrap_or(&json.name).to_owned(),
+        state,
+        main_pid: Some(Pid(json.state.pid)).filter(|pid| *pid != Pid::OUTSIDE),
+        restarts: json.restart_count,
+        restart_policy: set(settings.restart_policy.and_then(|policy| policy.name)),
+        health: set(json.state.health.and_then(|health| health.status)),
+        pid_mode: settings.pid_mode.unwrap_or_default(),
+        network_mode: settings.network_mode.unwrap_or_default(),
+        published: published.into_iter().collect(),
+        upper_dir: json
+            .graph_driver
+            .and_then(|driver| driver.data?.remove("UpperDir"))
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute()),
+        labels: json.config.and_then(|config| config.labels).unwrap_or_default(),
+    })
+}
+
+/// None for a word that we do not know and for a state that contradicts itself. The words: Docker's `StateString` (moby
+/// container/state.go), Podman's `ContainerStatus` (libpod/define/containerstate.go); its `unknown` and `bad state` are none.
+fn state(json: &StateJson) -> Option<ContainerState> {
+    let StateJson { status, running, paused, restarting, .. } = json;
+    match status.as_str() {
+        "restarting" => Some(ContainerState::Restarting),
+        "running" if *restarting => Some(ContainerState::Restarting),
+        "running" if *paused => Some(ContainerState::Paused),
+        "running" if *running => Some(ContainerState::Running),
+        "paused" => Some(ContainerState::Paused),
+        "created" | "configured" | "initialized" | "exited" | "stopped" | "stopping" | "dead"
+        | "removing"
+            if !running =>
+        {
+            Some(ContainerState::NotRunning(status.clone()))
+        }
+        _ => None,
+    }
+}
+
+fn published(bindings: &Bindings) -> impl Iterator<Item = Published> {
+    bindings.iter().flat_map(|(inside, outside)| {
+        let outside = outside.iter().flatten();
+        outside.filter_map(move |binding| one_published(inside, binding))
+    })
+}
+
+/// None for what names no port: SCTP, a port that the engine is still to choose, a range to choose it from.
+fn one_published(inside: &str, outside: &Binding) -> Option<Published> {
+    let number = |text: &str| text.parse().ok().and_then(Port::new);
+    let (container_port, proto) = match inside.split_once('/')? {
+        (port, "tcp") => (number(port)?, Proto::Tcp),
+        (port, "udp") => (number(port)?, Proto::Udp),
+        (_, _) => return None,
+    };
+    let port = number(outside.host_port.as_deref()?)?;
+    let address = match outside.host_ip.as_deref() {
+        None | Some("") => None,
+        Some(address) => Some(address.parse().ok()?),
+    };
+    Some(Published { address, port, proto, container_port })
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    #[serde(rename = "Id")]
+    id: String,
+}
+
+/// All containers' ids.
+pub(super) fn all(reply: &Reply) -> Result<Vec<ContainerId>, NoAnswer> {
+    Ok(ids(body(reply)?))
+}
+
+/// The same of what `podman ps` prints.
+pub(super) fn listed(json: &[u8]) -> Result<Vec<ContainerId>, NoAnswer> {
+    serde_json::from_slice(json).map(ids).map_err(|error| no_form(&error))
+}
+
+fn ids(listed: Vec<Listed>) -> Vec<ContainerId> {
+    listed.into_iter().map(|container| ContainerId(container.id)).collect()
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerInfo {
+    docker_root_dir: String,
+    driver: String,
+    driver_status: Option<Vec<Vec<String>>>,
+}
+
+#[derive(Deserialize)]
+struct PodmanInfo {
+    store: PodmanStore,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PodmanStore {
+    graph_root: String,
+    graph_driver_name: String,
+}
+
+/// Where it keeps its containers.
+pub(super) fn store(reply: &Reply, kind: EngineKind) -> Result<Store, NoAnswer> {
+    match kind {
+        EngineKind::Docker => {
+            let info: DockerInfo = body(reply)?;
+            // [["driver-type", "io.containerd.snapshotter.v1"]], where containerd has the images.
+            let words = info.driver_status.iter().flatten().flatten();
+            let is_containerds =
+                { words }.any(|word| word.starts_with("io.containerd.snapshotter"));
+            let root = info.docker_root_dir.into();
+            checked(Store { root, driver: info.driver, holds_layers: !is_containerds })
+        }
+        EngineKind::Podman => checked(podmans(body(reply)?)),
+    }
+}
+
+/// The same of what `podman info` prints.
+pub(super) fn podman_store(json: &[u8]) -> Result<Store, NoAnswer> {
+    let info = serde_json::from_slice(json).map_err(|error| no_form(&error))?;
+    checked(podmans(info))
+}
+
+fn podmans(PodmanInfo { store }: PodmanInfo) -> Store {
+    Store { root: store.graph_root.into(), driver: store.graph_driver_name, holds_layers: true }
+}
+
+fn checked(store: Store) -> Result<Store, NoAnswer> {
+    if store.root.is_absolute() {
+        Ok(store)
+    } else {
+        Err(NoAnswer::Strange("its root is no absolute path".to_owned()))
+    }
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    message: String,
+    /// Podman's.
+    cause: Option<String>,
+}
+
+/// Whether an engine says that it knows no such container. Not every 404 says so: of a path that it does not know Docker
+/// says "page not found", and a server that is no engine says what it likes.
+pub(super) fn is_unknown(reply: &Reply) -> bool {
+    serde_json::from_slice::<Refusal>(&reply.body).is_ok_and(|refusal| {
+        let says = |text: &str| text.to_lowercase().contains("no such container");
+        says(&refusal.message) || refusal.cause.as_deref().is_some_and(says)
+    })
+}
+
+/// An engine's own words of why not, else the beginning of what came.
+pub(super) fn message(reply: &Reply) -> String {
+    match serde_json::from_slice::<Refusal>(&reply.body) {
+        Ok(refusal) => shown(&refusal.message),
+        Err(_) => shown(&String::from_utf8_lossy(&reply.body)),
+    }
+}
+
+fn refusal(reply: &Reply) -> NoAnswer {
+    NoAnswer::Strange(format!("it answered {}: {}", reply.status, message(reply)))
+}
+
+fn body<T: DeserializeOwned>(reply: &Reply) -> Result<T, NoAnswer> {
+    match reply.status {
+        200 => serde_json::from_slice(&reply.body).map_err(|error| no_form(&error)),
+        401 | 403 => Err(NoAnswer::Denied),
+        _ => Err(refusal(reply)),
+    }
+}
+
+fn no_form(error: &serde_json::Error) -> NoAnswer {
+    NoAnswer::Strange(format!("not an engine's answer: {}", shown(&error.to_string())))
+}
+
+/// The first line, as far as we show it.
+pub(super) fn shown(text: &str) -> String {
+    text.trim().lines().next().unwrap_or_default().chars().take(MOST_CHARS).collect()
+}
