@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    act::{Deed, Outcome, Respawn, interrupt::Interrupt, respawn, signal},
+    act::{Deed, Outcome, Respawn, container, interrupt::Interrupt, respawn, signal, tally, unit},
     config::settings::{EngineUse, RunsIn, Settings, any_of},
     engine::Which,
     host::Host,
@@ -18,7 +18,7 @@ use crate::{
         case::Guard,
         explain::Explanation,
         port::PortVerdict,
-        verdict::{Unknown, Verdict},
+        verdict::{Finding, Unknown, Verdict},
     },
     observe::{self, Engines, Nominate, Question, Reach},
     snapshot::Snapshot,
@@ -60,6 +60,8 @@ pub struct Reaped {
 pub enum Event<'a> {
     /// What is waited for, for a person who waits.
     Progress(&'a str),
+    /// Something did not go as it should, and the run goes on.
+    Warning(&'a str),
     /// To be ended: told of all before the first signal goes to any, so that it is on record though we be ended ourselves.
     Convicted(&'a Verdict),
     /// What became of it.
@@ -190,12 +192,20 @@ const SECOND_LOOK: Duration = Duration::from_secs(1);
 /// Between looks for a respawn, at a tenth of a millisecond each.
 const RESPAWN_LOOK: Duration = Duration::from_millis(100);
 
+/// How containers are stopped.
+#[derive(Debug, Clone, Default)]
+pub struct Orders {
+    /// Not waited for: this command is left to a transient unit that stops them.
+    pub hand_over: Option<Vec<String>>,
+}
+
 /// Ends the orphans in scope and proves that they are gone.
 pub fn reap(
     host: &Host,
     settings: &Settings,
     scope: &Scope,
     also: Also,
+    orders: &Orders,
     interrupt: &mut Interrupt,
     tell: &mut dyn FnMut(Event<'_>),
 ) -> Result<Reaped, ScopeError> {
@@ -225,8 +235,7 @@ pub fn reap(
         for verdict in &confirmed {
             tell(Event::Convicted(verdict));
         }
-        let mut say = |text: &str| tell(Event::Progress(text));
-        let done = signal::end(host, &snapshot, confirmed, interrupt, &mut say);
+        let done = inquiry.end(&snapshot, confirmed, orders, interrupt, tell);
         for deed in &done {
             tell(Event::Done(deed));
         }
@@ -261,6 +270,9 @@ fn ended(deed: &Deed, round_ticks: u64, ticks_per_second: u64) -> Option<Ended> 
     let after = match deed.outcome {
         Outcome::Terminated(after) | Outcome::Killed(after) => after,
         Outcome::Vanished
+        | Outcome::Stopped(_)
+        | Outcome::NotStopped(_)
+        | Outcome::HandedOver(_)
         | Outcome::Replaced(_)
         | Outcome::Refused(_)
         | Outcome::Unkillable { .. }
@@ -382,6 +394,51 @@ impl<'a> Inquiry<'a> {
             })
             .collect();
         Ok(Self { host, settings, guards, nominate, declared_units, pids: BTreeSet::new() })
+    }
+
+    /// Ends the convicted of one look: processes by signals, unsupervised containers by their engines.
+    fn end(
+        &self,
+        snapshot: &Snapshot,
+        convicted: Vec<Verdict>,
+        orders: &Orders,
+        interrupt: &mut Interrupt,
+        tell: &mut dyn FnMut(Event<'_>),
+    ) -> Vec<Deed> {
+        let is_of_container = |v: &Verdict| matches!(v.finding, Finding::Unsupervised(_));
+        let (of_containers, others): (Vec<_>, Vec<_>) =
+            convicted.into_iter().partition(is_of_container);
+        let mut say = |text: &str| tell(Event::Progress(text));
+        let mut deeds = signal::end(self.host, snapshot, others, interrupt, &mut say);
+        if of_containers.is_empty() || interrupt.count() > 0 {
+            let interrupted = |verdict| Deed { verdict, outcome: Outcome::Interrupted };
+            deeds.extend(of_containers.into_iter().map(interrupted));
+            return deeds;
+        }
+        if let Some(command) = &orders.hand_over {
+            match unit::start(self.host, command) {
+                Ok(unit) => {
+                    let outcome = Outcome::HandedOver(unit);
+                    let handed = |verdict| Deed { verdict, outcome: outcome.clone() };
+                    deeds.extend(of_containers.into_iter().map(handed));
+                    return deeds;
+                }
+                Err(why) => tell(Event::Warning(&format!("waiting after all: {why}"))),
+            }
+        }
+        let mut say = |text: &str| tell(Event::Progress(text));
+        let engines = container::Engines {
+            which: engines(self.settings).which,
+            timeout: self.settings.engines.timeout,
+            ladder: self.settings.engines.ladder,
+        };
+        let (done, stopped) =
+            container::end(self.host, snapshot, of_containers, &engines, interrupt, &mut say);
+        if let Err(why) = tally::add(self.host, &stopped) {
+            tell(Event::Warning(&why));
+        }
+        deeds.extend(done);
+        deeds
     }
 
     fn terms(&self, scope: &Scope, also: Also) -> Terms {

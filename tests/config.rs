@@ -729,6 +729,7 @@ fn engines_are_found_turned_off_or_named_key_by_key_over_the_layers() {
         docker: EngineUse::At("/run/other.sock".into()),
         podman: EngineUse::Auto,
         timeout: Duration::from_millis(500),
+        ladder: Ladder::default(),
     };
     assert_eq!(above.settings.engines, expected);
     let by_default = loaded(&[]).settings.engines;
@@ -962,7 +963,7 @@ defaults:
       - { match: \"\\U00000009\", portless: true } # /conf.d/10.yaml:6
 ",
         "  - { name: 'ollama-runner', kind: worker, match: '^(\\S*/)?ollama runner( |$)' } # default\nprotect: []\n",
-        "engines:\n  docker: auto # default\n  podman: auto # default\n  timeout: 3s # default\n",
+        "engines:\n  docker: auto # default\n  podman: auto # default\n  timeout: 3s # default\n  stop_timeout: 10s # default\n  kill_timeout: 5s # default\n  remove_timeout: 10s # default\n",
         "# 6333/tcp of qdrant (default) is taken over by mine (/conf.d/10.yaml:3)\n",
     ] {
         assert!(shown.contains(expected), "{expected}\nin\n{shown}");

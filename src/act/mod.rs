@@ -1,8 +1,11 @@
 //! The only place that changes the host.
 
+pub mod container;
 pub mod interrupt;
 pub mod respawn;
 pub mod signal;
+pub mod tally;
+pub mod unit;
 
 #[cfg(test)]
 mod tests;
@@ -18,6 +21,12 @@ pub enum Outcome {
     Terminated(Duration),
     /// Gone after SIGKILL, its grace period being over.
     Killed(Duration),
+    /// Gone with its container, which its engine stopped; says how.
+    Stopped(container::Stopped),
+    /// Its container is not down, or only itself is still there; says what the engine came to.
+    NotStopped(String),
+    /// Left to another run of ours, in this unit (`--no-wait`).
+    HandedOver(String),
     /// Gone before we signalled it.
     Vanished,
     /// The pid is another process now, or the process changed since the verdict; nothing was sent. Says what changed.
@@ -39,10 +48,13 @@ impl Outcome {
     /// Whether the process is known to be gone.
     pub fn is_gone(&self) -> bool {
         match self {
-            Self::Terminated(_) | Self::Killed(_) | Self::Vanished => true,
-            Self::Replaced(_) | Self::Refused(_) | Self::Unkillable { .. } | Self::Interrupted => {
-                false
-            }
+            Self::Terminated(_) | Self::Killed(_) | Self::Stopped(_) | Self::Vanished => true,
+            Self::NotStopped(_)
+            | Self::HandedOver(_)
+            | Self::Replaced(_)
+            | Self::Refused(_)
+            | Self::Unkillable { .. }
+            | Self::Interrupted => false,
         }
     }
 }

@@ -115,9 +115,18 @@ fn show_engines(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
         };
         writeln!(out, "  {key}: {value} # {}", origin(loaded, place))?;
     }
-    let timeout = typed.timeout.as_ref();
-    let (value, place) = timeout.map_or((otherwise.timeout, None), |at| (at.value, Some(at.place)));
-    writeln!(out, "  timeout: {} # {}", written(value), origin(loaded, place))
+    let ladder = otherwise.ladder;
+    for (key, typed, otherwise) in [
+        ("timeout", &typed.timeout, otherwise.timeout),
+        ("stop_timeout", &typed.stop_timeout, ladder.stop_timeout),
+        ("kill_timeout", &typed.kill_timeout, ladder.kill_timeout),
+        ("remove_timeout", &typed.remove_timeout, ladder.remove_timeout),
+    ] {
+        let typed = typed.as_ref();
+        let (value, place) = typed.map_or((otherwise, None), |at| (at.value, Some(at.place)));
+        writeln!(out, "  {key}: {} # {}", written(value), origin(loaded, place))?;
+    }
+    Ok(())
 }
 
 fn show_service(

@@ -135,6 +135,9 @@ struct Deed {
     /// End these as well; 'session' needs a SERVICE or --port, 'foreign' needs --port
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     also: Vec<Kind>,
+    /// Leave the stopping of unsupervised containers to a transient unit, where systemd runs
+    #[arg(long)]
+    no_wait: bool,
     /// Time between SIGTERM and SIGKILL, such as 5s or 500ms; overrides every service's own
     #[arg(long, value_name = "TIME", value_parser = crate::config::parse_duration)]
     grace: Option<std::time::Duration>,

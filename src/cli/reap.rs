@@ -3,9 +3,9 @@
 use std::io::Write;
 
 use crate::{
-    act::interrupt::Interrupt,
+    act::{interrupt::Interrupt, tally},
     host::Host,
-    pipeline::{self, Event},
+    pipeline::{self, Event, Orders},
     report::{self, exit, github, journal::Record, json, prometheus},
 };
 
@@ -25,6 +25,7 @@ pub(super) fn run(
 ) -> Result<u8, Failure> {
     let scope = target.scope();
     let also = deed.also(&scope)?;
+    let hand_over = if deed.no_wait { command_of(&target, deed) } else { None };
     let mut settings = target.file.load()?.settings;
     if let Some(grace) = deed.grace {
         settings.override_grace(grace);
@@ -33,10 +34,12 @@ pub(super) fn run(
         let command = json::Command::Reap;
         return scan::report_findings(&settings, &scope, also, command, output, verbosity, out);
     }
+    let orders = Orders { hand_over };
     let mut interrupt = Interrupt::install().map_err(Failure::Interrupt)?;
     let mut record = Record::new(verbosity.is_verbose);
     let mut tell = |event: Event<'_>| record.tell(event);
-    let reaped = pipeline::reap(&Host::live(), &settings, &scope, also, &mut interrupt, &mut tell)?;
+    let reaped =
+        pipeline::reap(&Host::live(), &settings, &scope, also, &orders, &mut interrupt, &mut tell)?;
     record.reaped(&reaped);
     match output.format {
         Format::Table => report::render_reaped(&reaped, output.style(verbosity.is_verbose), out)?,
@@ -45,7 +48,28 @@ pub(super) fn run(
             github::render_reaped(&reaped, out)?;
             append_summary(|room| github::summary_of_reaped(&reaped, room));
         }
-        Format::Prometheus => prometheus::render_reaped(&reaped, out)?,
+        Format::Prometheus => {
+            prometheus::render_reaped(&reaped, tally::read(&Host::live()), out)?;
+        }
     }
     Ok(exit::of_reaped(&reaped))
+}
+
+/// What a unit runs in our stead: the same question, for unsupervised containers alone. It looks and judges anew.
+fn command_of(target: &Target, deed: &Deed) -> Option<Vec<String>> {
+    let exe = std::env::current_exe().ok()?;
+    let mut command = vec![exe.to_str()?.to_owned()];
+    command.extend(["reap", "--also", "unsupervised"].map(str::to_owned));
+    if let Some(file) = &target.file.config {
+        let file = std::path::absolute(file).ok()?;
+        command.extend(["--config".to_owned(), file.to_str()?.to_owned()]);
+    }
+    if let Some(grace) = deed.grace {
+        command.extend(["--grace".to_owned(), format!("{}ms", grace.as_millis())]);
+    }
+    for port in &target.ports {
+        command.extend(["--port".to_owned(), port.to_string()]);
+    }
+    command.extend(target.services.iter().cloned());
+    Some(command)
 }

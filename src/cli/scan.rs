@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use crate::{
+    act::tally,
     config::settings::Settings,
     host::Host,
     judge::Also,
@@ -49,7 +50,9 @@ pub(super) fn report_findings(
             github::render_findings(&findings, out)?;
             append_summary(|room| github::summary_of_findings(&findings, room));
         }
-        Format::Prometheus => prometheus::render_findings(&findings, out)?,
+        Format::Prometheus => {
+            prometheus::render_findings(&findings, tally::read(&Host::live()), out)?
+        }
     }
     Ok(exit::of_findings(&findings))
 }

@@ -64,6 +64,15 @@ pub struct EnginesFragment {
     /// How long one engine may take for all its answers (default 3s).
     #[schemars(with = "Option<DurationText>")]
     pub timeout: Option<At<Duration>>,
+    /// How long an engine may take for a stop beyond the grace period (default 10s).
+    #[schemars(with = "Option<DurationText>")]
+    pub stop_timeout: Option<At<Duration>>,
+    /// How long it may take for a kill, where the stop did not do (default 5s).
+    #[schemars(with = "Option<DurationText>")]
+    pub kill_timeout: Option<At<Duration>>,
+    /// How long it may take for a removal (default 10s).
+    #[schemars(with = "Option<DurationText>")]
+    pub remove_timeout: Option<At<Duration>>,
 }
 
 /// Values for services that set none of their own.

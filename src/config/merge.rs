@@ -25,10 +25,14 @@ pub struct Takeover {
 /// Lays a layer over the lower ones.
 pub(super) fn overlay(lower: &mut Fragment, upper: Fragment) {
     let Fragment { defaults, services, patterns, protect, engines } = upper;
-    let EnginesFragment { docker, podman, timeout } = engines;
+    let EnginesFragment { docker, podman, timeout, stop_timeout, kill_timeout, remove_timeout } =
+        engines;
     replace(&mut lower.engines.docker, docker);
     replace(&mut lower.engines.podman, podman);
     replace(&mut lower.engines.timeout, timeout);
+    replace(&mut lower.engines.stop_timeout, stop_timeout);
+    replace(&mut lower.engines.kill_timeout, kill_timeout);
+    replace(&mut lower.engines.remove_timeout, remove_timeout);
     let DefaultsFragment { grace, min_age, respawn_watch, foreign_holder } = defaults;
     replace(&mut lower.defaults.grace, grace);
     replace(&mut lower.defaults.min_age, min_age);

@@ -16,7 +16,8 @@ use crate::ident::ServiceName;
 
 const FRAGMENT_KEYS: &[&str] = &["defaults", "services", "patterns", "protect", "engines"];
 const DEFAULTS_KEYS: &[&str] = &["grace", "min_age", "respawn_watch", "foreign_holder"];
-const ENGINES_KEYS: &[&str] = &["docker", "podman", "timeout"];
+const ENGINES_KEYS: &[&str] =
+    &["docker", "podman", "timeout", "stop_timeout", "kill_timeout", "remove_timeout"];
 const SERVICE_KEYS: &[&str] =
     &["enabled", "runs_in", "ports", "patterns", "grace", "foreign_holder"];
 const WORKER_KEYS: &[&str] = &["name", "kind", "match", "grace"];
@@ -52,6 +53,9 @@ impl Reader<'_> {
             docker: fields.get("docker").and_then(|n| self.engine_use(n, true)),
             podman: fields.get("podman").and_then(|n| self.engine_use(n, false)),
             timeout: fields.get("timeout").and_then(|n| self.positive_duration(n)),
+            stop_timeout: fields.get("stop_timeout").and_then(|n| self.positive_duration(n)),
+            kill_timeout: fields.get("kill_timeout").and_then(|n| self.positive_duration(n)),
+            remove_timeout: fields.get("remove_timeout").and_then(|n| self.positive_duration(n)),
         }
     }
 

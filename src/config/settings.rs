@@ -31,11 +31,39 @@ pub struct Engines {
     pub podman: EngineUse,
     /// How long one engine may take for all its answers.
     pub timeout: Duration,
+    /// Deadlines of the rungs of the stop ladder.
+    pub ladder: Ladder,
+}
+
+/// How long an engine may take for each rung of the stop ladder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ladder {
+    /// For the stop, on top of the grace period.
+    pub stop_timeout: Duration,
+    /// For the kill.
+    pub kill_timeout: Duration,
+    /// For the removal.
+    pub remove_timeout: Duration,
+}
+
+impl Default for Ladder {
+    fn default() -> Self {
+        Self {
+            stop_timeout: Duration::from_secs(10),
+            kill_timeout: Duration::from_secs(5),
+            remove_timeout: Duration::from_secs(10),
+        }
+    }
 }
 
 impl Default for Engines {
     fn default() -> Self {
-        Self { docker: EngineUse::Auto, podman: EngineUse::Auto, timeout: Duration::from_secs(3) }
+        Self {
+            docker: EngineUse::Auto,
+            podman: EngineUse::Auto,
+            timeout: Duration::from_secs(3),
+            ladder: Ladder::default(),
+        }
     }
 }
 

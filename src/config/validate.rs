@@ -3,7 +3,7 @@
 use super::{
     fragment::{At, DefaultsFragment, EnginesFragment, Fragment},
     merge::is_enabled,
-    settings::{Defaults, Engines, Service, ServicePattern, Settings, WorkerPattern},
+    settings::{Defaults, Engines, Ladder, Service, ServicePattern, Settings, WorkerPattern},
 };
 
 /// What the merged layers say, with the defaults where they say nothing.
@@ -50,6 +50,20 @@ pub(super) fn engines(typed: &EnginesFragment) -> Engines {
         docker: typed.docker.as_ref().map_or(otherwise.docker, |v| v.value.clone()),
         podman: typed.podman.as_ref().map_or(otherwise.podman, |v| v.value.clone()),
         timeout: typed.timeout.as_ref().map_or(otherwise.timeout, |v| v.value),
+        ladder: Ladder {
+            stop_timeout: typed
+                .stop_timeout
+                .as_ref()
+                .map_or(otherwise.ladder.stop_timeout, |v| v.value),
+            kill_timeout: typed
+                .kill_timeout
+                .as_ref()
+                .map_or(otherwise.ladder.kill_timeout, |v| v.value),
+            remove_timeout: typed
+                .remove_timeout
+                .as_ref()
+                .map_or(otherwise.ladder.remove_timeout, |v| v.value),
+        },
     }
 }
 

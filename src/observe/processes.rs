@@ -72,6 +72,11 @@ pub fn read_stat(host: &Host, pid: Pid) -> Seen<Stat> {
     host.read(&format!("proc/{pid}/stat")).parse(|text| Stat::from_read(text.as_slice()).ok())
 }
 
+/// When a process of the machine that we run on began, in ticks since boot.
+pub fn start_of(pid: Pid) -> Option<u64> {
+    read_stat(&Host::live(), pid).known().map(|stat| stat.starttime)
+}
+
 /// Reads one process; its command line comes from [`read_command_lines`].
 pub fn read(host: &Host, pid: Pid, command_line: Seen<CommandLine>) -> Seen<Process> {
     let pidfd = if host.is_live() {

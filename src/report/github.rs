@@ -10,7 +10,10 @@ use std::{
 
 use super::{doctor, escape::escape, exit, judged, table::short, title_of};
 use crate::{
-    act::Outcome,
+    act::{
+        Outcome,
+        container::{End, Stopped},
+    },
     doctor::{Check, State},
     ident::ProcessKey,
     judge::{
@@ -109,11 +112,25 @@ fn shown(verdict: &Verdict) -> String {
     escape(title_of(&verdict.process), Some(PROCESS_COLUMNS))
 }
 
+/// How a container was stopped, in words.
+pub(super) fn stopped_words(stopped: &Stopped) -> String {
+    match stopped.end {
+        End::AlreadyStopped => "its container had stopped by itself".to_owned(),
+        End::Graceful => "ended with its container, which stopped in time".to_owned(),
+        End::Forced | End::StillRuns | End::LeftAlone(_) | End::Interrupted => {
+            format!("ended with its container, which had to be killed ({stopped})")
+        }
+    }
+}
+
 /// What became of a process, in words.
 pub(super) fn outcome(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Terminated(_) => "ended by SIGTERM".to_owned(),
         Outcome::Killed(_) => "ended by SIGKILL".to_owned(),
+        Outcome::Stopped(stopped) => stopped_words(stopped),
+        Outcome::NotStopped(why) => format!("not stopped: {why}"),
+        Outcome::HandedOver(unit) => format!("left to {unit}, which stops its container"),
         Outcome::Vanished => "was gone before any signal".to_owned(),
         Outcome::Replaced(what) => format!("left alone: {what}"),
         Outcome::Refused(why) => format!("signal refused: {why}"),

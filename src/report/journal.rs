@@ -19,7 +19,7 @@ use super::{
     title_of,
 };
 use crate::{
-    act::{Deed, Outcome, Respawn},
+    act::{Deed, Outcome, Respawn, container::End},
     ident::ProcessKey,
     judge::{
         port::{PortState, PortVerdict},
@@ -47,6 +47,7 @@ enum Kind {
     Ended,
     NotEnded,
     CameBack,
+    Warning,
     Summary,
 }
 
@@ -61,6 +62,7 @@ impl Kind {
             Self::Ended => ("ended", "70501eff78bb43e0bc8f6308eb2ae6b4"),
             Self::NotEnded => ("not_ended", "6c9702f754f34525ba06859cd4fa8a2c"),
             Self::CameBack => ("came_back", "204e146b870b463e8e237dd9979841b1"),
+            Self::Warning => ("warning", "d5364af5233d4b0081d436692c3504df"),
             Self::Summary => ("summary", "7bb444ec49ee4b59ae3622a9ea9923c3"),
         }
     }
@@ -98,10 +100,20 @@ impl Record {
     pub fn tell(&mut self, event: Event<'_>) {
         match event {
             Event::Progress(text) => self.progress.say(text),
+            Event::Warning(text) => self.warn(text),
             Event::Convicted(verdict) => self.put(&convicted(verdict)),
             Event::Done(deed) => self.put(&done(deed)),
             Event::CameBack(newcomer) => self.put(&came_back(newcomer)),
         }
+    }
+
+    fn warn(&mut self, text: &str) {
+        let message = format!("warning: {text}");
+        if self.journal.is_none() && !self.has_lines {
+            self.progress.clear();
+            let _ = writeln!(io::stderr(), "{message}");
+        }
+        self.put(&Entry::new(Kind::Warning, Priority::Warning, &message));
     }
 
     /// Puts what one look found on record.
@@ -325,7 +337,10 @@ fn done(deed: &Deed) -> Entry {
     let process = escape(title_of(&deed.verdict.process), Some(PROCESS_COLUMNS));
     let pid = deed.verdict.key().pid;
     let message = format!("pid {pid} ({process}): {}", outcome(&deed.outcome));
-    let (kind, priority) = if deed.outcome.is_gone() {
+    let was_forced = matches!(&deed.outcome, Outcome::Stopped(s) if s.end == End::Forced);
+    let (kind, priority) = if was_forced {
+        (Kind::Ended, Priority::Warning)
+    } else if deed.outcome.is_gone() {
         (Kind::Ended, Priority::Notice)
     } else {
         (Kind::NotEnded, Priority::Error)
@@ -333,6 +348,9 @@ fn done(deed: &Deed) -> Entry {
     let (word, after) = match &deed.outcome {
         Outcome::Terminated(after) => ("terminated", Some(after.as_millis())),
         Outcome::Killed(after) => ("killed", Some(after.as_millis())),
+        Outcome::Stopped(stopped) => ("stopped", Some(stopped.took.as_millis())),
+        Outcome::NotStopped(_) => ("not_stopped", None),
+        Outcome::HandedOver(_) => ("handed_over", None),
         Outcome::Vanished => ("vanished", None),
         Outcome::Replaced(_) => ("replaced", None),
         Outcome::Refused(_) => ("refused", None),

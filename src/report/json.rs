@@ -224,6 +224,12 @@ enum Ending {
     Terminated,
     /// Gone after SIGKILL.
     Killed,
+    /// Gone with its container, which its engine stopped; `detail` says how.
+    Stopped,
+    /// Its container is not down, or only itself is still there.
+    NotStopped,
+    /// Left to the unit in `detail` (`--no-wait`).
+    HandedOver,
     /// Gone before any signal.
     Vanished,
     /// It changed or is another process now; nothing was sent.
@@ -365,6 +371,11 @@ fn ending(outcome: &act::Outcome) -> Outcome {
     let (result, after_ms, detail) = match outcome {
         act::Outcome::Terminated(time) => (Ending::Terminated, after(time), None),
         act::Outcome::Killed(time) => (Ending::Killed, after(time), None),
+        act::Outcome::Stopped(stopped) => {
+            (Ending::Stopped, after(&stopped.took), Some(stopped.to_string()))
+        }
+        act::Outcome::NotStopped(why) => (Ending::NotStopped, None, Some(why.clone())),
+        act::Outcome::HandedOver(unit) => (Ending::HandedOver, None, Some(unit.clone())),
         act::Outcome::Vanished => (Ending::Vanished, None, None),
         act::Outcome::Replaced(what) => (Ending::Replaced, None, Some(what.clone())),
         act::Outcome::Refused(why) => (Ending::Refused, None, Some(why.clone())),

@@ -9,28 +9,31 @@ use std::{
 
 use super::{doctor as report, exit, judged, summary::Summary};
 use crate::{
-    act::Outcome,
+    act::{Outcome, tally::Tally},
     doctor::Check,
     judge::port::PortState,
     pipeline::{Findings, Reaped},
 };
 
 /// Writes the metrics of what a look found.
-pub fn render_findings(findings: &Findings, out: &mut dyn Write) -> io::Result<()> {
+pub fn render_findings(findings: &Findings, stops: Tally, out: &mut dyn Write) -> io::Result<()> {
     let mut page = Page::default();
+    page.stops(stops);
     page.state(findings, &Summary::of_findings(findings), exit::of_findings(findings));
     out.write_all(page.0.as_bytes())
 }
 
 /// Writes the metrics of a reap and of what it left.
-pub fn render_reaped(reaped: &Reaped, out: &mut dyn Write) -> io::Result<()> {
+pub fn render_reaped(reaped: &Reaped, stops: Tally, out: &mut dyn Write) -> io::Result<()> {
     let mut page = Page::default();
+    page.stops(stops);
     page.state(&reaped.after, &Summary::of_reaped(reaped), exit::of_reaped(reaped));
     let outcomes = || judged(reaped).filter_map(|(_, outcome)| outcome);
     let count = |wanted: fn(&Outcome) -> bool| outcomes().filter(|o| wanted(o)).count();
     let ended = [
         ("terminated", count(|o| matches!(o, Outcome::Terminated(_)))),
         ("killed", count(|o| matches!(o, Outcome::Killed(_)))),
+        ("stopped", count(|o| matches!(o, Outcome::Stopped(_)))),
         ("vanished", count(|o| matches!(o, Outcome::Vanished))),
         ("not_ended", count(|o| !o.is_gone())),
     ];
@@ -98,6 +101,18 @@ impl Page {
         self.end_of("last_run_timestamp_seconds");
     }
 
+    /// Over all runs, so that an alert can ask for the rate at which graceful stops fail.
+    fn stops(&mut self, stops: Tally) {
+        let name = "container_stops_total";
+        let help = "Containers that were stopped, by how: in time, killed, or not at all.";
+        let _ = write!(self.0, "# HELP portreeve_{name} {help}\n# TYPE portreeve_{name} counter\n");
+        for (how, count) in
+            [("graceful", stops.graceful), ("forced", stops.forced), ("failed", stops.failed)]
+        {
+            self.sample(name, &[("outcome", how)], usize::try_from(count).unwrap_or(usize::MAX));
+        }
+    }
+
     fn end_of(&mut self, name: &str) {
         self.family(name, "When the run ended, in seconds since 1970.");
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -142,6 +157,8 @@ mod tests {
     use super::*;
     use crate::report::sample;
 
+    const STOPS: Tally = Tally { graceful: 7, forced: 2, failed: 1 };
+
     /// The text, its samples in the order in which they stand.
     fn samples(text: &str) -> Vec<&str> {
         text.lines().filter(|line| !line.starts_with('#')).collect()
@@ -150,7 +167,7 @@ mod tests {
     #[test]
     fn each_port_has_one_state_and_no_pid_or_command_line_is_in_the_text() {
         let mut out = Vec::new();
-        render_findings(&sample::mess(), &mut out).unwrap();
+        render_findings(&sample::mess(), STOPS, &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         let ports: Vec<&str> =
             samples(&text).into_iter().filter(|l| l.starts_with("portreeve_port_state")).collect();
@@ -161,6 +178,7 @@ mod tests {
         );
         assert!(text.contains("portreeve_processes{verdict=\"orphan\"} 2\n"), "{text}");
         assert!(text.contains("portreeve_exit_code 1\n"));
+        assert!(text.contains("portreeve_container_stops_total{outcome=\"forced\"} 2\n"), "{text}");
         for foreign in ["4242", "server.py", "postgresql"] {
             assert!(!text.contains(foreign), "{foreign}");
         }
@@ -169,7 +187,7 @@ mod tests {
     #[test]
     fn a_reap_says_how_many_ended_in_which_way() {
         let mut out = Vec::new();
-        render_reaped(&sample::reaped_badly(), &mut out).unwrap();
+        render_reaped(&sample::reaped_badly(), STOPS, &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         let of_reap: Vec<&str> =
             samples(&text).into_iter().filter(|l| l.starts_with("portreeve_reap")).collect();
@@ -178,6 +196,7 @@ mod tests {
             [
                 r#"portreeve_reap_processes{outcome="terminated"} 1"#,
                 r#"portreeve_reap_processes{outcome="killed"} 1"#,
+                r#"portreeve_reap_processes{outcome="stopped"} 0"#,
                 r#"portreeve_reap_processes{outcome="vanished"} 1"#,
                 r#"portreeve_reap_processes{outcome="not_ended"} 4"#,
                 "portreeve_reap_respawns 1",

@@ -15,11 +15,12 @@ use super::{
     Style,
     escape::{escape, width},
     exit,
+    github::stopped_words,
     summary::Summary,
     title_of,
 };
 use crate::{
-    act::{Deed, Outcome, Respawn},
+    act::{Deed, Outcome, Respawn, container::End},
     ident::{Endpoint, Pid, Proto},
     judge::{
         port::{PortState, PortVerdict},
@@ -224,6 +225,20 @@ fn deed_row(deed: &Deed) -> Row<'_> {
     let (word, next) = match &deed.outcome {
         Outcome::Terminated(time) => (format!("ended by SIGTERM after {}", brief(*time)), None),
         Outcome::Killed(time) => (format!("ended by SIGKILL after {}", brief(*time)), None),
+        Outcome::Stopped(stopped) => {
+            let is_forced = stopped.end == End::Forced;
+            let next = is_forced
+                .then_some("raise the 'grace:' of its service, or see why it did not stop");
+            (stopped_words(stopped), next)
+        }
+        Outcome::NotStopped(why) => (
+            format!("not stopped: {why}"),
+            Some("ask its engine: 'docker inspect' or 'podman inspect'"),
+        ),
+        Outcome::HandedOver(unit) => (
+            format!("left to {unit}, which stops its container"),
+            Some("its outcome: journalctl -t portreeve"),
+        ),
         Outcome::Vanished => ("was gone before any signal".to_owned(), None),
         Outcome::Replaced(what) => {
             (format!("left alone: {what}"), Some("look again: portreeve scan"))

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    act::container::Stopped,
     judge::verdict::Orphan,
     report::{
         escape::is_hidden,
@@ -207,7 +208,14 @@ proptest! {
         for deed in &mut done.deeds {
             deed.outcome = match deed.outcome {
                 Outcome::Replaced(_) => Outcome::Replaced(text.clone()),
-                Outcome::Terminated(_) | Outcome::Killed(_) | Outcome::Vanished | Outcome::Interrupted => {
+                Outcome::Terminated(_) | Outcome::NotStopped(_) => Outcome::NotStopped(text.clone()),
+                Outcome::Killed(_) | Outcome::Stopped(_) => Outcome::Stopped(Stopped {
+                    end: End::Forced,
+                    health: None,
+                    rungs: vec![text.clone()],
+                    took: std::time::Duration::ZERO,
+                }),
+                Outcome::HandedOver(_) | Outcome::Vanished | Outcome::Interrupted => {
                     Outcome::Refused(text.clone())
                 }
                 Outcome::Refused(_) | Outcome::Unkillable { .. } => {

@@ -1,0 +1,125 @@
+//! How often containers stopped in time and how often they did not, over all runs: a small file, so that the metrics can count.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::PathBuf,
+};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::host::Host;
+
+use super::container::{End, Stopped};
+
+/// Below the host's root.
+const FOLDER: &str = "var/lib/portreeve";
+
+/// Containers that were stopped, by how far the ladder had to be climbed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Tally {
+    /// They left within their grace period.
+    pub graceful: u64,
+    /// They had to be killed.
+    pub forced: u64,
+    /// Their engine did not get them down.
+    pub failed: u64,
+}
+
+/// What was counted so far; zero where nothing ever was, and where the file cannot be read.
+pub fn read(host: &Host) -> Tally {
+    let file = host.path(FOLDER).join("stops.json");
+    fs::read(file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
+/// Adds what this run did; the message says what was lost where it cannot be written.
+pub fn add(host: &Host, stopped: &[Stopped]) -> Result<(), String> {
+    let count = |wanted: fn(&End) -> bool| -> u64 {
+        stopped.iter().filter(|s| wanted(&s.end)).count().try_into().unwrap_or_default()
+    };
+    let new = Tally {
+        graceful: count(|end| *end == End::Graceful),
+        forced: count(|end| *end == End::Forced),
+        failed: count(|end| *end == End::StillRuns),
+    };
+    if new == Tally::default() {
+        return Ok(());
+    }
+    let folder = host.path(FOLDER);
+    let add = || -> io::Result<()> {
+        fs::create_dir_all(&folder)?;
+        let lock = open(folder.join("stops.lock"))?;
+        flock(&lock, FlockOperation::LockExclusive)?;
+        let old = read(host);
+        let sum = Tally {
+            graceful: old.graceful + new.graceful,
+            forced: old.forced + new.forced,
+            failed: old.failed + new.failed,
+        };
+        // Beside, then renamed: a full disk leaves the old count.
+        let beside = folder.join("stops.json.new");
+        let mut file = open(beside.clone())?;
+        file.set_len(0)?;
+        file.write_all(&serde_json::to_vec(&sum)?)?;
+        file.sync_all()?;
+        fs::rename(beside, folder.join("stops.json"))
+    };
+    add().map_err(|error| {
+        format!(
+            "how these containers stopped could not be counted in '{}': {error}",
+            folder.display()
+        )
+    })
+}
+
+fn open(path: PathBuf) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o644);
+    options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn stopped(end: End) -> Stopped {
+        Stopped { end, health: None, rungs: Vec::new(), took: Duration::ZERO }
+    }
+
+    #[test]
+    fn stops_are_counted_over_all_runs_and_what_did_nothing_counts_for_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let host = Host::fixture(folder.path());
+        assert_eq!(read(&host), Tally::default());
+        add(&host, &[stopped(End::LeftAlone("no".to_owned()))]).unwrap();
+        assert!(!folder.path().join(FOLDER).exists());
+        add(&host, &[stopped(End::Graceful), stopped(End::Forced)]).unwrap();
+        add(&host, &[stopped(End::Forced), stopped(End::StillRuns)]).unwrap();
+        assert_eq!(read(&host), Tally { graceful: 1, forced: 2, failed: 1 });
+    }
+
+    #[test]
+    fn two_at_once_lose_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let host = Host::fixture(folder.path());
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..10).for_each(|_| add(&host, &[stopped(End::Forced)]).unwrap()));
+            }
+        });
+        assert_eq!(read(&host).forced, 80);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_told_with_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("var"), "a file").unwrap();
+        let why = add(&Host::fixture(folder.path()), &[stopped(End::Forced)]).unwrap_err();
+        assert!(why.contains("var/lib/portreeve"), "{why}");
+    }
+}
