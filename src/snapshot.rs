@@ -165,11 +165,10 @@ pub struct Container {
     pub network_mode: String,
     /// Ports of the host that are forwarded to it now, and those that its next start will ask for.
     pub published: Vec<Published>,
-    /// Its own layer, as `upperdir=` stands in the mountinfo of its processes (overlay drivers): the same while they live,
-    /// whatever became of their cgroup.
-    pub upper_dir: Option<PathBuf>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// Where its root directory lies: the upper directory of its overlay (`GraphDriver.Data.UpperDir`).
+    pub layer: Option<PathBuf>,
 }
 
 /// Where an engine keeps its containers.
