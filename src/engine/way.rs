@@ -4,7 +4,7 @@
 use std::{
     io,
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::net::UnixStream,
     },
     path::Path,
@@ -12,11 +12,11 @@ use std::{
 
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2},
-    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt},
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
 };
 
 use super::Engine;
-use crate::{host::seen, ident::EngineRef, snapshot::Seen};
+use crate::{host::seen, ident::EngineRef, snapshot::Seen, sys};
 
 /// Why an engine did not answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,8 +94,8 @@ pub(super) fn reach(socket: &OwnedFd, owner: u32) -> Result<UnixStream, NoAnswer
         libc::EAGAIN => NoAnswer::Late,
         _ => NoAnswer::NoWay(error.to_string()),
     })?;
-    let peer = sockopt::socket_peercred(&fd).map_err(|e| NoAnswer::NoWay(e.to_string()))?;
-    let (peer, ourselves) = (peer.uid.as_raw(), rustix::process::geteuid().as_raw());
+    let peer = sys::peer_user(fd.as_fd()).map_err(|e| NoAnswer::NoWay(e.to_string()))?;
+    let ourselves = rustix::process::geteuid().as_raw();
     if may_speak(peer, owner, ourselves) {
         Ok(UnixStream::from(fd))
     } else {

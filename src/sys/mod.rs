@@ -60,6 +60,30 @@ pub fn shares_descriptors(a: Pid, b: Pid) -> io::Result<bool> {
     }
 }
 
+/// The user who listens at the other end of a Unix socket (SO_PEERCRED of unix(7)), as our own user namespace numbers users.
+/// rustix has the call, and fails where the listener is outside our pid namespace: its pid is 0 here.
+pub fn peer_user(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let whole = libc::socklen_t::try_from(size_of_val(&peer)).map_err(io::Error::other)?;
+    let mut length = whole;
+    // SAFETY: the kernel writes at most `length` bytes, the size of `peer`, which is alive for the call, as is `length`;
+    // the descriptor is borrowed for it.
+    let answer = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            std::ptr::from_mut(&mut peer).cast(),
+            &raw mut length,
+        )
+    };
+    match answer {
+        0 if length == whole => Ok(peer.uid),
+        0 => Err(io::Error::other("the kernel's ucred has another size")),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Has the command begin a session of its own (setsid(2)): no terminal of ours that it could type into (TIOCSTI), and a
 /// process group with its pid, by which its children are ended too.
 pub fn begin_session(command: &mut Command) {
@@ -71,6 +95,13 @@ pub fn begin_session(command: &mut Command) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_peer_of_our_own_socket_is_our_own_user() {
+        let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let fd = std::os::fd::AsFd::as_fd(&one);
+        assert_eq!(peer_user(fd).unwrap(), rustix::process::geteuid().as_raw());
+    }
 
     #[test]
     fn a_process_shares_its_descriptors_with_itself_but_not_with_init() {
