@@ -9,7 +9,8 @@ use std::{
 
 use crate::{
     act::{Deed, Outcome, Respawn, interrupt::Interrupt, respawn, signal},
-    config::settings::{RunsIn, Settings, any_of},
+    config::settings::{EngineUse, RunsIn, Settings, any_of},
+    engine::Which,
     host::Host,
     ident::{Endpoint, Pid, ServiceName, UnitName},
     judge::{
@@ -19,7 +20,7 @@ use crate::{
         port::PortVerdict,
         verdict::{Unknown, Verdict},
     },
-    observe::{self, Nominate, Question, Reach},
+    observe::{self, Engines, Nominate, Question, Reach},
     snapshot::Snapshot,
 };
 
@@ -317,6 +318,20 @@ fn watch(inquiry: &Inquiry<'_>, deeds: &[Deed], interrupt: &mut Interrupt) {
     }
 }
 
+/// Which engines the settings let us ask.
+fn engines(settings: &Settings) -> Engines {
+    let engines = &settings.engines;
+    let which = Which {
+        docker: engines.docker != EngineUse::Off,
+        docker_socket: match &engines.docker {
+            EngineUse::At(path) => Some(path.clone()),
+            EngineUse::Auto | EngineUse::Off => None,
+        },
+        podman: engines.podman != EngineUse::Off,
+    };
+    Engines { which, timeout: engines.timeout }
+}
+
 impl<'a> Inquiry<'a> {
     fn new(host: &'a Host, settings: &'a Settings, scope: &Scope) -> Result<Self, ScopeError> {
         for name in &scope.services {
@@ -387,6 +402,7 @@ impl<'a> Inquiry<'a> {
             declared_units: self.declared_units.clone(),
             reach,
             pids: self.pids.clone(),
+            engines: engines(self.settings),
         };
         let snapshot = observe::observe(self.host, &question);
         let judgement = judge::judge(&snapshot, self.settings, terms);

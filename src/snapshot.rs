@@ -5,11 +5,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
-use crate::ident::{ContainerId, Endpoint, EngineRef, Pid, Port, ProcessKey, Proto, UnitRef};
+use crate::ident::{
+    ContainerId, Endpoint, EngineKind, EngineRef, Pid, Port, ProcessKey, Proto, UnitRef,
+};
 
 /// The four answers to a question to the kernel or to a manager. "Not there" and "could not look" never mix.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,10 +167,11 @@ pub struct Container {
     pub network_mode: String,
     /// Ports of the host that are forwarded to it now, and those that its next start will ask for.
     pub published: Vec<Published>,
+    /// Its own layer, as `upperdir=` stands in the mountinfo of its processes (overlay drivers): the same while they live,
+    /// whatever became of their cgroup.
+    pub upper_dir: Option<PathBuf>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
-    /// Where its root directory lies: the upper directory of its overlay (`GraphDriver.Data.UpperDir`).
-    pub layer: Option<PathBuf>,
 }
 
 /// Where an engine keeps its containers.
@@ -234,11 +237,89 @@ pub struct Process {
     /// INVOCATION_ID of its environment, 32 hexadecimal digits; `Known(None)` = the environment has none.
     /// Read only where the question asks for it.
     pub invocation_id: Option<Seen<Option<String>>>,
+    /// What its namespaces and its root say of the container that it may be in; read only where that is in question.
+    pub enclosure: Option<Enclosure>,
     /// Its root directory was deleted under it (`/proc/PID/root` ends in `//deleted`), a sign of a removed container.
     pub is_root_deleted: bool,
 }
 
+/// What a process's namespaces and root directory say of its container, whatever its control group is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Enclosure {
+    /// Inode of its pid namespace: the number in `/proc/PID/ns/pid`.
+    pub pid_namespace: Seen<u64>,
+    /// Who made its user namespace: root, or the user whose engine runs without root.
+    pub owner: Seen<u32>,
+    /// Where its root directory lies, as the host names it: the upper directory of an overlay. None: in no overlay.
+    pub layer: Seen<Option<PathBuf>>,
+}
+
+/// Executables that hold a published port for a container, and whose engine's.
+const FORWARDERS: [(&str, &[EngineKind]); 9] = [
+    ("docker-proxy", &[EngineKind::Docker]),
+    ("dockerd", &[EngineKind::Docker]),
+    ("conmon", &[EngineKind::Podman]),
+    ("rootlessport", &[EngineKind::Podman]),
+    ("rootlesskit", &[EngineKind::Docker, EngineKind::Podman]),
+    ("pasta", &[EngineKind::Podman, EngineKind::Docker]),
+    ("pasta.avx2", &[EngineKind::Podman, EngineKind::Docker]),
+    ("passt", &[EngineKind::Podman, EngineKind::Docker]),
+    ("slirp4netns", &[EngineKind::Podman, EngineKind::Docker]),
+];
+
+/// Where a system keeps its executables; elsewhere a file name proves nothing.
+const SYSTEM_FOLDERS: [&str; 9] = [
+    "/usr/",
+    "/bin/",
+    "/sbin/",
+    "/lib/",
+    "/nix/store/",
+    "/run/current-system/",
+    "/opt/",
+    "/snap/",
+    "/var/lib/rancher/",
+];
+
+/// The kernel adds ` (deleted)` where the file was replaced under the process.
+pub fn without_deleted(exe: &Path) -> &Path {
+    exe.to_str().and_then(|t| t.strip_suffix(" (deleted)")).map_or(exe, Path::new)
+}
+
+/// The file name of an executable; NixOS wraps `conmon` as `.conmon-wrapped`.
+pub fn file_name(exe: &Path) -> Option<&str> {
+    let name = without_deleted(exe).to_str()?.rsplit('/').next()?;
+    Some(name.strip_prefix('.').and_then(|n| n.strip_suffix("-wrapped")).unwrap_or(name))
+}
+
+/// The same, in a system folder only.
+pub fn system_name(exe: &Path) -> Option<&str> {
+    let is_system = SYSTEM_FOLDERS.iter().any(|folder| exe.starts_with(folder));
+    let name = file_name(exe).filter(|_| is_system)?;
+    Some(if name.starts_with("systemd-") { "systemd" } else { name })
+}
+
+/// Engines for whose containers this executable may hold ports; none where it is no forwarder.
+pub fn forwards_for(exe: &Path) -> Option<&'static [EngineKind]> {
+    let name = system_name(exe)?;
+    FORWARDERS.iter().find(|(known, _)| *known == name).map(|(_, engines)| *engines)
+}
+
 impl Process {
+    /// Engines for whose containers it may hold ports, by its executable.
+    pub fn forwards_for(&self) -> Option<&'static [EngineKind]> {
+        forwards_for(self.exe.known()?)
+    }
+
+    /// Its control group's path names a container.
+    pub fn has_claim(&self) -> bool {
+        self.cgroup.known().is_some_and(|cgroup| cgroup.claim.is_some())
+    }
+
+    /// It has a pid in a namespace below ours.
+    pub fn is_in_nested_namespace(&self) -> bool {
+        self.namespace_pids.known().is_some_and(|pids| pids.len() > 1)
+    }
+
     /// Ended and only waiting to be reaped: a zombie leader whose other threads live is alive.
     pub fn is_dead(&self) -> bool {
         matches!(self.state, 'Z' | 'X') && self.threads <= 1
@@ -332,6 +413,26 @@ pub struct Sockets {
     pub sees_bound: bool,
     /// Sockets whose creating cgroup no longer exists.
     pub creator_gone: BTreeSet<u64>,
+}
+
+/// What the engines that were asked said of containers.
+#[derive(Debug, Clone, Default)]
+pub struct Containers {
+    /// Each container that an engine was asked about. Gone = this engine does not know it, by its own words.
+    pub said: BTreeMap<(EngineRef, ContainerId), Seen<Container>>,
+    /// Engines whose containers are all in `said`, and those that were asked for them in vain.
+    pub listed: BTreeMap<EngineRef, Seen<()>>,
+    /// Where engines keep their containers, where that was asked.
+    pub stores: BTreeMap<EngineRef, Seen<Store>>,
+    /// The pid namespaces of their main processes. Gone = there is no such process.
+    pub namespaces: BTreeMap<Pid, Seen<u64>>,
+}
+
+impl Containers {
+    /// The containers that are known.
+    pub fn known(&self) -> impl Iterator<Item = &Container> {
+        self.said.values().filter_map(Seen::known)
+    }
 }
 
 /// systemd's KillMode= (systemd.kill(5)).
@@ -460,6 +561,8 @@ pub struct Snapshot {
     pub sessions: BTreeMap<String, Seen<String>>,
     /// Whether a user lingers (loginctl(1) enable-linger).
     pub lingering: BTreeMap<u32, Seen<bool>>,
+    /// What engines said of the containers in question.
+    pub containers: Containers,
     /// Receipts of processes that we started.
     pub receipts: Vec<Receipt>,
 }

@@ -368,6 +368,7 @@ fn seen_by(stage: &Stage, reach: Reach) -> BTreeSet<u32> {
         declared_units: BTreeSet::new(),
         reach,
         pids: BTreeSet::new(),
+        engines: portreeve::observe::Engines::none(),
     };
     let snapshot = stage.within(move || observe::observe(&Host::live(), &question));
     let sockets = snapshot.sockets.known().unwrap();
@@ -428,7 +429,7 @@ fn our_listeners_are_those_that_an_independent_reader_finds() {
 
     let endpoints =
         tcp_ports.iter().map(on(Proto::Tcp)).chain(udp_ports.iter().map(on(Proto::Udp)));
-    let ours = listeners::from_diagnostics(&endpoints.collect::<Vec<_>>()).unwrap();
+    let ours = listeners::from_diagnostics(&endpoints.collect::<Vec<_>>(), Reach::Whole).unwrap();
     let ours: BTreeSet<(bool, String, u16)> = ours
         .iter()
         .filter(|s: &&Socket| s.state == SocketState::Listening)
@@ -468,7 +469,7 @@ fn the_text_of_proc_net_names_the_same_holders_as_the_dump() {
         sockets.holdings.iter().filter(|h| pids.contains(&h.pid)).map(|h| h.inode).collect()
     };
     let text = listeners::from_text(&host, &endpoints);
-    let dump = listeners::observe(&host, &endpoints);
+    let dump = listeners::observe(&host, &endpoints, Reach::Whole);
     let (text, dump) = (found(text.known().unwrap().clone()), found(dump.known().unwrap().clone()));
     assert_eq!(text, dump);
     assert_eq!(text.len(), 2);

@@ -71,7 +71,7 @@ fn every_fixture_host_is_seen_as_it_was_planted() {
 
 #[test]
 fn no_flag_ends_anybody_who_is_undecided_protected_or_in_a_container() {
-    let all = Also { abandoned: true, session: true, foreign: true };
+    let all = Also { abandoned: true, session: true, foreign: true, unsupervised: true };
     for folder in hosts() {
         for verdict in scan(&folder, all).verdicts.iter().filter(|v| v.is_convicted) {
             let title = verdict.title();

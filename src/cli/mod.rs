@@ -146,6 +146,8 @@ enum Kind {
     Abandoned,
     /// Processes in somebody's session
     Session,
+    /// Containers that run without their monitor: stopped by their engine, never removed
+    Unsupervised,
     /// Living holders of the named ports
     Foreign,
 }
@@ -296,6 +298,7 @@ impl Deed {
             abandoned: has(Kind::Abandoned),
             session: has(Kind::Session),
             foreign: has(Kind::Foreign),
+            unsupervised: has(Kind::Unsupervised),
         })
     }
 }

@@ -13,8 +13,8 @@ use super::{Area, Check, State, off};
 use crate::{
     engine::{self, Engine, NoAnswer, Version},
     host::Host,
-    ident::{EngineKind, EngineRef, Manager, UnitName, UnitRef},
-    observe::{self, units},
+    ident::EngineKind,
+    observe::containers,
     snapshot::Seen,
 };
 
@@ -86,7 +86,7 @@ fn ask(host: &Host, place: &Engine) -> Answer {
     if let Err(why) = place.look() {
         return Answer::Mute(why);
     }
-    match is_asleep(host, place.name) {
+    match containers::is_asleep(host, place.name) {
         Seen::Known(true) => Answer::Asleep,
         Seen::Known(false) | Seen::Gone => match engine::version(place, ANSWER_DEADLINE) {
             Ok(version) => Answer::Works(version),
@@ -99,36 +99,6 @@ fn ask(host: &Host, place: &Engine) -> Answer {
 
 fn wakes(why: &str) -> String {
     format!("whether that would start it is not known, for {why}")
-}
-
-/// Whether systemd listens in the engine's stead and would start it for us.
-fn is_asleep(host: &Host, engine: EngineRef) -> Seen<bool> {
-    let manager = manager(engine);
-    if observe::has_systemd(host, &std::collections::BTreeMap::new()) != Seen::Known(true) {
-        return Seen::Known(false);
-    }
-    let unit =
-        |suffix: &str| UnitRef { manager, name: UnitName(format!("{}.{suffix}", engine.kind)) };
-    let (socket, service) = (unit("socket"), unit("service"));
-    let questions = units::Questions {
-        units: [socket.clone(), service.clone()].into(),
-        ..units::Questions::default()
-    };
-    let mut answers = units::observe(host, &questions).units;
-    let mut is_dead = |unit: &UnitRef| match answers.remove(unit) {
-        Some(Seen::Known(unit)) => Seen::Known(unit.is_dead()),
-        Some(Seen::Gone) | None => Seen::Known(true),
-        Some(Seen::Denied) => Seen::Denied,
-        Some(Seen::Unreadable(why)) => Seen::Unreadable(why),
-    };
-    match (is_dead(&socket), is_dead(&service)) {
-        (Seen::Known(socket), Seen::Known(service)) => Seen::Known(!socket && service),
-        (Seen::Known(_), unseen) | (unseen, _) => unseen,
-    }
-}
-
-fn manager(engine: EngineRef) -> Manager {
-    if engine.owner == 0 { Manager::System } else { Manager::User(engine.owner) }
 }
 
 pub(super) fn checks(Engines(found): &Engines) -> Vec<Check> {

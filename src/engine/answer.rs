@@ -212,7 +212,7 @@ fn convert(json: ContainerJson, engine: EngineRef, id: &ContainerId) -> Seen<Con
         pid_mode: settings.pid_mode.unwrap_or_default(),
         network_mode: settings.network_mode.unwrap_or_default(),
         published: published.into_iter().collect(),
-        layer: json
+        upper_dir: json
             .graph_driver
             .and_then(|driver| driver.data?.remove("UpperDir"))
             .map(PathBuf::from)

@@ -31,11 +31,13 @@ pub(super) struct Line {
     owner: u32,
     deadline: Instant,
     sender: Option<SendRequest<Empty<Bytes>>>,
+    /// Whether a pid in its answers means the same process to us.
+    pub(super) counts_as_we_do: bool,
 }
 
 impl Line {
     pub(super) fn new(socket: Arc<OwnedFd>, owner: u32, deadline: Instant) -> Self {
-        Self { socket, owner, deadline, sender: None }
+        Self { socket, owner, deadline, sender: None, counts_as_we_do: false }
     }
 
     /// Another connection to the same.
@@ -59,7 +61,7 @@ impl Line {
         path: &str,
         most_bytes: usize,
     ) -> Result<Reply, NoAnswer> {
-        let kept = self.sender.take();
+        let (kept, deadline) = (self.sender.take(), self.deadline);
         let call = async {
             let mut sender = match kept {
                 Some(sender) if !sender.is_closed() => sender,
@@ -73,14 +75,14 @@ impl Line {
             let body = read(response.into_body(), most_bytes).await?;
             Ok((sender, Reply { status, body }))
         };
-        let (sender, reply) =
-            timeout_at(self.deadline, call).await.unwrap_or(Err(NoAnswer::Late))?;
+        let (sender, reply) = timeout_at(deadline, call).await.unwrap_or(Err(NoAnswer::Late))?;
         self.sender = Some(sender);
         Ok(reply)
     }
 
-    async fn connect(&self) -> Result<SendRequest<Empty<Bytes>>, NoAnswer> {
-        let stream = way::reach(&self.socket, self.owner)?;
+    async fn connect(&mut self) -> Result<SendRequest<Empty<Bytes>>, NoAnswer> {
+        let (stream, counts_as_we_do) = way::reach(&self.socket, self.owner)?;
+        self.counts_as_we_do = counts_as_we_do;
         let stream = tokio::net::UnixStream::from_std(stream).map_err(strange)?;
         let (sender, connection) = Builder::new()
             .max_buf_size(MOST_HEADER_BYTES)

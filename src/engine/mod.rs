@@ -147,6 +147,12 @@ impl Engine {
         self.socket.strip_prefix(root).unwrap_or(&self.socket)
     }
 
+    /// At the place where its distributions put it.
+    pub fn is_usual(&self) -> bool {
+        let which = Which { docker: true, docker_socket: None, podman: true };
+        self.socket == socket_of(&self.host, &which, self.name)
+    }
+
     /// Whether there is a socket that we may open; it is not touched.
     pub fn look(&self) -> Result<(), NoAnswer> {
         way::open(self).map(drop)
@@ -224,6 +230,11 @@ impl Question {
     /// Whether this engine knows these containers.
     pub fn about(engine: Engine, ids: impl IntoIterator<Item = ContainerId>) -> Self {
         Self { engine, ids: ids.into_iter().collect(), list: false, store: false }
+    }
+
+    /// The answer where the engine was better not asked.
+    pub fn left_unasked(&self, why: &str) -> Answer {
+        self.unanswered(&NoAnswer::NoWay(why.to_owned()))
     }
 
     /// The answer of an engine that said nothing.

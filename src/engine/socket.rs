@@ -119,6 +119,16 @@ impl Asker {
                     Ok(reply) => answer::container(&reply, name, &id),
                     Err(why) => why.of(name),
                 };
+                let container = match container {
+                    Seen::Known(c) if c.main_pid.is_some() && !line.counts_as_we_do => {
+                        let why = "it numbers processes in another pid namespace than this";
+                        NoAnswer::Strange(why.to_owned()).of(name)
+                    }
+                    container @ (Seen::Known(_)
+                    | Seen::Gone
+                    | Seen::Denied
+                    | Seen::Unreadable(_)) => container,
+                };
                 PartAnswer::Container(id, Box::new(container))
             }
         }

@@ -260,7 +260,7 @@ fn a_container_is_read_as_the_engine_describes_it() {
                 published(Some("127.0.0.1"), 32768, Proto::Udp, 9),
                 published(Some("::"), 8091, Proto::Tcp, 8091),
             ],
-            layer: Some("/var/lib/docker/overlay2/x/diff".into()),
+            upper_dir: Some("/var/lib/docker/overlay2/x/diff".into()),
             labels: [("stack".to_owned(), "ai".to_owned())].into(),
         }
     );

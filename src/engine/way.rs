@@ -2,7 +2,7 @@
 //! connected through that descriptor; then who listens there is asked of the kernel (SO_PEERCRED of unix(7)).
 
 use std::{
-    io,
+    fs, io,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::net::UnixStream,
@@ -16,7 +16,12 @@ use rustix::{
 };
 
 use super::Engine;
-use crate::{host::seen, ident::EngineRef, snapshot::Seen, sys};
+use crate::{
+    host::seen,
+    ident::{EngineRef, Pid},
+    snapshot::Seen,
+    sys,
+};
 
 /// Why an engine did not answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,8 +81,8 @@ pub(super) fn open(engine: &Engine) -> Result<OwnedFd, NoAnswer> {
     }
 }
 
-/// A connection through an opened socket, non-blocking.
-pub(super) fn reach(socket: &OwnedFd, owner: u32) -> Result<UnixStream, NoAnswer> {
+/// A connection through an opened socket, non-blocking; with it, whether a pid means the same there as here.
+pub(super) fn reach(socket: &OwnedFd, owner: u32) -> Result<(UnixStream, bool), NoAnswer> {
     let connected = || -> rustix::io::Result<OwnedFd> {
         let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", socket.as_raw_fd()))?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -94,13 +99,19 @@ pub(super) fn reach(socket: &OwnedFd, owner: u32) -> Result<UnixStream, NoAnswer
         libc::EAGAIN => NoAnswer::Late,
         _ => NoAnswer::NoWay(error.to_string()),
     })?;
-    let peer = sys::peer_user(fd.as_fd()).map_err(|e| NoAnswer::NoWay(e.to_string()))?;
-    let ourselves = rustix::process::geteuid().as_raw();
-    if may_speak(peer, owner, ourselves) {
-        Ok(UnixStream::from(fd))
+    let (peer, pid) = sys::socket_peer(fd.as_fd()).map_err(|e| NoAnswer::NoWay(e.to_string()))?;
+    if may_speak(peer, owner, rustix::process::geteuid().as_raw()) {
+        Ok((UnixStream::from(fd), pid.is_some_and(counts_as_we_do)))
     } else {
         Err(NoAnswer::Strange(format!("user {peer} listens there")))
     }
+}
+
+/// Whether a process numbers processes as we do: it is in our pid namespace. PID 1's may be unreadable, and is ours.
+fn counts_as_we_do(peer: Pid) -> bool {
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/pid")).ok();
+    let theirs = namespace(&peer.to_string());
+    peer == Pid::INIT || (theirs.is_some() && theirs == namespace("self"))
 }
 
 /// Whose word about an owner's containers counts: the owner's, root's and our own.

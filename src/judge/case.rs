@@ -1,11 +1,14 @@
 //! One process before the judge: its facts, and the conditions of the verdict table as questions to them.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use crate::{
     config::settings::{Service, ServicePattern, Settings, WorkerPattern, fits},
     ident::{Endpoint, Manager, Pid, ServiceName, UnitName, UnitRef},
-    snapshot::{Cgroup, Process, Seen, Snapshot, Unit},
+    snapshot::{
+        Cgroup, Process, Seen, Snapshot, Unit, file_name, forwards_for, system_name,
+        without_deleted,
+    },
 };
 
 use super::{
@@ -64,34 +67,8 @@ const GUARDIANS: [&str; 17] = [
     "nvidia-persistenced",
 ];
 
-/// Executables that hold a published port for a container.
-const FORWARDERS: [&str; 9] = [
-    "docker-proxy",
-    "rootlessport",
-    "rootlesskit",
-    "pasta",
-    "pasta.avx2",
-    "passt",
-    "slirp4netns",
-    "conmon",
-    "dockerd",
-];
-
 /// Keepers of other people's terminals: whatever their arguments say, sessions live in them.
 const MULTIPLEXERS: [&str; 6] = ["tmux", "screen", "zellij", "mosh-server", "dtach", "abduco"];
-
-/// Where a system keeps its executables; elsewhere a file name proves nothing.
-const SYSTEM_FOLDERS: [&str; 9] = [
-    "/usr/",
-    "/bin/",
-    "/sbin/",
-    "/lib/",
-    "/nix/store/",
-    "/run/current-system/",
-    "/opt/",
-    "/snap/",
-    "/var/lib/rancher/",
-];
 
 impl<'a> Case<'a> {
     /// Prepares the case of one process.
@@ -106,7 +83,7 @@ impl<'a> Case<'a> {
         Self { snapshot, settings, process, held, unsure, matched, worker }
     }
 
-    fn name(&self, what: &str) -> String {
+    pub(super) fn name(&self, what: &str) -> String {
         format!("{what} of pid {}", self.process.key.pid)
     }
 
@@ -150,7 +127,7 @@ impl<'a> Case<'a> {
         }
         let is_guardian = self
             .is_system_exe(&GUARDIANS)
-            .or(|| self.is_system_exe(&FORWARDERS))
+            .or(|| self.has_forwarders_exe())
             .and(|| !self.is_forwarder());
         let name = process.exe.known().and_then(|exe| system_name(exe)).unwrap_or("it");
         let why = format!("{name} keeps this machine running");
@@ -159,7 +136,12 @@ impl<'a> Case<'a> {
 
     /// Holds a guarded port on behalf of a container.
     pub fn is_forwarder(&self) -> Truth {
-        Truth::from(!self.held.is_empty()).and(|| self.is_system_exe(&FORWARDERS))
+        Truth::from(!self.held.is_empty()).and(|| self.has_forwarders_exe())
+    }
+
+    fn has_forwarders_exe(&self) -> Truth {
+        let name = || self.name("the executable");
+        fact(&self.process.exe, name, |exe| forwards_for(exe).is_some().into())
     }
 
     /// Keeps terminals open for others, from whatever folder: people install these at home.
@@ -177,20 +159,28 @@ impl<'a> Case<'a> {
         )
     }
 
-    /// A claim in its cgroup, or a pid namespace of its own.
+    /// A claim in its cgroup, a pid namespace of its own, or a root of its own.
     pub fn has_container_evidence(&self) -> Truth {
         let claims = fact(
             &self.process.cgroup,
             || self.name("the control group"),
             |c| c.claim.is_some().into(),
         );
-        claims.or(|| {
+        let is_nested = || {
             fact(
                 &self.process.namespace_pids,
                 || self.name("the pid namespace"),
                 |pids| Truth::from(pids.len() > 1),
             )
-        })
+        };
+        claims.or(is_nested).or(|| self.has_root_of_its_own())
+    }
+
+    /// Its root is an overlay that is not ours: a container's that uses the host's pids.
+    fn has_root_of_its_own(&self) -> Truth {
+        let Some(enclosure) = &self.process.enclosure else { return Truth::No };
+        let name = || self.name("the root directory");
+        fact(&enclosure.layer, name, |layer| layer.is_some().into())
     }
 
     /// The process outside its pid namespace (with the host's pid namespace: outside its claim) from which it
@@ -204,6 +194,8 @@ impl<'a> Case<'a> {
             let name = |what: &str| format!("{what} of pid {}", above.key.pid);
             let is_outside = if depth > 1 {
                 known(&above.namespace_pids, || name("the pid namespace"))?.len() < depth
+            } else if claim.is_none() {
+                !self.shares_layer(above)
             } else {
                 known(&above.cgroup, || name("the control group"))?.claim.as_ref() != claim
             };
@@ -578,22 +570,4 @@ fn is_init(process: &Process) -> bool {
     let word = line.split(|&b| b == b' ').next().unwrap_or_default();
     let name = word.rsplit(|&b| b == b'/').next().unwrap_or_default();
     INITS.contains(&name)
-}
-
-/// The kernel adds ` (deleted)` where the file was replaced under the process.
-fn without_deleted(exe: &Path) -> &Path {
-    exe.to_str().and_then(|t| t.strip_suffix(" (deleted)")).map_or(exe, Path::new)
-}
-
-/// The file name of an executable; NixOS wraps `conmon` as `.conmon-wrapped`.
-fn file_name(exe: &Path) -> Option<&str> {
-    let name = without_deleted(exe).to_str()?.rsplit('/').next()?;
-    Some(name.strip_prefix('.').and_then(|n| n.strip_suffix("-wrapped")).unwrap_or(name))
-}
-
-/// The same, in a system folder only.
-fn system_name(exe: &Path) -> Option<&str> {
-    let is_system = SYSTEM_FOLDERS.iter().any(|folder| exe.starts_with(folder));
-    let name = file_name(exe).filter(|_| is_system)?;
-    Some(if name.starts_with("systemd-") { "systemd" } else { name })
 }

@@ -121,6 +121,7 @@ fn changes(
     for (word, also) in [
         ("abandoned", Also { abandoned: true, ..Also::default() }),
         ("session", Also { session: true, ..Also::default() }),
+        ("unsupervised", Also { unsupervised: true, ..Also::default() }),
         ("foreign", Also { foreign: true, ..Also::default() }),
     ] {
         let named_ports = case.held.iter().map(|g| g.endpoint).collect();
@@ -142,12 +143,18 @@ fn changes(
                 changes.push(Change { what: remedy.clone(), title, would_end: false });
             }
         }
-        Finding::Orphan(_) | Finding::Suspect | Finding::Foreign if verdict.is_convicted => {
+        Finding::Orphan(_) | Finding::Suspect | Finding::Unsupervised(_) | Finding::Foreign
+            if verdict.is_convicted =>
+        {
             let what = "a 'protect:' rule named its unit or executable".to_owned();
             let title = "spare: protected".to_owned();
             changes.push(Change { what, title, would_end: false });
         }
-        Finding::Orphan(_) | Finding::Suspect | Finding::Foreign | Finding::Spare(_) => {}
+        Finding::Orphan(_)
+        | Finding::Suspect
+        | Finding::Unsupervised(_)
+        | Finding::Foreign
+        | Finding::Spare(_) => {}
     }
     changes
 }

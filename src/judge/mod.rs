@@ -1,6 +1,7 @@
 //! Facts → verdicts. Pure: no I/O, no clock, no logging.
 
 pub mod case;
+pub mod container;
 pub mod explain;
 pub mod orphan;
 pub mod port;
@@ -22,6 +23,7 @@ use verdict::{Finding, Row, Seal, Spare, Unknown, Verdict};
 
 /// Which gentle verdicts the caller wants ended as well, `--also`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "one per flag")]
 pub struct Also {
     /// Suspects.
     pub abandoned: bool,
@@ -29,6 +31,8 @@ pub struct Also {
     pub session: bool,
     /// Foreign holders of the ports that the command line names.
     pub foreign: bool,
+    /// Containers that run without a supervisor: stopped by their engine.
+    pub unsupervised: bool,
 }
 
 /// What the caller asked for.
@@ -173,14 +177,18 @@ fn verdict_on(case: &Case<'_>, terms: &Terms, is_asked_about: Truth) -> Verdict 
     let decision = orphan::decide(case);
     let (mut finding, mut reason) = (decision.finding, decision.reason);
     let youth = youth(case, terms);
-    if let (Finding::Orphan(_) | Finding::Suspect, Some(unknown)) = (&finding, youth.clone()) {
+    if let (Finding::Orphan(_) | Finding::Suspect | Finding::Unsupervised(_), Some(unknown)) =
+        (&finding, youth.clone())
+    {
         reason = format!("too young to judge: {}", unknown.why);
         finding = Finding::Undecided(unknown);
     }
     let is_sure = is_asked_about == Truth::Yes;
-    if let (Finding::Orphan(_) | Finding::Suspect | Finding::Foreign, Truth::Unknown(unknown)) =
-        (&finding, is_asked_about)
-    {
+    let may_be_ended = match &finding {
+        Finding::Orphan(_) | Finding::Suspect | Finding::Foreign | Finding::Unsupervised(_) => true,
+        Finding::Spare(_) | Finding::Undecided(_) => false,
+    };
+    if let (true, Truth::Unknown(unknown)) = (may_be_ended, is_asked_about) {
         reason = format!("it may be another service's, which was not asked about: {unknown}");
         finding = Finding::Undecided(unknown);
     }
@@ -193,6 +201,7 @@ fn verdict_on(case: &Case<'_>, terms: &Terms, is_asked_about: Truth) -> Verdict 
                 || case.matched.iter().any(|(_, p)| p.is_portless);
             terms.also.session && decision.is_certain && is_meant
         }
+        Finding::Unsupervised(_) => terms.also.unsupervised,
         Finding::Spare(_) | Finding::Undecided(_) => false,
         Finding::Foreign => {
             let is_named = |g: &&Guard| terms.named_ports.contains(&g.endpoint);
@@ -315,6 +324,10 @@ fn next_step(finding: &Finding, case: &Case<'_>) -> Option<String> {
             None => format!("stop pid {pid} where it was started"),
         }),
         Finding::Undecided(unknown) => unknown.remedy.clone(),
+        Finding::Unsupervised(container) => Some(format!(
+            "'{} restart {}' brings its monitor back, or 'portreeve reap --also unsupervised' stops it",
+            container.engine.kind, container.name
+        )),
         // `portreeve reap` ends an orphan; the report says so once, at its end.
         Finding::Orphan(_) | Finding::Spare(_) => None,
     }

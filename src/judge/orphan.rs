@@ -1,17 +1,18 @@
 //! The verdict table (docs/design.md, section 4): the first row that answers decides. A row whose facts are
 //! not known leaves only gentler verdicts possible: where every possible one spares, the process is spared,
-//! else it is undecided. Rows 2 and 8 speak of receipts; 4 and 5 need a container engine to answer.
+//! else it is undecided. Rows 2 and 8 speak of receipts.
 
 use crate::{
     config::settings::RunsIn,
-    ident::{Manager, UnitRef},
-    snapshot::{KillMode, Receipt, Seen},
+    ident::{EngineKind, EngineRef, Manager, UnitRef},
+    snapshot::{Container, KillMode, Receipt, Seen},
 };
 
 use super::{
     case::Case,
+    container::{Behind, Membership, namespace_of, state_in_words, title},
     truth::{Truth, fact},
-    verdict::{Finding, Orphan, Row, Spare, Unknown},
+    verdict::{ContainerRef, Finding, Orphan, Row, Spare, Unknown},
 };
 
 /// What a row of the table says to a case.
@@ -32,16 +33,19 @@ impl Answer {
     }
 }
 
-const CONTAINED: &str = "a container claims it, or it has a pid namespace of its own";
+const CONTAINED: &str = "a container claims it, or it has a pid namespace or a root of its own";
+const UNSUPERVISED: &str = "no living process outside supervises it";
 const PARENT_GONE: &str = "its parent is gone: a reaper took it";
 const IN_UNIT: &str = "it is in a loaded unit that is no closed session's";
 
 type Ask = fn(&Case<'_>) -> Answer;
 
 /// The rows in their order.
-const TABLE: [(Row, Ask); 15] = [
+const TABLE: [(Row, Ask); 17] = [
     (Row(1), protected),
     (Row(3), live_container),
+    (Row(4), unsupervised_container),
+    (Row(5), left_behind),
     (Row(6), unsettled_container),
     (Row(7), forwarder),
     (Row(8), ours),
@@ -94,6 +98,13 @@ pub fn decide(case: &Case<'_>) -> Decision {
                 let Answer { finding, reason, .. } = answer;
                 return Decision { finding, row, reason, is_certain: false };
             }
+            // What is doubtful about a container is told by the row that is there for it.
+            (Truth::Yes, Some((Row(4 | 5), ..)))
+                if matches!(answer.finding, Finding::Undecided(_)) =>
+            {
+                let Answer { finding, reason, .. } = answer;
+                return Decision { finding, row, reason, is_certain: false };
+            }
             (Truth::Yes, Some((row, unknown, _))) => return undecided(row, unknown),
         }
     }
@@ -139,26 +150,90 @@ fn live_container(case: &Case<'_>) -> Answer {
             (CONTAINED, case.has_container_evidence()),
             ("a living process outside supervises it", is_supervised),
         ],
-        reason: format!("{} is supervised by {name} (pid {pid})", container_name(case)),
+        reason: format!("{} is supervised by {name} (pid {pid})", case.container_name()),
         finding: Finding::Spare(Spare::LiveContainer(pid, name)),
     }
 }
 
-fn container_name(case: &Case<'_>) -> String {
-    match case.process.cgroup.known().and_then(|c| c.claim.as_ref()) {
-        Some(claim) => format!("container {}", claim.id.short()),
-        None => "its pid namespace".to_owned(),
+fn unsupervised_container(case: &Case<'_>) -> Answer {
+    let (container, is_of_its_run) = match case.container() {
+        Membership::Known(container) => (reference(container), case.is_of_present_run(container)),
+        Membership::Removed(engine) => (removed(case, engine), Truth::No),
+        Membership::Unsettled(unknown) => (unknown_container(case), Truth::Unknown(unknown)),
+    };
+    Answer {
+        conditions: vec![
+            (CONTAINED, case.has_container_evidence()),
+            (UNSUPERVISED, !is_supervised(case)),
+            ("its engine says that the container runs, and it belongs to that run", is_of_its_run),
+        ],
+        reason: format!("{container} runs, says {}, but its monitor is gone", container.engine),
+        finding: Finding::Unsupervised(container),
     }
 }
 
-fn unsettled_container(case: &Case<'_>) -> Answer {
-    let name = container_name(case);
-    let unknown = Unknown {
-        fact: format!("whether {name} still runs"),
-        why: "nothing supervises it and no container engine was asked".to_owned(),
-        remedy: Some(
-            "ask the engine that owns it: 'docker inspect' or 'podman inspect'".to_owned(),
+fn left_behind(case: &Case<'_>) -> Answer {
+    let (container, is_left, why) = match case.container() {
+        Membership::Known(container) => (
+            reference(container),
+            !case.is_of_present_run(container),
+            state_in_words(container, namespace_of(case, container)),
         ),
+        Membership::Removed(engine) => {
+            let why = format!("{engine}, in whose store its files lie, does not know it any more");
+            (removed(case, engine), Truth::Yes, why)
+        }
+        Membership::Unsettled(unknown) => {
+            (unknown_container(case), Truth::Unknown(unknown), String::new())
+        }
+    };
+    Answer {
+        conditions: vec![
+            (CONTAINED, case.has_container_evidence()),
+            (UNSUPERVISED, !is_supervised(case)),
+            ("its engine says that the container does not run, or runs without it", is_left),
+        ],
+        reason: format!("an earlier run of {container} left it: {why}"),
+        finding: Finding::Orphan(Orphan::LeftBehind(container)),
+    }
+}
+
+fn is_supervised(case: &Case<'_>) -> Truth {
+    match case.supervisor() {
+        Ok(supervisor) => supervisor.is_some().into(),
+        Err(unknown) => Truth::Unknown(unknown),
+    }
+}
+
+fn reference(container: &Container) -> ContainerRef {
+    let Container { engine, id, name, .. } = container;
+    ContainerRef { engine: *engine, id: id.clone(), name: name.clone() }
+}
+
+fn removed(case: &Case<'_>, engine: EngineRef) -> ContainerRef {
+    let claim = case.process.cgroup.known().and_then(|c| c.claim.as_ref());
+    match claim.map(|c| &c.id) {
+        Some(id) => ContainerRef { engine, id: id.clone(), name: id.short().to_owned() },
+        None => ContainerRef { engine, id: "".into(), name: "that was removed".to_owned() },
+    }
+}
+
+fn unknown_container(case: &Case<'_>) -> ContainerRef {
+    removed(case, EngineRef { kind: EngineKind::Docker, owner: 0 })
+}
+
+fn unsettled_container(case: &Case<'_>) -> Answer {
+    let unknown = match case.container() {
+        Membership::Unsettled(unknown) => unknown,
+        // One of the rows above has it, but for its supervisor.
+        Membership::Known(_) | Membership::Removed(_) => match case.supervisor() {
+            Err(unknown) => unknown,
+            Ok(_) => Unknown {
+                fact: format!("whether {} still runs", case.container_name()),
+                why: "what its engine says does not fit what is seen".to_owned(),
+                remedy: None,
+            },
+        },
     };
     Answer {
         conditions: vec![(CONTAINED, case.has_container_evidence())],
@@ -167,16 +242,36 @@ fn unsettled_container(case: &Case<'_>) -> Answer {
     }
 }
 
+/// A forwarder is judged by the container behind it, and never signalled itself.
 fn forwarder(case: &Case<'_>) -> Answer {
-    let unknown = Unknown {
-        fact: format!("the container behind {}", case.process.name),
-        why: "it forwards this port for a container, and no container engine was asked".to_owned(),
-        remedy: Some("look for the published port: 'docker ps' or 'podman ps'".to_owned()),
+    let (finding, reason) = match case.behind() {
+        Behind::Alive(container, Truth::No) => (
+            Finding::Unsupervised(reference(container)),
+            format!("it forwards to {}, whose monitor is gone", title(container)),
+        ),
+        Behind::Alive(container, Truth::Yes | Truth::Unknown(_)) => (
+            Finding::Spare(Spare::Forwarder(reference(container))),
+            format!("it forwards to {}, which is {}", title(container), container.state),
+        ),
+        Behind::Stopped(container) => {
+            let unknown = Unknown {
+                fact: format!("why {} still has this port", case.process.name),
+                why: format!("{} is {}, and owns it", title(container), container.state),
+                remedy: Some(format!(
+                    "'{0} start {1}' takes it over, '{0} rm -f {1}' frees it, else restart the engine",
+                    container.engine.kind, container.name
+                )),
+            };
+            (Finding::Undecided(unknown.clone()), format!("not known: {unknown}"))
+        }
+        Behind::Nobody(unknown) => {
+            (Finding::Undecided(unknown.clone()), format!("not known: {unknown}"))
+        }
     };
     Answer {
         conditions: vec![("it forwards a guarded port for a container", case.is_forwarder())],
-        reason: format!("not known: {unknown}"),
-        finding: Finding::Undecided(unknown),
+        reason,
+        finding,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use crate::{
-    ident::{Endpoint, Pid, ProcessKey, ServiceName, UnitRef},
+    ident::{ContainerId, Endpoint, EngineRef, Pid, ProcessKey, ServiceName, UnitRef},
     snapshot::Process,
 };
 
@@ -37,6 +37,9 @@ pub enum Finding {
     Orphan(Orphan),
     /// Looks left behind, but nothing declares where it ought to run: ended only with `--also abandoned`.
     Suspect,
+    /// Of a container that runs, says its engine, and whose monitor is gone: ended only with `--also unsupervised`, by
+    /// its engine.
+    Unsupervised(ContainerRef),
     /// Neither owner nor orphan, on a guarded port.
     Foreign,
     /// The deciding row needs a fact that is not known.
@@ -50,6 +53,8 @@ pub enum Spare {
     Protected(String),
     /// Its container is supervised by this living process.
     LiveContainer(Pid, String),
+    /// It forwards a port to this living container.
+    Forwarder(ContainerRef),
     /// In somebody's session; says in which way.
     Session(String),
     /// The unit's main or control process, or a descendant of it.
@@ -60,9 +65,28 @@ pub enum Spare {
     ParentLives(Pid, String),
 }
 
+/// A container as its engine is asked about it and as people call it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ContainerRef {
+    /// Whose it is.
+    pub engine: EngineRef,
+    /// Its id; empty where neither a control group nor the engine tells it.
+    pub id: ContainerId,
+    /// Its name, or the beginning of its id where the engine does not know it.
+    pub name: String,
+}
+
+impl fmt::Display for ContainerRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "container {}", self.name)
+    }
+}
+
 /// Why a process is an orphan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Orphan {
+    /// Its container does not run, or runs anew without it.
+    LeftBehind(ContainerRef),
     /// We started it, and its recorded owner is gone.
     Ours(String),
     /// An inference server's worker without its server; the pattern's name.
@@ -121,10 +145,17 @@ impl Verdict {
         match &self.finding {
             Finding::Spare(Spare::Protected(_)) => "spare: protected".to_owned(),
             Finding::Spare(Spare::LiveContainer(..)) => "spare: live container".to_owned(),
+            Finding::Spare(Spare::Forwarder(container)) => {
+                format!("spare: forwards to {container}")
+            }
             Finding::Spare(Spare::Session(_)) => "spare: session".to_owned(),
             Finding::Spare(Spare::ManagedBy(unit)) => format!("spare: managed by {unit}"),
             Finding::Spare(Spare::InUnit(unit)) => format!("spare: in {unit}"),
             Finding::Spare(Spare::ParentLives(..)) => "spare: its parent lives".to_owned(),
+            Finding::Orphan(Orphan::LeftBehind(container)) => {
+                format!("orphan: left behind by {container}")
+            }
+            Finding::Unsupervised(container) => format!("unsupervised: {container}"),
             Finding::Orphan(Orphan::Ours(_)) => "orphan: ours".to_owned(),
             Finding::Orphan(Orphan::Worker(_)) => "orphan: worker without its server".to_owned(),
             Finding::Orphan(Orphan::SurvivedUnit(unit)) => format!("orphan: survived {unit}"),

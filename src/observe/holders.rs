@@ -31,9 +31,10 @@ use crate::{
 pub enum Reach {
     /// Stop where the creating cgroups already explain every socket: of each socket at least one holder, and
     /// all that are in the cgroup that created it. Enough to say that a port is taken and by whom; a holder
-    /// to whom the descriptor travelled into another cgroup is looked for only where nobody is found there.
+    /// to whom the descriptor travelled into another cgroup is looked for only where nobody is found there, and a
+    /// socket that is bound and silent only where nothing listens.
     Narrow,
-    /// Walk every process whatever the cgroups say: all holders. For whoever ends one of them, and for the proof.
+    /// Walk every process whatever the cgroups say: all sockets, all holders. For whoever ends one of them, and for the proof.
     Whole,
 }
 

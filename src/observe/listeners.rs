@@ -10,16 +10,22 @@ use procfs_core::{
 use crate::{
     host::{Host, seen},
     ident::{Endpoint, Port, Proto},
-    observe::diag::{Diag, states},
+    observe::{
+        diag::{Diag, states},
+        holders::Reach,
+    },
     snapshot::{Seen, Socket, SocketState, Sockets},
 };
 
 /// Sockets on these endpoints, without their holders. Connections are listed only for endpoints on which
 /// nothing listens or is bound: elsewhere they are the server's own. By endpoint and not by port: a server on
 /// another address does not answer for this one.
-pub fn observe(host: &Host, endpoints: &[Endpoint]) -> Seen<Sockets> {
+///
+/// For sockets that are bound and silent the kernel goes through all of its hash buckets (2.5 ms, 65,536 of them),
+/// so [`Reach::Narrow`] asks for them only where nothing listens: beside a listener they change no port's state.
+pub fn observe(host: &Host, endpoints: &[Endpoint], reach: Reach) -> Seen<Sockets> {
     if host.is_live() {
-        match from_diagnostics(endpoints) {
+        match from_diagnostics(endpoints, reach) {
             Ok(all) => {
                 return Seen::Known(Sockets {
                     all,
@@ -81,17 +87,28 @@ fn retain(all: &mut Vec<Socket>, endpoints: &[Endpoint], unserved: &[&Endpoint])
     });
 }
 
-/// By socket diagnostics. Errors: see [`Diag::sockets`].
-pub fn from_diagnostics(endpoints: &[Endpoint]) -> io::Result<Vec<Socket>> {
+/// By socket diagnostics, as [`observe`] has it. Errors: see [`Diag::sockets`].
+pub fn from_diagnostics(endpoints: &[Endpoint], reach: Reach) -> io::Result<Vec<Socket>> {
     let mut diag = Diag::open()?;
-    let (tcp, udp) = (ports_of(endpoints, Proto::Tcp), ports_of(endpoints, Proto::Udp));
-    let mut all = diag.sockets(Proto::Tcp, states::LISTEN | states::BOUND, &tcp)?;
-    all.extend(diag.sockets(Proto::Udp, states::UNCONNECTED, &udp)?);
+    let mut all = diag.sockets(Proto::Tcp, states::LISTEN, &ports_of(endpoints, Proto::Tcp))?;
+    all.extend(diag.sockets(Proto::Udp, states::UNCONNECTED, &ports_of(endpoints, Proto::Udp))?);
+    let silent = match reach {
+        Reach::Whole => ports_of(endpoints, Proto::Tcp),
+        Reach::Narrow => ports_of(unserved(endpoints, &all), Proto::Tcp),
+    };
+    all.extend(diag.sockets(Proto::Tcp, states::BOUND, &silent)?);
     let unserved = unserved(endpoints, &all);
     let open = |proto| ports_of(unserved.iter().copied(), proto);
-    all.extend(diag.sockets(Proto::Tcp, states::CONNECTED, &open(Proto::Tcp))?);
-    all.extend(diag.sockets(Proto::Udp, states::ESTABLISHED, &open(Proto::Udp))?);
+    // Servers once more: one that began to listen between the first two questions is in neither answer.
+    let (tcp, udp) =
+        (states::CONNECTED | states::LISTEN, states::ESTABLISHED | states::UNCONNECTED);
+    all.extend(diag.sockets(Proto::Tcp, tcp, &open(Proto::Tcp))?);
+    all.extend(diag.sockets(Proto::Udp, udp, &open(Proto::Udp))?);
     retain(&mut all, endpoints, &unserved);
+    // The later answer about a socket is the better one.
+    all.reverse();
+    let mut known = BTreeSet::new();
+    all.retain(|socket| known.insert(socket.cookie));
     Ok(all)
 }
 
@@ -200,7 +217,7 @@ mod tests {
             sockets.sort_by_key(|s| (s.proto, s.port, s.inode));
             sockets
         };
-        let dumped = plain(from_diagnostics(&endpoints).unwrap());
+        let dumped = plain(from_diagnostics(&endpoints, Reach::Whole).unwrap());
         let text = from_text(&Host::live(), &endpoints);
         assert_eq!(dumped, plain(text.known().unwrap().all.clone()));
         assert_eq!(dumped.len(), 4);
@@ -216,7 +233,9 @@ mod tests {
         drop(elsewhere);
         let endpoints = [format!("127.0.0.2:{port}").parse().unwrap()];
         let text = from_text(&Host::live(), &endpoints);
-        for all in [&from_diagnostics(&endpoints).unwrap(), &text.known().unwrap().all] {
+        for all in
+            [&from_diagnostics(&endpoints, Reach::Whole).unwrap(), &text.known().unwrap().all]
+        {
             let [socket] = all.as_slice() else { panic!("{all:?}") };
             assert_eq!(socket.state, SocketState::Connected(client.local_addr().unwrap()));
         }
@@ -229,13 +248,37 @@ mod tests {
         let fd = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
         bind(&fd, &"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap()).unwrap();
         let address: std::net::SocketAddr = getsockname(&fd).unwrap().try_into().unwrap();
-        let found = from_diagnostics(&[on(Proto::Tcp, Ok(address))]).unwrap();
+        let found = from_diagnostics(&[on(Proto::Tcp, Ok(address))], Reach::Narrow).unwrap();
         if sees_bound(&Host::live()) {
             assert!(
                 matches!(found.as_slice(), [s] if s.state == SocketState::Bound && s.inode != 0)
             );
         } else {
             println!("skipped: this kernel is older than 6.8 and shows no bound-only sockets");
+        }
+    }
+
+    #[test]
+    fn a_server_that_begins_to_listen_while_we_look_is_never_missed() {
+        use rustix::net::{AddressFamily, SocketType, bind, getsockname, listen, socket};
+        if !sees_bound(&Host::live()) {
+            println!("skipped: this kernel is older than 6.8 and shows no bound-only sockets");
+            return;
+        }
+        for round in 0..200 {
+            let fd = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+            bind(&fd, &"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap()).unwrap();
+            let address: std::net::SocketAddr = getsockname(&fd).unwrap().try_into().unwrap();
+            let endpoints = [on(Proto::Tcp, Ok(address))];
+            let found = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    // Somewhere in the some milliseconds that a look takes.
+                    std::thread::sleep(std::time::Duration::from_micros(round * 20));
+                    listen(&fd, 1).unwrap();
+                });
+                from_diagnostics(&endpoints, Reach::Narrow).unwrap()
+            });
+            assert_eq!(found.len(), 1, "round {round}: {found:?}");
         }
     }
 

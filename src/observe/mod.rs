@@ -1,6 +1,7 @@
 //! Host → snapshot, reading only what the question needs. Changes nothing.
 
 pub mod cgroup;
+pub mod containers;
 pub mod dbus;
 pub mod diag;
 pub mod holders;
@@ -23,6 +24,7 @@ use crate::{
     snapshot::{Clock, CommandLine, Process, Seen, Sight, Snapshot, Socket, SocketState, Sockets},
 };
 
+pub use containers::Engines;
 pub use holders::Reach;
 
 /// Says whether a command line matters; called for every process of the host.
@@ -41,6 +43,8 @@ pub struct Question {
     pub reach: Reach,
     /// Processes that are asked about whatever they hold or match.
     pub pids: BTreeSet<Pid>,
+    /// Container engines that may be asked.
+    pub engines: Engines,
 }
 
 /// A holder that exits between two reads leaves facts of two moments; the look is taken again.
@@ -73,7 +77,7 @@ pub fn is_proc_ours(host: &Host) -> bool {
 
 /// The sockets on the endpoints asked about, without their holders.
 fn sockets_of(host: &Host, question: &Question) -> Seen<Sockets> {
-    listeners::observe(host, &question.endpoints)
+    listeners::observe(host, &question.endpoints, question.reach)
 }
 
 fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
@@ -118,8 +122,20 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
         sockets.known().map(|s| s.holdings.iter().map(|h| h.pid).collect()).unwrap_or_default();
     let candidates: BTreeSet<Pid> = matching.union(&holding).copied().collect();
     let ourselves = ourselves(host).unwrap_or_else(|| vec![Pid(std::process::id())]);
-    let (processes, blurred) =
+    let (mut processes, blurred) =
         with_relatives(host, &candidates, &ourselves, command_lines, question);
+    let of_sockets = sockets.known();
+    containers::read_enclosures(host, &mut processes, &candidates, of_sockets);
+    let containers =
+        containers::observe(host, &question.engines, &processes, &candidates, of_sockets);
+    // What a forwarder stands for is judged by its container's own process.
+    let behind: BTreeSet<Pid> = containers.namespaces.keys().copied().collect();
+    if !behind.is_empty() {
+        let (more, _) = with_relatives(host, &behind, &[], BTreeMap::new(), question);
+        for (pid, process) in more {
+            processes.entry(pid).or_insert(process);
+        }
+    }
     let sight = sight(host);
     let mut is_torn = holding.iter().any(|pid| !processes.contains_key(pid));
     if let Seen::Known(sockets) = &mut sockets {
@@ -148,6 +164,7 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
         units: answers.units,
         sessions: answers.sessions,
         lingering: answers.lingering,
+        containers,
         receipts: Vec::new(),
     };
     (snapshot, is_torn)
@@ -431,7 +448,7 @@ pub fn reserved_ports(host: &Host) -> Seen<String> {
 
 /// Whether something listens on each of these endpoints: a dump, without holders.
 pub fn are_all_taken(host: &Host, endpoints: &[Endpoint]) -> bool {
-    let sockets = listeners::observe(host, endpoints);
+    let sockets = listeners::observe(host, endpoints, Reach::Narrow);
     sockets.known().is_some_and(|sockets| {
         endpoints.iter().all(|endpoint| {
             let mut on = sockets.all.iter().filter(|s| s.is_on(endpoint));

@@ -3,10 +3,11 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fs,
     os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::ffi::OsStrExt,
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::ffi::{OsStrExt, OsStringExt},
     },
     path::PathBuf,
     time::Duration,
@@ -22,7 +23,8 @@ use crate::{
     host::{Host, seen},
     ident::{Pid, ProcessKey},
     observe::{cgroup, reader::read_with_deadline},
-    snapshot::{CommandLine, Process, Seen},
+    snapshot::{CommandLine, Enclosure, Process, Seen},
+    sys,
 };
 
 /// What is kept of it: a user may start thousands with 6 MiB each, and pays for one.
@@ -116,6 +118,7 @@ pub fn read(host: &Host, pid: Pid, command_line: Seen<CommandLine>) -> Seen<Proc
         }),
         cgroup: host.read_text(&format!("proc/{pid}/cgroup")).parse(|text| cgroup::parse(&text)),
         invocation_id: None,
+        enclosure: None,
         is_root_deleted: read_link(host, pid, "root")
             .known()
             .is_some_and(|root| root.as_os_str().as_bytes().ends_with(b"//deleted")),
@@ -127,6 +130,66 @@ pub fn read(host: &Host, pid: Pid, command_line: Seen<CommandLine>) -> Seen<Proc
         None => read_stat(host, pid).known().is_some_and(|s| s.starttime == stat.starttime),
     };
     if is_one { Seen::Known(process) } else { Seen::Gone }
+}
+
+/// Reads what namespaces and root say of a container.
+pub fn read_enclosure(host: &Host, pid: Pid) -> Enclosure {
+    let owner = || {
+        let namespace = fs::File::open(host.of_process(pid, "ns/user"))?;
+        sys::namespace_owner(namespace.as_fd())
+    };
+    let owner = if host.is_live() {
+        seen(owner())
+    } else {
+        Seen::Unreadable("a folder has no namespaces".to_owned())
+    };
+    Enclosure {
+        pid_namespace: read_pid_namespace(host, pid),
+        owner,
+        layer: host.read(&format!("proc/{pid}/mountinfo")).parse(|text| layer(&text)),
+    }
+}
+
+/// `/proc/PID/ns/mnt`, to be compared and nothing else.
+pub fn read_mount_namespace(host: &Host, pid: Pid) -> Seen<PathBuf> {
+    read_link(host, pid, "ns/mnt")
+}
+
+/// The number in `/proc/PID/ns/pid` (namespaces(7)).
+pub fn read_pid_namespace(host: &Host, pid: Pid) -> Seen<u64> {
+    read_link(host, pid, "ns/pid")
+        .parse(|link| link.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok())
+}
+
+/// The upper directory of the overlay that is the root of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)); none where
+/// the text has no root.
+#[expect(clippy::option_option, reason = "no root, a root in no overlay, a root in one")]
+fn layer(mounts: &[u8]) -> Option<Option<PathBuf>> {
+    let fields =
+        |line: &[u8]| -> Vec<Vec<u8>> { line.split(|&b| b == b' ').map(<[u8]>::to_vec).collect() };
+    // Of several mounts on one another the last is seen.
+    let root =
+        mounts.split(|&b| b == b'\n').map(fields).rfind(|f| f.get(4).is_some_and(|p| p == b"/"))?;
+    let mut rest = root.iter().skip_while(|field| *field != b"-").skip(1);
+    if rest.next().is_none_or(|kind| kind != b"overlay") {
+        return Some(None);
+    }
+    let options = rest.nth(1)?;
+    let upper = options.split(|&b| b == b',').find_map(|option| option.strip_prefix(b"upperdir="));
+    Some(upper.map(|path| PathBuf::from(OsString::from_vec(unescape(path)))))
+}
+
+/// Space, tab, newline and backslash stand as octal escapes in a mount table.
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((&byte, after)) = rest.split_first() {
+        let octal = || u8::from_str_radix(std::str::from_utf8(after.get(..3)?).ok()?, 8).ok();
+        let escaped = octal().filter(|_| byte == b'\\');
+        plain.push(escaped.unwrap_or(byte));
+        rest = if escaped.is_some() { after.get(3..).unwrap_or_default() } else { after };
+    }
+    plain
 }
 
 fn pid_of(number: i32) -> Pid {
@@ -182,5 +245,34 @@ fn join(bytes: &mut Vec<u8>) {
         if *byte == 0 {
             *byte = b' ';
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_containers_root_is_named_by_its_upper_directory() {
+        let mounts = b"1 2 0:1 / /proc rw - proc proc rw
+3 2 0:50 / / rw,relatime - overlay overlay rw,lowerdir=/a/l/X:/a/l/Y,upperdir=/var/lib/my\\040store/9/diff,workdir=/w
+";
+        let path = layer(mounts).unwrap().unwrap();
+        assert_eq!(path, PathBuf::from("/var/lib/my store/9/diff"));
+    }
+
+    #[test]
+    fn a_root_that_is_no_overlay_is_in_no_store_and_a_table_without_a_root_says_nothing() {
+        assert_eq!(layer(b"3 2 8:1 / / rw shared:1 - ext4 /dev/vda rw,upperdir=/x\n"), Some(None));
+        assert_eq!(layer(b"3 2 0:50 / / rw - overlay overlay ro,lowerdir=/a\n"), Some(None));
+        assert_eq!(layer(b"3 2 0:5 / /proc rw - proc proc rw\n"), None);
+        assert_eq!(layer(b""), None);
+    }
+
+    #[test]
+    fn the_mount_on_top_is_the_root() {
+        let mounts =
+            b"1 0 8:1 / / rw - ext4 /dev/vda rw\n2 1 0:9 / / rw - overlay o rw,upperdir=/up\n";
+        assert_eq!(layer(mounts), Some(Some(PathBuf::from("/up"))));
     }
 }

@@ -43,7 +43,9 @@ pub(super) fn worse(a: u8, b: u8) -> u8 {
 fn of_verdict(verdict: &Verdict) -> u8 {
     match verdict.finding {
         Finding::Spare(_) => CLEAR,
-        Finding::Orphan(_) | Finding::Suspect | Finding::Foreign => NOT_CLEAR,
+        Finding::Orphan(_) | Finding::Suspect | Finding::Unsupervised(_) | Finding::Foreign => {
+            NOT_CLEAR
+        }
         Finding::Undecided(_) => COULD_NOT_TELL,
     }
 }

@@ -216,7 +216,9 @@ fn process(page: &mut Page, snapshot: &Snapshot, explanation: &Explanation) {
     page.text.push('\n');
     let colour = match verdict.finding {
         Finding::Orphan(_) => ORPHAN,
-        Finding::Suspect | Finding::Foreign | Finding::Undecided(_) => DOUBT,
+        Finding::Suspect | Finding::Unsupervised(_) | Finding::Foreign | Finding::Undecided(_) => {
+            DOUBT
+        }
         Finding::Spare(_) => GOOD,
     };
     page.paint(&format!("  {}", escape(verdict.title(), None)), colour);

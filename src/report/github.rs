@@ -136,7 +136,9 @@ fn of_findings(findings: &Findings, told: &[ProcessKey]) -> Vec<Annotation> {
 fn of_verdict(verdict: &Verdict) -> Option<Annotation> {
     let kind = match verdict.finding {
         Finding::Spare(_) => return None,
-        Finding::Orphan(_) | Finding::Suspect | Finding::Foreign => Kind::Error,
+        Finding::Orphan(_) | Finding::Suspect | Finding::Unsupervised(_) | Finding::Foreign => {
+            Kind::Error
+        }
         Finding::Undecided(_) => Kind::Warning,
     };
     let ports: Vec<String> = verdict.ports.iter().map(short).collect();

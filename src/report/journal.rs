@@ -264,6 +264,7 @@ fn word(finding: &Finding) -> &'static str {
         Finding::Spare(_) => "spare",
         Finding::Orphan(_) => "orphan",
         Finding::Suspect => "suspect",
+        Finding::Unsupervised(_) => "unsupervised",
         Finding::Foreign => "foreign",
         Finding::Undecided(_) => "undecided",
     }
@@ -272,7 +273,11 @@ fn word(finding: &Finding) -> &'static str {
 fn found(verdict: &Verdict) -> Option<Entry> {
     match verdict.finding {
         Finding::Spare(_) => None,
-        Finding::Orphan(_) | Finding::Suspect | Finding::Foreign | Finding::Undecided(_) => {
+        Finding::Orphan(_)
+        | Finding::Suspect
+        | Finding::Unsupervised(_)
+        | Finding::Foreign
+        | Finding::Undecided(_) => {
             Some(Entry::new(Kind::Found, Priority::Warning, &sentence(verdict)).of(verdict))
         }
     }

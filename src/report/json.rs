@@ -198,6 +198,8 @@ enum Word {
     Orphan,
     /// Looks left behind, and nothing declares where it ought to run.
     Suspect,
+    /// Of a container that runs and whose monitor is gone.
+    Unsupervised,
     /// Neither owner nor orphan, on a guarded port.
     Foreign,
     /// A fact is missing.
@@ -344,6 +346,7 @@ fn process(verdict: &Verdict, outcome: Option<&act::Outcome>) -> Process {
             Finding::Spare(_) => Word::Spare,
             Finding::Orphan(_) => Word::Orphan,
             Finding::Suspect => Word::Suspect,
+            Finding::Unsupervised(_) => Word::Unsupervised,
             Finding::Foreign => Word::Foreign,
             Finding::Undecided(_) => Word::Undecided,
         },
@@ -492,7 +495,7 @@ mod tests {
         assert_eq!(
             report["summary"],
             serde_json::json!({
-                "orphans": 2, "suspects": 1, "foreign": 1, "undecided": 1, "spared": 2, "ended": 0, "not_ended": 0,
+                "orphans": 2, "suspects": 1, "unsupervised": 0, "foreign": 1, "undecided": 1, "spared": 2, "ended": 0, "not_ended": 0,
                 "ports_guarded": 11, "ports_free": 3, "ports_lingering": 1, "ports_held": 7, "ports_unknown": 0, "ports_without_listener": 0,
             })
         );

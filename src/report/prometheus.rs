@@ -84,6 +84,7 @@ impl Page {
         for (verdict, count) in [
             ("orphan", summary.orphans),
             ("suspect", summary.suspects),
+            ("unsupervised", summary.unsupervised),
             ("foreign", summary.foreign),
             ("undecided", summary.undecided),
             ("spare", summary.spared),

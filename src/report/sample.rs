@@ -35,6 +35,7 @@ pub(super) fn process(pid: u32, command_line: &[u8]) -> Process {
         tracer: Seen::Known(None),
         cgroup: Seen::Denied,
         invocation_id: None,
+        enclosure: None,
         is_root_deleted: false,
     }
 }

@@ -20,6 +20,8 @@ pub(super) struct Summary {
     pub(super) orphans: usize,
     /// Processes that look left behind where nothing declares where they ought to run.
     pub(super) suspects: usize,
+    /// Processes of containers that run and whose monitor is gone, and forwarders to them.
+    pub(super) unsupervised: usize,
     /// Living holders of guarded ports that are neither owner nor orphan.
     pub(super) foreign: usize,
     /// Processes that could not be judged for want of a fact.
@@ -68,6 +70,7 @@ impl Summary {
             Finding::Spare(_) => &mut self.spared,
             Finding::Orphan(_) => &mut self.orphans,
             Finding::Suspect => &mut self.suspects,
+            Finding::Unsupervised(_) => &mut self.unsupervised,
             Finding::Foreign => &mut self.foreign,
             Finding::Undecided(_) => &mut self.undecided,
         } += 1;

@@ -207,7 +207,11 @@ fn portless_row(verdict: &Verdict) -> Row<'_> {
 fn details(verdict: &Verdict) -> Vec<Detail<'_>> {
     let remedy = match &verdict.finding {
         Finding::Undecided(unknown) => unknown.remedy.as_ref(),
-        Finding::Spare(_) | Finding::Orphan(_) | Finding::Suspect | Finding::Foreign => None,
+        Finding::Spare(_)
+        | Finding::Orphan(_)
+        | Finding::Suspect
+        | Finding::Unsupervised(_)
+        | Finding::Foreign => None,
     };
     let next = verdict.next_step.as_ref().or(remedy);
     std::iter::once(Detail::Why(verdict.reason.as_str().into()))
@@ -271,7 +275,9 @@ fn colour_of(finding: &Finding) -> anstyle::Style {
     match finding {
         Finding::Spare(_) => SPARED,
         Finding::Orphan(_) => ORPHAN,
-        Finding::Suspect | Finding::Foreign | Finding::Undecided(_) => DOUBT,
+        Finding::Suspect | Finding::Unsupervised(_) | Finding::Foreign | Finding::Undecided(_) => {
+            DOUBT
+        }
     }
 }
 
@@ -293,9 +299,11 @@ fn found(summary: &Summary) -> String {
 /// What is neither orphan nor spared.
 fn others(summary: &Summary) -> impl Iterator<Item = String> {
     let suspects = (summary.suspects > 0).then(|| counted(summary.suspects, "suspect", "suspects"));
+    let unsupervised =
+        (summary.unsupervised > 0).then(|| format!("{} unsupervised", summary.unsupervised));
     let foreign = (summary.foreign > 0).then(|| format!("{} foreign", summary.foreign));
     let undecided = (summary.undecided > 0).then(|| format!("{} undecided", summary.undecided));
-    [suspects, foreign, undecided].into_iter().flatten()
+    [suspects, unsupervised, foreign, undecided].into_iter().flatten()
 }
 
 fn ports(summary: &Summary) -> String {

@@ -60,28 +60,39 @@ pub fn shares_descriptors(a: Pid, b: Pid) -> io::Result<bool> {
     }
 }
 
-/// The user who listens at the other end of a Unix socket (SO_PEERCRED of unix(7)), as our own user namespace numbers users.
-/// rustix has the call, and fails where the listener is outside our pid namespace: its pid is 0 here.
-pub fn peer_user(socket: BorrowedFd<'_>) -> io::Result<u32> {
+/// The user who made the user namespace of this descriptor (`/proc/PID/ns/user`), as our own user namespace numbers
+/// users (`NS_GET_OWNER_UID`, ioctl_ns(2)).
+pub fn namespace_owner(namespace: BorrowedFd<'_>) -> io::Result<u32> {
+    const NS_GET_OWNER_UID: libc::c_ulong = 0xb704;
+    let mut uid: libc::uid_t = 0;
+    // SAFETY: the request writes one uid_t to `uid`, which is alive for the call; the descriptor is borrowed for it.
+    let answer = unsafe {
+        libc::ioctl(namespace.as_raw_fd(), NS_GET_OWNER_UID, std::ptr::from_mut(&mut uid))
+    };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(uid) }
+}
+
+/// Who made the socket at the other end listen (SO_PEERCRED of unix(7)): the user, and the process as our pid namespace numbers
+/// it; none where it is in no namespace below ours. rustix takes that 0 for a pid, which it is not.
+pub fn socket_peer(socket: BorrowedFd<'_>) -> io::Result<(u32, Option<Pid>)> {
     let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
-    let whole = libc::socklen_t::try_from(size_of_val(&peer)).map_err(io::Error::other)?;
-    let mut length = whole;
-    // SAFETY: the kernel writes at most `length` bytes, the size of `peer`, which is alive for the call, as is `length`;
-    // the descriptor is borrowed for it.
+    let mut length = u32::try_from(size_of::<libc::ucred>()).unwrap_or_default();
+    // SAFETY: `peer` and `length` are alive for the call, and the kernel writes at most `length` bytes to `peer`, which any
+    // bits fit.
     let answer = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
             libc::SOL_SOCKET,
             libc::SO_PEERCRED,
             std::ptr::from_mut(&mut peer).cast(),
-            &raw mut length,
+            std::ptr::from_mut(&mut length),
         )
     };
-    match answer {
-        0 if length == whole => Ok(peer.uid),
-        0 => Err(io::Error::other("the kernel's ucred has another size")),
-        _ => Err(io::Error::last_os_error()),
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
     }
+    let pid = u32::try_from(peer.pid).ok().filter(|&pid| pid != 0).map(Pid);
+    Ok((peer.uid, pid))
 }
 
 /// Has the command begin a session of its own (setsid(2)): no terminal of ours that it could type into (TIOCSTI), and a
@@ -97,13 +108,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_peer_of_our_own_socket_is_our_own_user() {
-        let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-        let fd = std::os::fd::AsFd::as_fd(&one);
-        assert_eq!(peer_user(fd).unwrap(), rustix::process::geteuid().as_raw());
-    }
-
-    #[test]
     fn a_process_shares_its_descriptors_with_itself_but_not_with_init() {
         let me = Pid(std::process::id());
         assert!(shares_descriptors(me, me).unwrap());
@@ -111,5 +115,16 @@ mod tests {
             Ok(shared) => assert!(!shared),
             Err(error) => assert!(matches!(error.raw_os_error(), Some(libc::EPERM)), "{error}"),
         }
+    }
+
+    #[test]
+    fn the_first_user_namespace_is_roots() {
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap();
+        if !map.split_whitespace().eq(["0", "0", "4294967295"]) {
+            println!("skipped: this is not the first user namespace");
+            return;
+        }
+        let namespace = std::fs::File::open("/proc/self/ns/user").unwrap();
+        assert_eq!(namespace_owner(std::os::fd::AsFd::as_fd(&namespace)).unwrap(), 0);
     }
 }

@@ -11,6 +11,7 @@
 #![allow(clippy::print_stdout, reason = "a skip is said aloud")]
 #![allow(unreachable_pub, reason = "shared by several test programs")]
 
+pub mod engines;
 pub mod stage;
 
 use std::{

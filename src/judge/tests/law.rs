@@ -5,12 +5,13 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::super::{Ended, verdict::Finding};
-use super::scene::{BLINDNESSES, ID, NOW, SERVER, Scene, system, unit};
+use super::scene::{BLINDNESSES, DOCKER, ID, NOW, SERVER, Scene, system, unit};
 use crate::{
     config::settings::ForeignHolder,
-    ident::{ContainerId, Manager, Pid, UnitRef},
+    ident::{ContainerId, EngineRef, Manager, Pid, UnitRef},
     snapshot::{
-        Cgroup, ClaimKind, CommandLine, ContainerClaim, KillMode, Process, Seen, SocketState, Unit,
+        Cgroup, ClaimKind, CommandLine, ContainerClaim, ContainerState, Containers, Enclosure,
+        KillMode, Process, Published, Seen, SocketState, Store, Unit,
     },
 };
 
@@ -138,15 +139,18 @@ fn any_process(pid: u32) -> BoxedStrategy<Process> {
         ),
         (seen(line), seen(exe), seen(prop_oneof![9 => Just(1000u32), 1 => Just(0u32)])),
         (seen(namespaces), seen(any_cgroup()), prop::option::of(seen(invocation))),
+        prop::option::weighted(0.2, any_enclosure()),
     )
         .prop_map(
             move |(
                 (parent, session, has_terminal, start),
                 (line, exe, uid),
                 (pids, cgroup, id),
+                enclosure,
             )| {
                 let mut process =
                     Scene::new().process(pid, parent, "").snapshot.processes[&Pid(pid)].clone();
+                process.enclosure = enclosure;
                 process.session = Pid(session);
                 process.group = Pid(session);
                 process.has_terminal = has_terminal;
@@ -178,6 +182,82 @@ fn any_socket() -> impl Strategy<Value = (Vec<u32>, String, SocketState)> {
         .prop_map(|(holders, address, port, state)| (holders, format!("{address}:{port}"), state))
 }
 
+/// An engine's word: two containers at most, of root's Docker or of the user's.
+fn any_containers() -> impl Strategy<Value = Containers> {
+    let engine = || prop::sample::select(vec![DOCKER, EngineRef { owner: 1000, ..DOCKER }]);
+    let id = || prop::sample::select(vec![ID.to_owned(), "f".repeat(64)]).prop_map(ContainerId);
+    let state = prop::sample::select(vec![
+        ContainerState::Running,
+        ContainerState::Running,
+        ContainerState::Paused,
+        ContainerState::Restarting,
+        ContainerState::NotRunning("exited".to_owned()),
+    ]);
+    let published = prop::option::of(prop::sample::select(vec![8091u16, 8092]));
+    let container = (state, prop::option::of(1u32..9), published, any::<bool>()).prop_map(
+        |(state, main, published, has_layer)| {
+            let scene = Scene::new().docker_says(state, main).edit_container(|c| {
+                c.upper_dir = has_layer.then(|| LAYER.into());
+                c.published = published
+                    .map(|p| Published {
+                        address: None,
+                        port: super::scene::port(p),
+                        proto: crate::ident::Proto::Tcp,
+                        container_port: super::scene::port(80),
+                    })
+                    .into_iter()
+                    .collect();
+            });
+            scene.snapshot.containers.known().next().cloned()
+        },
+    );
+    let said = (engine(), id(), seen(container)).prop_map(|(engine, id, seen)| {
+        let seen = seen.parse(|container| container);
+        // No two containers of an engine have one root.
+        let seen = seen.map(|c| crate::snapshot::Container {
+            engine,
+            id: id.clone(),
+            upper_dir: c.upper_dir.clone().filter(|_| id.0 == ID),
+            ..c
+        });
+        ((engine, id), seen)
+    });
+    let store = seen(prop::sample::select(vec!["/var/lib/docker", "/srv/other"]));
+    let store = store.prop_map(|seen| {
+        seen.map(|root| Store {
+            root: root.into(),
+            driver: "overlay2".to_owned(),
+            holds_layers: true,
+        })
+    });
+    (
+        prop::collection::vec(said, 0..4),
+        prop::collection::vec((engine(), seen(Just(()))), 0..2),
+        prop::collection::vec((engine(), store), 0..3),
+        prop::collection::vec((1u32..9, seen(1u64..4)), 0..6),
+    )
+        .prop_map(|(said, listed, stores, namespaces)| Containers {
+            said: said.into_iter().collect(),
+            // That a list is gone is no answer.
+            listed: listed
+                .into_iter()
+                .map(|(e, s)| (e, if s == Seen::Gone { Seen::Denied } else { s }))
+                .collect(),
+            stores: stores.into_iter().collect(),
+            namespaces: namespaces.into_iter().map(|(pid, s)| (Pid(pid), s)).collect(),
+        })
+        .boxed()
+}
+
+const LAYER: &str = "/var/lib/docker/overlay2/7/diff";
+
+fn any_enclosure() -> impl Strategy<Value = Enclosure> {
+    let layer = prop_oneof![3 => Just(Some(LAYER.into())), 2 => Just(None)];
+    (seen(1u64..4), seen(prop_oneof![Just(0u32), Just(1000)]), seen(layer))
+        .prop_map(|(pid_namespace, owner, layer)| Enclosure { pid_namespace, owner, layer })
+        .boxed()
+}
+
 prop_compose! {
     fn any_host()(
         processes in (2u32..9).prop_map(|n| (1..n).map(any_process).collect::<Vec<_>>()).prop_flat_map(|p| p),
@@ -192,6 +272,7 @@ prop_compose! {
         receipt in prop::option::weighted(0.2, seen(any::<bool>())),
         v6only in any::<[bool; 5]>(),
         is_first_random in prop::bool::weighted(0.2),
+        containers in any_containers(),
     ) -> Scene {
         let mut scene = Scene::new();
         for process in processes {
@@ -217,6 +298,7 @@ prop_compose! {
                 socket.v6only = socket.address.is_ipv6().then_some(only);
             })
             .see(|s| {
+                s.containers = containers;
                 s.units.extend(units);
                 s.sessions.insert("3".to_owned(), session);
                 s.lingering.insert(1000, lingers);
@@ -234,6 +316,7 @@ prop_compose! {
         abandoned in any::<bool>(),
         session in any::<bool>(),
         foreign in any::<bool>(),
+        unsupervised in any::<bool>(),
         reaps in any::<bool>(),
         named in prop::option::of(prop::sample::select(vec!["8091", "127.0.0.1:9000", "0.0.0.0:9000", "47334"])),
         service in prop::option::weighted(0.2, prop::sample::select(vec!["aidb", "hybrid", "web"])),
@@ -243,6 +326,7 @@ prop_compose! {
         let host = named.into_iter().fold(host, Scene::named_port);
         host.ask(|t| {
             (t.also.abandoned, t.also.session, t.also.foreign) = (abandoned, session, foreign);
+            t.also.unsupervised = unsupervised;
             t.began_ticks = began;
             t.named_services.extend(service.map(Into::into));
             t.ended.extend(ended.map(|session| Ended { session: Pid(session), at_ticks: NOW }));
@@ -281,6 +365,7 @@ proptest! {
             let may_be_ended = match verdict.finding {
                 Finding::Orphan(_) | Finding::Foreign => true,
                 Finding::Suspect => scene.terms.also.abandoned,
+                Finding::Unsupervised(_) => scene.terms.also.unsupervised,
                 Finding::Spare(_) => scene.terms.also.session && verdict.row.0 == 10,
                 Finding::Undecided(_) => false,
             };
@@ -304,7 +389,7 @@ fn the_random_hosts_reach_every_row() {
     }
     assert_eq!(
         rows.into_iter().collect::<Vec<_>>(),
-        [1, 3, 8, 9, 10, 12, 13, 14, 15, 16, 17, 18, 19]
+        [1, 3, 4, 5, 7, 8, 9, 10, 12, 13, 14, 15, 16, 17, 18, 19]
     );
     assert!(convicted > 100);
 }

@@ -16,15 +16,17 @@ use crate::{
         Defaults, Engines, ForeignHolder, Protect, RunsIn, Service, ServicePattern, Settings,
         WorkerPattern, compile_pattern,
     },
-    ident::{Endpoint, Manager, Pid, Port, ProcessKey, Proto, UnitRef},
+    ident::{Endpoint, EngineKind, EngineRef, Manager, Pid, Port, ProcessKey, Proto, UnitRef},
     snapshot::{
-        Cgroup, ClaimKind, Clock, CommandLine, ContainerClaim, Holding, KillMode, Process, Receipt,
-        Seen, Sight, Snapshot, Socket, SocketState, Sockets, Unit,
+        Cgroup, ClaimKind, Clock, CommandLine, Container, ContainerClaim, ContainerState,
+        Containers, Enclosure, Holding, KillMode, Process, Receipt, Seen, Sight, Snapshot, Socket,
+        SocketState, Sockets, Store, Unit,
     },
 };
 
 pub(super) const NOW: u64 = 1_000_000;
 pub(super) const SERVER: &str = "python3 -u /app/server.py --config /etc/a.yaml";
+pub(super) const DOCKER: EngineRef = EngineRef { kind: EngineKind::Docker, owner: 0 };
 pub(super) const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 /// What was seen, what is set, what was asked.
@@ -131,6 +133,7 @@ impl Scene {
             units: BTreeMap::new(),
             sessions: BTreeMap::new(),
             lingering: [(1000, Seen::Known(false))].into(),
+            containers: Containers::default(),
             receipts: Vec::new(),
         };
         let scene = Self { snapshot, settings, terms };
@@ -162,6 +165,7 @@ impl Scene {
             tracer: Seen::Known(None),
             cgroup: Seen::Known(Cgroup { path: "/".to_owned(), ..Cgroup::default() }),
             invocation_id: None,
+            enclosure: None,
             is_root_deleted: false,
         };
         if self.settings.patterns().any(|p| p.is_match(command_line.as_bytes())) {
@@ -286,6 +290,63 @@ impl Scene {
         })
     }
 
+    /// Reads a process's namespaces and root: uid 1000's processes in root's container number `namespace`.
+    pub(super) fn enclosed(self, pid: u32, namespace: u64) -> Self {
+        self.edit(pid, |p| {
+            p.enclosure = Some(Enclosure {
+                pid_namespace: Seen::Known(namespace),
+                owner: Seen::Known(0),
+                layer: Seen::Known(Some("/var/lib/docker/overlay2/7/diff".into())),
+            });
+        })
+    }
+
+    /// Docker's word on the container of [`claim`], called aidb.
+    pub(super) fn docker_says(self, state: ContainerState, main: Option<u32>) -> Self {
+        let main_pid = main.map(Pid);
+        let container = Container {
+            engine: DOCKER,
+            id: ID.into(),
+            name: "aidb".to_owned(),
+            state,
+            main_pid,
+            restarts: 0,
+            restart_policy: Some("always".to_owned()),
+            health: None,
+            pid_mode: String::new(),
+            network_mode: "host".to_owned(),
+            published: Vec::new(),
+            labels: BTreeMap::new(),
+            upper_dir: None,
+        };
+        self.docker_answers(Seen::Known(container))
+    }
+
+    /// Docker's answer to the question for that container.
+    pub(super) fn docker_answers(mut self, answer: Seen<Container>) -> Self {
+        self.snapshot.containers.said.insert((DOCKER, ID.into()), answer);
+        self
+    }
+
+    pub(super) fn edit_container(self, edit: impl FnOnce(&mut Container)) -> Self {
+        self.see(|s| {
+            if let Some(Seen::Known(container)) = s.containers.said.get_mut(&(DOCKER, ID.into())) {
+                edit(container);
+            }
+        })
+    }
+
+    /// A process that is some container's main process, and its pid namespace.
+    pub(super) fn main_process(self, pid: u32, namespace: Seen<u64>) -> Self {
+        self.see(|s| drop(s.containers.namespaces.insert(Pid(pid), namespace)))
+    }
+
+    /// Where Docker keeps its containers.
+    pub(super) fn docker_keeps_in(self, root: &str) -> Self {
+        let store = Store { root: root.into(), driver: "overlay2".to_owned(), holds_layers: true };
+        self.see(|s| drop(s.containers.stores.insert(DOCKER, Seen::Known(store))))
+    }
+
     pub(super) fn receipt(mut self, pid: u32, edit: impl FnOnce(&mut Receipt)) -> Self {
         let mut receipt = Receipt {
             boot_id: "this boot".to_owned(),
@@ -388,6 +449,14 @@ pub(super) enum Fact {
     SessionState(String),
     Linger(u32),
     OwnerAlive(usize),
+    /// An engine's word on a container; that it does not know it is no blindness.
+    Said(usize),
+    Listed(usize),
+    Store(usize),
+    MainNamespace(u32),
+    PidNamespace(u32),
+    NamespaceOwner(u32),
+    Layer(u32),
     /// Not in the `Seen` form: rights, and what the walk through `/proc` was refused.
     Sight,
 }
@@ -402,6 +471,15 @@ pub(super) enum Blindness {
 
 pub(super) const BLINDNESSES: [Blindness; 3] =
     [Blindness::Gone, Blindness::Denied, Blindness::Unreadable];
+
+impl Blindness {
+    fn but_gone(self) -> Self {
+        match self {
+            Self::Gone | Self::Unreadable => Self::Unreadable,
+            Self::Denied => Self::Denied,
+        }
+    }
+}
 
 fn blind<T>(seen: &mut Seen<T>, blindness: Blindness) {
     *seen = match blindness {
@@ -445,10 +523,20 @@ impl Scene {
         facts.extend(snapshot.sessions.keys().cloned().map(Fact::SessionState));
         facts.extend(snapshot.lingering.keys().copied().map(Fact::Linger));
         facts.extend((0..snapshot.receipts.len()).map(Fact::OwnerAlive));
+        let containers = &snapshot.containers;
+        facts.extend((0..containers.said.len()).map(Fact::Said));
+        facts.extend((0..containers.listed.len()).map(Fact::Listed));
+        facts.extend((0..containers.stores.len()).map(Fact::Store));
+        facts.extend(containers.namespaces.keys().map(|pid| Fact::MainNamespace(pid.0)));
+        let enclosed = snapshot.processes.values().filter(|p| p.enclosure.is_some());
+        let of_enclosure: [fn(u32) -> Fact; 3] =
+            [Fact::PidNamespace, Fact::NamespaceOwner, Fact::Layer];
+        facts.extend(enclosed.flat_map(|p| of_enclosure.map(|fact| fact(p.key.pid.0))));
         facts
     }
 
     /// The same host, one fact not seen.
+    #[expect(clippy::too_many_lines, reason = "one arm per fact")]
     pub(super) fn without(mut self, fact: &Fact, how: Blindness) -> Self {
         let snapshot = &mut self.snapshot;
         let mut of = |pid: &u32, edit: &dyn Fn(&mut Process)| {
@@ -502,6 +590,49 @@ impl Scene {
                     blind(&mut receipt.is_owner_alive, how);
                 }
             }
+            // "Not there" is an answer of these, and no blindness.
+            Fact::Said(at) => {
+                snapshot
+                    .containers
+                    .said
+                    .values_mut()
+                    .nth(*at)
+                    .into_iter()
+                    .for_each(|s| blind(s, how.but_gone()));
+            }
+            Fact::Listed(at) => {
+                snapshot
+                    .containers
+                    .listed
+                    .values_mut()
+                    .nth(*at)
+                    .into_iter()
+                    .for_each(|s| blind(s, how.but_gone()));
+            }
+            Fact::Store(at) => {
+                snapshot
+                    .containers
+                    .stores
+                    .values_mut()
+                    .nth(*at)
+                    .into_iter()
+                    .for_each(|s| blind(s, how));
+            }
+            Fact::MainNamespace(pid) => {
+                let seen = snapshot.containers.namespaces.get_mut(&Pid(*pid));
+                if let Some(seen) = seen {
+                    blind(seen, how.but_gone());
+                }
+            }
+            Fact::PidNamespace(pid) => of(pid, &|p| {
+                p.enclosure.iter_mut().for_each(|e| blind(&mut e.pid_namespace, how));
+            }),
+            Fact::NamespaceOwner(pid) => of(pid, &|p| {
+                p.enclosure.iter_mut().for_each(|e| blind(&mut e.owner, how));
+            }),
+            Fact::Layer(pid) => of(pid, &|p| {
+                p.enclosure.iter_mut().for_each(|e| blind(&mut e.layer, how));
+            }),
             Fact::V6Only(at) => {
                 return self.edit_sockets(|s| s.all[*at].v6only = None);
             }

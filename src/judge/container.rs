@@ -1,0 +1,321 @@
+//! A process and its container: which one it is, what the engine's word on it means, and who stands behind a forwarder.
+
+use crate::{
+    ident::{EngineRef, Pid},
+    snapshot::{
+        ClaimKind, Container, ContainerState, Process, Published, Seen, Socket, SocketState, Store,
+    },
+};
+
+use super::{
+    case::Case,
+    truth::{Truth, fact, known},
+    verdict::Unknown,
+};
+
+/// Which container a process belongs to.
+#[derive(Debug, Clone)]
+pub enum Membership<'a> {
+    /// This one, which its engine knows.
+    Known(&'a Container),
+    /// One whose files lie in this engine's store and which that engine does not know any more.
+    Removed(EngineRef),
+    /// Not settled: no answer, no engine, another engine's store.
+    Unsettled(Unknown),
+}
+
+/// Who stands behind a forwarder.
+#[derive(Debug, Clone)]
+pub enum Behind<'a> {
+    /// A container that runs, is paused or about to run again; with it what supervises it, if that is known.
+    Alive(&'a Container, Truth),
+    /// A container that its engine knows and that does not run.
+    Stopped(&'a Container),
+    /// Nobody that we know of.
+    Nobody(Unknown),
+}
+
+const LOOK: &str = "look for the published port: 'docker ps -a' or 'podman ps -a'";
+const HOW_TO_ASK: &str = "ask the engine that owns it: 'docker inspect' or 'podman inspect'";
+
+impl<'a> Case<'a> {
+    /// The container that the process belongs to, as far as its engine settles it.
+    pub fn container(&self) -> Membership<'a> {
+        let containers = &self.snapshot.containers;
+        let unsettled = |why: String, remedy: Option<&str>| {
+            Membership::Unsettled(Unknown {
+                fact: format!("whether {} still runs", self.container_name()),
+                why,
+                remedy: remedy.map(str::to_owned),
+            })
+        };
+        let claim = self.process.cgroup.known().and_then(|c| c.claim.as_ref());
+        match claim.map(|c| c.kind) {
+            Some(ClaimKind::Cri) => {
+                let why = "nothing supervises it; it is the kubelet's, whom nobody asks here";
+                return unsettled(why.to_owned(), Some("ask its runtime: 'crictl inspect'"));
+            }
+            Some(ClaimKind::Lxc) => {
+                let why = "nothing supervises it, and LXC is not asked".to_owned();
+                return unsettled(why, Some("ask it: 'lxc-info' or 'incus info'"));
+            }
+            Some(ClaimKind::Nspawn) => {
+                let why = "nothing supervises it, and machined is not asked".to_owned();
+                return unsettled(why, Some("ask it: 'machinectl status'"));
+            }
+            Some(ClaimKind::Docker | ClaimKind::Podman | ClaimKind::Other) | None => {}
+        }
+        let Some(enclosure) = &self.process.enclosure else {
+            return unsettled("no container engine was asked".to_owned(), Some(HOW_TO_ASK));
+        };
+        let owner = match known(&enclosure.owner, || "whose container it is".to_owned()) {
+            Ok(&owner) => owner,
+            Err(unknown) => return unsettled(unknown.to_string(), Some(HOW_TO_ASK)),
+        };
+        let layer = enclosure.layer.known().and_then(Option::as_ref);
+        // A user's engine speaks for that user's containers only.
+        let said = || containers.said.iter().filter(|((engine, _), _)| engine.owner == owner);
+        let is_it = |container: &&Container| match claim {
+            Some(claim) => container.id == claim.id,
+            None => layer.is_some() && container.upper_dir.as_ref() == layer,
+        };
+        if let Some(container) = said().filter_map(|(_, seen)| seen.known()).find(is_it) {
+            return Membership::Known(container);
+        }
+        // Without a name and without a root by which to know it: who else is in its pid namespace?
+        if claim.is_none() && self.process.is_in_nested_namespace() {
+            let mut doubt = None;
+            for container in said().filter_map(|(_, seen)| seen.known()) {
+                match self.is_of_present_run(container) {
+                    Truth::Yes => return Membership::Known(container),
+                    Truth::No => {}
+                    Truth::Unknown(unknown) => doubt = Some(unknown),
+                }
+            }
+            if let Some(unknown) = doubt {
+                return unsettled(unknown.to_string(), Some(HOW_TO_ASK));
+            }
+        }
+        // Nobody knows it. That is proof only by every engine that was asked, and by the one whose store it is in.
+        let mut removed_from = None;
+        let mut asked = 0;
+        let said = said().filter(|((_, id), _)| claim.is_none_or(|c| c.id == *id));
+        let said = said.map(|((engine, _), seen)| (*engine, seen.as_ref().map(|_| ())));
+        let listed = containers.listed.iter().filter(|_| claim.is_none());
+        let listed = listed.map(|(engine, seen)| (*engine, seen.clone()));
+        for (engine, seen) in said.chain(listed).filter(|(engine, _)| engine.owner == owner) {
+            asked += 1;
+            match (claim, seen) {
+                // Another container's answer, or the whole list: this engine has spoken.
+                (None, Seen::Known(()) | Seen::Gone) | (Some(_), Seen::Gone) => {
+                    let store = containers.stores.get(&engine).and_then(Seen::known);
+                    if store.is_some_and(|store| store.has(layer)) {
+                        removed_from = Some(engine);
+                    }
+                }
+                (Some(_), Seen::Known(())) => {}
+                (_, Seen::Denied) => {
+                    return unsettled(format!("{engine} let us not ask"), Some("run it as root"));
+                }
+                (_, Seen::Unreadable(why)) => {
+                    let why = format!("nothing supervises it, and {engine} gave no answer: {why}");
+                    return unsettled(
+                        why,
+                        Some("see whether that engine runs, and run this again"),
+                    );
+                }
+            }
+        }
+        match removed_from {
+            Some(engine) => Membership::Removed(engine),
+            None if asked == 0 => {
+                let why = "nothing supervises it, and no engine here answers for it".to_owned();
+                unsettled(why, Some(HOW_TO_ASK))
+            }
+            None => {
+                let why =
+                    "the engines here do not know it, and its files lie in no store of theirs";
+                unsettled(why.to_owned(), Some("look for another engine that has it"))
+            }
+        }
+    }
+
+    /// Its container runs, says the engine, and it is one of that run's processes: unsupervised, but alive.
+    pub fn is_of_present_run(&self, container: &Container) -> Truth {
+        let is_up = match &container.state {
+            ContainerState::Running | ContainerState::Paused | ContainerState::Restarting => true,
+            ContainerState::NotRunning(_) => false,
+        };
+        if !is_up {
+            return Truth::No;
+        }
+        let Some(main) = container.main_pid else {
+            // Between two runs there is none; otherwise the engine contradicts itself.
+            return match container.state {
+                ContainerState::Restarting => Truth::No,
+                ContainerState::Running
+                | ContainerState::Paused
+                | ContainerState::NotRunning(_) => {
+                    let why = format!("{} names none", container.engine);
+                    let fact = format!("the main process of {}", title(container));
+                    Truth::Unknown(Unknown { fact, why, remedy: None })
+                }
+            };
+        };
+        let name = || format!("the pid namespace of {}'s main process, pid {main}", container.name);
+        let unread = Seen::Unreadable("it was not read".to_owned());
+        let theirs = match self.snapshot.containers.namespaces.get(&main).unwrap_or(&unread) {
+            Seen::Gone => return Truth::No,
+            seen @ (Seen::Known(_) | Seen::Denied | Seen::Unreadable(_)) => known(seen, name),
+        };
+        let own = || self.name("the pid namespace");
+        let unread = Seen::Unreadable("it was not read".to_owned());
+        let enclosure = self.process.enclosure.as_ref();
+        match theirs {
+            Ok(theirs) => fact(enclosure.map_or(&unread, |e| &e.pid_namespace), own, |own| {
+                (own == theirs).into()
+            }),
+            Err(unknown) => Truth::Unknown(unknown),
+        }
+    }
+
+    /// What the process is called as a member of a container, as long as no engine has named that.
+    pub fn container_name(&self) -> String {
+        match self.process.cgroup.known().and_then(|c| c.claim.as_ref()) {
+            Some(claim) => {
+                let known = self.snapshot.containers.known().find(|c| c.id == claim.id);
+                known.map_or_else(|| format!("container {}", claim.id.short()), title)
+            }
+            None => match self.snapshot.containers.known().find(|c| self.has_layer_of(c)) {
+                Some(container) => title(container),
+                None => "its container".to_owned(),
+            },
+        }
+    }
+
+    fn has_layer_of(&self, container: &Container) -> bool {
+        let layer = self.process.enclosure.as_ref().and_then(|e| e.layer.known());
+        container.upper_dir.is_some() && layer == Some(&container.upper_dir)
+    }
+
+    /// The container for which a forwarder holds its guarded ports: by address and port of its sockets.
+    pub fn behind(&self) -> Behind<'a> {
+        let containers = &self.snapshot.containers;
+        let all = containers.known().filter(|c| self.forwards_to(c));
+        let (alive, stopped): (Vec<_>, Vec<_>) =
+            all.partition(|c| !matches!(c.state, ContainerState::NotRunning(_)));
+        if let Some(container) = alive.first() {
+            let is_one_supervised = alive
+                .iter()
+                .fold(Truth::No, |any, container| any.or(|| self.is_main_supervised(container)));
+            // Another container may publish this port too, of which nobody told us.
+            let unread = || self.unread_containers().map_or(Truth::No, Truth::Unknown);
+            return Behind::Alive(container, is_one_supervised.or(unread));
+        }
+        if let Some(container) = stopped.first() {
+            return Behind::Stopped(container);
+        }
+        if let Some(unknown) = self.unread_containers() {
+            return Behind::Nobody(unknown);
+        }
+        let why = if containers.listed.is_empty() {
+            "it forwards this port for a container, and no container engine was asked"
+        } else {
+            "it forwards this port, and no container of the engines here publishes it"
+        };
+        Behind::Nobody(Unknown {
+            fact: format!("the container behind {}", self.process.name),
+            why: why.to_owned(),
+            remedy: Some(LOOK.to_owned()),
+        })
+    }
+
+    /// Containers that an engine did not tell about.
+    fn unread_containers(&self) -> Option<Unknown> {
+        let containers = &self.snapshot.containers;
+        let listed = containers.listed.iter().map(|(engine, seen)| (engine, seen.clone()));
+        let said = containers.said.iter();
+        let said = said.map(|((engine, _), seen)| (engine, seen.as_ref().map(|_| ())));
+        let why = listed.chain(said).find_map(|(engine, seen)| match seen {
+            Seen::Unreadable(why) => Some(format!("{engine} gave no answer: {why}")),
+            Seen::Denied => Some(format!("{engine} let us not ask")),
+            Seen::Known(()) | Seen::Gone => None,
+        })?;
+        let fact = format!("the container behind {}", self.process.name);
+        Some(Unknown { fact, why, remedy: Some(LOOK.to_owned()) })
+    }
+
+    fn forwards_to(&self, container: &Container) -> bool {
+        let Some(sockets) = self.snapshot.sockets.known() else { return false };
+        let holds = |s: &&Socket| {
+            let is_server = matches!(s.state, SocketState::Listening | SocketState::Bound);
+            is_server && self.snapshot.holders(s.inode).any(|pid| pid == self.process.key.pid)
+        };
+        let is_held = |s: &&Socket| self.held.iter().any(|guard| s.is_on(&guard.endpoint));
+        let mut held = sockets.all.iter().filter(holds).filter(is_held);
+        held.any(|socket| container.published.iter().any(|p| is_mapped(p, socket)))
+    }
+
+    /// Whether the container's main process is alive and supervised.
+    fn is_main_supervised(&self, container: &Container) -> Truth {
+        // About to run again: its engine has it in hand.
+        let Some(main) = container.main_pid else { return Truth::Yes };
+        let Some(process) = self.snapshot.processes.get(&main) else { return Truth::Yes };
+        let case = Case::new(self.snapshot, self.settings, process, Vec::new(), None);
+        match case.supervisor() {
+            Ok(supervisor) => supervisor.is_some().into(),
+            Err(unknown) => Truth::Unknown(unknown),
+        }
+    }
+
+    /// The enclosure of a process above has the same root: it is in the same container of the host's pids.
+    pub fn shares_layer(&self, above: &Process) -> bool {
+        let layer = |process: &Process| {
+            process.enclosure.as_ref().and_then(|e| e.layer.known().cloned()).flatten()
+        };
+        layer(self.process).is_some() && layer(self.process) == layer(above)
+    }
+}
+
+impl Store {
+    /// Whether a root directory lies in this store.
+    fn has(&self, layer: Option<&std::path::PathBuf>) -> bool {
+        self.holds_layers && layer.is_some_and(|layer| layer.starts_with(&self.root))
+    }
+}
+
+/// A container in words: `container aidb (docker)`.
+pub fn title(container: &Container) -> String {
+    format!("container {} ({})", container.name, container.engine)
+}
+
+/// Whether a socket may be the one by which this port is published.
+fn is_mapped(published: &Published, socket: &Socket) -> bool {
+    let is_open = |address: std::net::IpAddr| address.to_canonical().is_unspecified();
+    published.port == socket.port
+        && published.proto == socket.proto
+        && published.address.is_none_or(|address| {
+            address.to_canonical() == socket.address.to_canonical()
+                || (is_open(address) && is_open(socket.address))
+        })
+}
+
+/// What the engine says of a container and what became of its main process, in words.
+pub fn state_in_words(container: &Container, namespaces: &Seen<u64>) -> String {
+    let state = &container.state;
+    let engine = container.engine;
+    match (container.main_pid, namespaces) {
+        (None, _) => format!("{engine} says '{state}' of it, without a process"),
+        (Some(pid), Seen::Gone) => {
+            format!("{engine} says '{state}' of it, but its main process, pid {pid}, is dead")
+        }
+        (Some(pid), _) => format!("{engine} says '{state}' of it, with main process {pid}"),
+    }
+}
+
+/// The namespace of a container's main process; Gone where it has none.
+pub fn namespace_of<'a>(case: &Case<'a>, container: &Container) -> &'a Seen<u64> {
+    const NONE: &Seen<u64> = &Seen::Gone;
+    let find = |pid: Pid| case.snapshot.containers.namespaces.get(&pid);
+    container.main_pid.and_then(find).unwrap_or(NONE)
+}

@@ -1,0 +1,248 @@
+//! What engines say of the containers that candidates seem to belong to, and of those behind forwarders. An engine is asked
+//! only where a candidate raises the question, by id; a user's engine only about what that user's namespaces made.
+
+use std::{
+    cell::OnceCell,
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    engine::{self, Answer, Engine, Question, Which},
+    host::Host,
+    ident::{ContainerId, EngineKind, EngineRef, Manager, Pid, UnitName, UnitRef},
+    observe::{processes, units},
+    snapshot::{ClaimKind, Containers, Process, Seen, Sockets},
+};
+
+/// Which engines may be asked, and for how long altogether.
+#[derive(Debug, Clone)]
+pub struct Engines {
+    /// Which.
+    pub which: Which,
+    /// Deadline of all questions of one look.
+    pub timeout: Duration,
+}
+
+impl Engines {
+    /// None may be asked.
+    pub fn none() -> Self {
+        let which = Which { docker: false, docker_socket: None, podman: false };
+        Self { which, timeout: Duration::ZERO }
+    }
+}
+
+/// What is asked of one engine.
+#[derive(Debug, Default)]
+struct Wanted {
+    ids: BTreeSet<ContainerId>,
+    /// All of its containers: for a forwarder, or a process whose container has no name in its control group.
+    all: bool,
+}
+
+/// Reads what namespaces and roots say of the candidates' containers.
+pub fn read_enclosures(
+    host: &Host,
+    processes: &mut BTreeMap<Pid, Process>,
+    candidates: &BTreeSet<Pid>,
+    sockets: Option<&Sockets>,
+) {
+    let ourselves = Pid(std::process::id());
+    let our_mounts = processes::read_mount_namespace(host, ourselves);
+    let mut next: Vec<Pid> = candidates
+        .iter()
+        .filter(|pid| {
+            let Some(process) = processes.get(pid) else { return false };
+            let is_enclosed = process.has_claim() || process.is_in_nested_namespace();
+            // Without either, a container of the host's pids shows by its mounts alone.
+            is_enclosed
+                || is_forwarder(process, sockets)
+                || processes::read_mount_namespace(host, **pid) != our_mounts
+        })
+        .copied()
+        .collect();
+    let ours = OnceCell::new();
+    while let Some(pid) = next.pop() {
+        let Some(process) = processes.get_mut(&pid).filter(|p| p.enclosure.is_none()) else {
+            continue;
+        };
+        let mut enclosure = processes::read_enclosure(host, pid);
+        // A service's private mounts stand on the same root as everybody's.
+        if enclosure.layer == *ours.get_or_init(|| processes::read_enclosure(host, ourselves).layer)
+        {
+            enclosure.layer = Seen::Known(None);
+        }
+        let is_within = matches!(enclosure.layer, Seen::Known(Some(_)));
+        process.enclosure = Some(enclosure);
+        // Who supervises it is the first above it that is not in there too.
+        if is_within && process.parent > Pid::INIT {
+            next.push(process.parent);
+        }
+    }
+}
+
+/// Holds a port that is asked about and may do so for a container.
+fn is_forwarder(process: &Process, sockets: Option<&Sockets>) -> bool {
+    let holds = sockets.is_some_and(|s| s.holdings.iter().any(|h| h.pid == process.key.pid));
+    holds && process.forwards_for().is_some()
+}
+
+/// Asks the engines that the candidates point to.
+pub fn observe(
+    host: &Host,
+    engines: &Engines,
+    processes: &BTreeMap<Pid, Process>,
+    candidates: &BTreeSet<Pid>,
+    sockets: Option<&Sockets>,
+) -> Containers {
+    let mut containers = Containers::default();
+    let mut wanted: BTreeMap<EngineRef, Wanted> = BTreeMap::new();
+    for process in candidates.iter().filter_map(|pid| processes.get(pid)) {
+        for (engine, id) in asked_about(process, is_forwarder(process, sockets)) {
+            let wanted = wanted.entry(engine).or_default();
+            match id {
+                Some(id) => drop(wanted.ids.insert(id)),
+                None => wanted.all = true,
+            }
+        }
+    }
+    if wanted.is_empty() {
+        return containers;
+    }
+    let owners: BTreeSet<u32> = wanted.keys().map(|engine| engine.owner).collect();
+    let mut places = engine::places(host, &engines.which, &owners);
+    places.retain(|place| wanted.contains_key(&place.name));
+    let end = Instant::now() + engines.timeout;
+    let questions = places.iter().filter_map(|place| {
+        let wanted = wanted.get(&place.name)?;
+        let about = Question::about(place.clone(), wanted.ids.iter().cloned());
+        Some(Question { list: wanted.all, store: wanted.all, ..about })
+    });
+    let mut questions: Vec<Question> = questions.collect();
+    questions.retain(|question| match is_not_to_be_asked(host, &question.engine) {
+        Some(why) => {
+            take(&mut containers, vec![question.left_unasked(&why)]);
+            false
+        }
+        None => true,
+    });
+    places.retain(|place| questions.iter().any(|q| q.engine.name == place.name));
+    let answers = engine::ask(&questions, engines.timeout);
+    let more = more_questions(&places, &answers);
+    take(&mut containers, answers);
+    if !more.is_empty() {
+        take(&mut containers, engine::ask(&more, end.saturating_duration_since(Instant::now())));
+    }
+    let pids: BTreeSet<Pid> = containers.known().filter_map(|c| c.main_pid).collect();
+    let namespaces = pids.into_iter().map(|pid| (pid, processes::read_pid_namespace(host, pid)));
+    containers.namespaces = namespaces.collect();
+    containers
+}
+
+/// Which engine may know a process's container, by which id; without an id, all of the engine's.
+fn asked_about(process: &Process, is_forwarder: bool) -> Vec<(EngineRef, Option<ContainerId>)> {
+    let Some(enclosure) = &process.enclosure else { return Vec::new() };
+    let Some(&owner) = enclosure.owner.known() else { return Vec::new() };
+    let both = [EngineKind::Docker, EngineKind::Podman];
+    let of = |kinds: &[EngineKind], owner, id: Option<&ContainerId>| {
+        kinds.iter().map(|&kind| (EngineRef { kind, owner }, id.cloned())).collect()
+    };
+    if is_forwarder {
+        let kinds = process.forwards_for().unwrap_or_default();
+        // A user's forwarder may stand outside that user's namespaces.
+        let user = process.uid.known().copied().unwrap_or_default();
+        return of(kinds, if owner == 0 { user } else { owner }, None);
+    }
+    match process.cgroup.known().and_then(|c| c.claim.as_ref()) {
+        Some(claim) => match claim.kind {
+            ClaimKind::Docker => of(&[EngineKind::Docker], owner, Some(&claim.id)),
+            ClaimKind::Podman => of(&[EngineKind::Podman], owner, Some(&claim.id)),
+            ClaimKind::Other => of(&both, owner, Some(&claim.id)),
+            // None of these has an engine that we could ask.
+            ClaimKind::Cri | ClaimKind::Lxc | ClaimKind::Nspawn => Vec::new(),
+        },
+        // A root in no overlay is in no engine's store: a sandbox, which no engine knows.
+        None if matches!(enclosure.layer, Seen::Known(Some(_))) => of(&both, owner, None),
+        None => Vec::new(),
+    }
+}
+
+/// What the first answers leave open: each container of a list, and whose store it is where an id is not known.
+fn more_questions(places: &[Engine], answers: &[Answer]) -> Vec<Question> {
+    let mut more = Vec::new();
+    for (place, answer) in places.iter().zip(answers) {
+        let listed = answer.all.as_ref().and_then(Seen::known).into_iter().flatten();
+        let ids = listed.filter(|id| !answer.containers.contains_key(id)).cloned();
+        let about = Question::about(place.clone(), ids);
+        let is_unknown = answer.containers.values().any(|seen| *seen == Seen::Gone);
+        let question = Question { store: is_unknown && answer.store.is_none(), ..about };
+        if question.store || !question.ids.is_empty() {
+            more.push(question);
+        }
+    }
+    more
+}
+
+/// Whether systemd listens in the engine's stead and would start it for us. A dockerd without live-restore ends, when it
+/// starts, the containers that outlived it [tried, Docker 20.10]: asking would end what it asks about.
+pub fn is_asleep(host: &Host, engine: EngineRef) -> Seen<bool> {
+    if crate::observe::has_systemd(host, &BTreeMap::new()) != Seen::Known(true) {
+        return Seen::Known(false);
+    }
+    let manager = manager(engine);
+    let unit =
+        |suffix: &str| UnitRef { manager, name: UnitName(format!("{}.{suffix}", engine.kind)) };
+    let (socket, service) = (unit("socket"), unit("service"));
+    let questions = units::Questions {
+        units: [socket.clone(), service.clone()].into(),
+        ..units::Questions::default()
+    };
+    let mut answers = units::observe(host, &questions).units;
+    let mut is_dead = |unit: &UnitRef| match answers.remove(unit) {
+        Some(Seen::Known(unit)) => Seen::Known(unit.is_dead()),
+        Some(Seen::Gone) | None => Seen::Known(true),
+        Some(Seen::Denied) => Seen::Denied,
+        Some(Seen::Unreadable(why)) => Seen::Unreadable(why),
+    };
+    match (is_dead(&socket), is_dead(&service)) {
+        (Seen::Known(socket), Seen::Known(service)) => Seen::Known(!socket && service),
+        (Seen::Known(_), unseen) | (unseen, _) => unseen,
+    }
+}
+
+/// Whose unit an engine is.
+fn manager(engine: EngineRef) -> Manager {
+    if engine.owner == 0 { Manager::System } else { Manager::User(engine.owner) }
+}
+
+/// Why this engine is not asked. Podman does no harm when it is started, as a command or by its socket.
+fn is_not_to_be_asked(host: &Host, engine: &Engine) -> Option<String> {
+    if engine.name.kind != EngineKind::Docker || !engine.is_usual() || runs(host) {
+        return None;
+    }
+    let wakes = "asking it would start it, and it might end what it finds";
+    match is_asleep(host, engine.name) {
+        Seen::Known(false) | Seen::Gone => None,
+        Seen::Known(true) => Some(format!("it sleeps; {wakes}: start it first")),
+        Seen::Denied => Some(format!("whether it sleeps is not known; {wakes}")),
+        Seen::Unreadable(why) => Some(format!("whether it sleeps is not known ({why}); {wakes}")),
+    }
+}
+
+/// Root's dockerd is up, by its own pidfile: cheaper than to ask systemd.
+fn runs(host: &Host) -> bool {
+    let pid = host.read_text("run/docker.pid");
+    let pid = pid.known().and_then(|text| text.trim().parse().ok()).map(Pid);
+    let stat = pid.map(|pid| processes::read_stat(host, pid));
+    stat.is_some_and(|stat| stat.known().is_some_and(|s| s.comm == "dockerd" && s.state != 'Z'))
+}
+
+fn take(containers: &mut Containers, answers: Vec<Answer>) {
+    for answer in answers {
+        let engine = answer.engine;
+        let said = answer.containers.into_iter().map(|(id, seen)| ((engine, id), seen));
+        containers.said.extend(said);
+        containers.listed.extend(answer.all.map(|seen| (engine, seen.map(|_| ()))));
+        containers.stores.extend(answer.store.map(|seen| (engine, seen)));
+    }
+}
