@@ -480,7 +480,8 @@ fn in_a_box_with_systemd_its_managers_answer_and_a_sleeping_engine_is_not_woken(
     // Where systemd does not listen in its stead, it is asked.
     test_box.sh("systemctl stop docker.socket; rm -f /run/docker.sock");
     let _left = UnixListener::bind(test_box.inside("/run/docker.sock")).unwrap();
-    assert_eq!(state(&doctor(), SOCKET), "off");
+    let report = doctor();
+    assert_eq!(state(&report, SOCKET), "off", "{report:?}");
 }
 
 // ---- configuration

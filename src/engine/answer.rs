@@ -354,6 +354,11 @@ pub(super) fn is_unknown(reply: &Reply) -> bool {
     })
 }
 
+/// Podman's words for what an order cannot be given now (libpod/define/errors.go, ErrCtrStateInvalid).
+pub(super) fn is_in_wrong_state(text: &str) -> bool {
+    text.contains("container state improper")
+}
+
 /// An engine's own words of why not, else the beginning of what came.
 pub(super) fn message(reply: &Reply) -> String {
     match serde_json::from_slice::<Refusal>(&reply.body) {

@@ -169,16 +169,15 @@ impl Podman {
         }
     }
 
-    /// An order. What a failed command says tells the cases apart (podman's libpod/define/errors.go).
+    /// An order. What a failed command says tells the cases apart. Of one that it need not do, `stop` of a stopped container
+    /// and, from 4.3, `rm --force` of none, it says nothing: done.
     pub(super) fn order(&self, arguments: &[&str], id: &ContainerId) -> Deed {
         let said = match self.run(&[arguments, &[&id.0]].concat()) {
             Ok(said) => said,
             Err(why) => return why.into(),
         };
-        let message = shown(&String::from_utf8_lossy(&said.errors));
-        let is_conflict = ["container state improper", "cannot be removed", "is not running"]
-            .iter()
-            .any(|words| message.contains(words));
+        let errors = String::from_utf8_lossy(&said.errors);
+        let (message, is_conflict) = (shown(&errors), answer::is_in_wrong_state(&errors));
         match said.code {
             Some(0) => Deed::Done,
             Some(1 | 125) if said.knows_no(id) => Deed::Gone,

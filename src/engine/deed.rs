@@ -142,6 +142,10 @@ fn read(reply: &Reply) -> Deed {
         304 => Deed::AlreadyStopped,
         404 if answer::is_unknown(reply) => Deed::Gone,
         409 => Deed::Conflict(answer::message(reply)),
+        // Podman 4.3 has no 409 for it.
+        500 if answer::is_in_wrong_state(&String::from_utf8_lossy(&reply.body)) => {
+            Deed::Conflict(answer::message(reply))
+        }
         status => Deed::Failed(status, answer::message(reply)),
     }
 }

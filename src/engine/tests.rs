@@ -831,6 +831,10 @@ fn what_came_of_an_order_is_told_by_the_engines_answer() {
     assert_eq!(deed(404, said("page not found")), Deed::Failed(404, "page not found".to_owned()));
     assert_eq!(deed(409, said("in progress")), Deed::Conflict("in progress".to_owned()));
     assert_eq!(deed(500, said("no")), Deed::Failed(500, "no".to_owned()));
+    // As Podman 4.3 answers.
+    let running =
+        format!("cannot remove container {} as it is running: container state improper", id(1));
+    assert_eq!(deed(500, said(&running)), Deed::Conflict(running));
 }
 
 #[test]
