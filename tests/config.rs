@@ -19,7 +19,7 @@ use portreeve::{
     cli::config as command,
     config::{
         Loaded, Sources, load,
-        settings::{EngineUse, Engines, ForeignHolder, Protect, RunsIn, Service},
+        settings::{EngineUse, Engines, ForeignHolder, Ladder, Protect, RunsIn, Service},
     },
     ident::ServiceName,
 };

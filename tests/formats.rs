@@ -75,7 +75,8 @@ fn metrics(text: &str) -> Vec<(String, f64)> {
     while let Some(line) = lines.next() {
         if let Some(help) = line.strip_prefix("# HELP ") {
             let name = help.split(' ').next().unwrap();
-            assert_eq!(lines.next(), Some(format!("# TYPE {name} gauge").as_str()));
+            let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
+            assert_eq!(lines.next(), Some(format!("# TYPE {name} {kind}").as_str()));
             assert!(!families.contains(&name.to_owned()), "{name} stands twice");
             families.push(name.to_owned());
             continue;

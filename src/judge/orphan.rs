@@ -193,9 +193,28 @@ fn left_behind(case: &Case<'_>) -> Answer {
             (UNSUPERVISED, !is_supervised(case)),
             ("its engine says that the container does not run, or runs without it", is_left),
         ],
-        reason: format!("an earlier run of {container} left it: {why}"),
+        reason: match victim(case) {
+            Some(victim) => format!("{victim}: {why}"),
+            None => format!("an earlier run of {container} left it: {why}"),
+        },
         finding: Finding::Orphan(Orphan::LeftBehind(container)),
     }
+}
+
+/// Whose starts fail on the port that the process still holds.
+fn victim(case: &Case<'_>) -> Option<String> {
+    let Membership::Known(container) = case.container() else { return None };
+    let port = case.held.first()?.endpoint;
+    let times = match container.restarts {
+        0 => return None,
+        1 => "once".to_owned(),
+        times => format!("{times} times"),
+    };
+    let pid = case.process.key.pid;
+    let who = title(container);
+    Some(format!(
+        "{who} restarted {times} because pid {pid}, left by its earlier run, holds {port}"
+    ))
 }
 
 fn is_supervised(case: &Case<'_>) -> Truth {

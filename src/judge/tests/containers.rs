@@ -79,6 +79,13 @@ fn the_founding_crash_loop_leaves_the_container_and_convicts_the_survivor() {
     says(&during, 5, LEFT);
     let just_died = alone().docker_says(RUNNING, Some(99)).main_process(99, Seen::Gone);
     says(&just_died, 5, LEFT);
+    let victim = between.clone().edit_container(|c| c.restarts = 7).verdict(7).reason;
+    assert!(
+        victim.starts_with(
+            "container aidb (docker) restarted 7 times because pid 7, left by its earlier run, holds 8091/tcp"
+        ),
+        "{victim}"
+    );
     assert!(between.convicts(7) && during.convicts(7) && just_died.convicts(7));
 }
 
