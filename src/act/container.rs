@@ -345,3 +345,6 @@ fn words(rung: &str, deed: &Deed, took: Duration) -> String {
     };
     format!("{rung}: {what}, after {:.1} s", took.as_secs_f64())
 }
+
+#[cfg(test)]
+mod tests;

@@ -59,7 +59,8 @@ pub(super) fn run(
 fn command_of(target: &Target, deed: &Deed) -> Option<Vec<String>> {
     let exe = std::env::current_exe().ok()?;
     let mut command = vec![exe.to_str()?.to_owned()];
-    command.extend(["reap", "--also", "unsupervised"].map(str::to_owned));
+    // What it did stands in the journal, with its fields.
+    command.extend(["reap", "--quiet", "--also", "unsupervised"].map(str::to_owned));
     if let Some(file) = &target.file.config {
         let file = std::path::absolute(file).ok()?;
         command.extend(["--config".to_owned(), file.to_str()?.to_owned()]);

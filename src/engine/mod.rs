@@ -5,6 +5,8 @@
 mod answer;
 mod command;
 mod deed;
+#[cfg(test)]
+pub(crate) mod fake;
 mod http;
 mod socket;
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     config::settings::{ForeignHolder, Settings},
-    ident::{Endpoint, Pid, ProcessKey, ServiceName},
+    ident::{Endpoint, EngineKind, Pid, ProcessKey, ServiceName},
     snapshot::{Process, Snapshot, SocketState},
 };
 
@@ -324,10 +324,19 @@ fn next_step(finding: &Finding, case: &Case<'_>) -> Option<String> {
             None => format!("stop pid {pid} where it was started"),
         }),
         Finding::Undecided(unknown) => unknown.remedy.clone(),
-        Finding::Unsupervised(container) => Some(format!(
-            "'{} restart {}' brings its monitor back, or 'portreeve reap --also unsupervised' stops it",
-            container.engine.kind, container.name
-        )),
+        // Podman 4.3 cannot start again what lost its conmon [tried]: it wants to be made anew.
+        Finding::Unsupervised(container) => {
+            let again = match container.engine.kind {
+                EngineKind::Docker => "restart",
+                EngineKind::Podman => "rm -f",
+            };
+            let name = &container.name;
+            let then = if again == "restart" { "" } else { " and a new 'podman run'" };
+            Some(format!(
+                "'{} {again} {name}'{then} mends it, or 'portreeve reap --also unsupervised' stops it",
+                container.engine.kind
+            ))
+        }
         // `portreeve reap` ends an orphan; the report says so once, at its end.
         Finding::Orphan(_) | Finding::Spare(_) => None,
     }
