@@ -37,7 +37,7 @@ struct Cli {
 
 const EXIT_CODES: &str = "Exit codes:
   0  clear: guarded ports are free or held by what is alive and spared; or all is done and proven
-  1  not clear: an orphan, a suspect or a foreign holder remains
+  1  not clear: an orphan, a suspect, an unsupervised container or a foreign holder remains
   2  could not tell or could not run: incomplete sight, bad usage, bad configuration";
 
 const DOCTOR_EXIT_CODES: &str = "Exit codes:
