@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    engine::{self, Answer, Engine, Question, Which},
+    engine::{self, Answer, Engine, NoAnswer, Question, Which},
     host::Host,
     ident::{ContainerId, EngineKind, EngineRef, Manager, Pid, UnitName, UnitRef},
     observe::{processes, units},
@@ -217,7 +217,11 @@ fn manager(engine: EngineRef) -> Manager {
 
 /// Why this engine is not asked. Podman does no harm when it is started, as a command or by its socket.
 fn is_not_to_be_asked(host: &Host, engine: &Engine) -> Option<String> {
-    if engine.name.kind != EngineKind::Docker || !engine.is_usual() || runs(host) {
+    let owner = engine.name.owner;
+    // Without that folder the user has neither a socket nor a manager who could listen at one.
+    let is_up_or_absent =
+        if owner == 0 { runs(host) } else { !host.path(format!("run/user/{owner}")).exists() };
+    if engine.name.kind != EngineKind::Docker || !engine.is_usual() || is_up_or_absent {
         return None;
     }
     let wakes = "asking it would start it, and it might end what it finds";
@@ -240,9 +244,58 @@ fn runs(host: &Host) -> bool {
 fn take(containers: &mut Containers, answers: Vec<Answer>) {
     for answer in answers {
         let engine = answer.engine;
+        // A user's engine that is not there has no word in it; root's was not asked (`engine::places`).
+        if engine.owner != 0 && answer.version == Err(NoAnswer::Absent) {
+            continue;
+        }
         let said = answer.containers.into_iter().map(|(id, seen)| ((engine, id), seen));
         containers.said.extend(said);
         containers.listed.extend(answer.all.map(|seen| (engine, seen.map(|_| ()))));
         containers.stores.extend(answer.store.map(|seen| (engine, seen)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const DOCKER: EngineKind = EngineKind::Docker;
+
+    /// Why a user's Docker is not asked, on a host with these folders where root's dockerd is up.
+    fn why_not(folders: &[&str]) -> Option<String> {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["run/systemd/system", "proc/77"].iter().chain(folders) {
+            fs::create_dir_all(folder.path().join(name)).unwrap();
+        }
+        fs::write(folder.path().join("run/docker.pid"), "77").unwrap();
+        let stat = format!("77 (dockerd) S 1 77 77 0 -1{}", " 1".repeat(44));
+        fs::write(folder.path().join("proc/77/stat"), stat).unwrap();
+        let host = Host::fixture(folder.path());
+        assert_eq!(is_not_to_be_asked(&host, &engine::at(&host, DOCKER, "run/docker.sock")), None);
+        is_not_to_be_asked(&host, &engine::of_user(&host, DOCKER, 1000))
+    }
+
+    #[test]
+    fn roots_docker_says_nothing_about_whether_a_users_sleeps() {
+        let why = why_not(&["run/user/1000"]).unwrap();
+        assert!(why.contains("whether it sleeps is not known"), "{why}");
+        assert_eq!(why_not(&[]), None);
+    }
+
+    #[test]
+    fn an_engine_that_a_user_does_not_have_has_no_word_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let host = Host::fixture(folder.path());
+        let question = |owner| Question {
+            list: true,
+            ..Question::about(engine::of_user(&host, DOCKER, owner), [])
+        };
+        let mut containers = Containers::default();
+        take(&mut containers, engine::ask(&[question(1000)], Duration::from_secs(1)));
+        assert!(containers.listed.is_empty());
+        take(&mut containers, vec![question(1000).left_unasked("it sleeps")]);
+        assert_eq!(containers.listed.len(), 1);
     }
 }

@@ -241,11 +241,11 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// Kills whoever looks after a container: its monitor, and for Docker the daemons. It runs on, on its own. (A shim that
-    /// dies alone takes its container with it, for containerd cleans up.)
-    pub fn abandon(&self, container: &Container) {
+    /// Kills whoever looks after these containers: their monitors, and for Docker the daemons. They run on, on their own. (A
+    /// shim that dies alone takes its container with it, for containerd cleans up.)
+    pub fn abandon(&self, containers: &[&Container]) {
         let mut doomed = self.daemons();
-        doomed.push(container.monitor);
+        doomed.extend(containers.iter().map(|container| container.monitor));
         kill(self.test_box, &doomed);
         match self.kind {
             Kind::DockerSystemd | Kind::DockerCgroupfs => {
@@ -254,6 +254,18 @@ impl<'a> Engine<'a> {
             }
             Kind::SecondDocker | Kind::Podman | Kind::PodmanOfBob | Kind::PodmanOfAlice => {}
         }
+        for container in containers {
+            self.wait_until_alone(container);
+        }
+    }
+
+    /// Kills the monitor of a container and nobody else. For Docker, containerd must be frozen or dead.
+    pub fn kill_monitor(&self, container: &Container) {
+        kill(self.test_box, &[container.monitor]);
+        self.wait_until_alone(container);
+    }
+
+    fn wait_until_alone(&self, container: &Container) {
         wait_until(DEADLINE, "the container has lost its monitor", || {
             self.test_box.stat(container.pid).is_some_and(|stat| stat.parent == 1)
         });
