@@ -556,3 +556,99 @@ fn no_engine_is_asked_where_no_candidate_is_in_a_container() {
     contain(&engine, "aidb", 8802, &[]);
     assert!(traced().contains("docker.sock"));
 }
+
+fn outcome<'a>(report: &'a Report, pid: u32, result: &str) -> &'a str {
+    let outcome = &report.process(pid)["outcome"];
+    assert_eq!(outcome["result"], result, "{outcome:#}");
+    outcome["detail"].as_str().unwrap_or_default()
+}
+
+/// The ladder, where the engine does as it is told: stopped, killed where it must be, never removed.
+#[test]
+fn an_unsupervised_container_is_stopped_by_its_engine_where_that_is_asked_for() {
+    let services = [("polite", 8401_u16), ("stubborn", 8402), ("bobs", 8403), ("later", 8404)];
+    let Some(test_box) = test_box("ladder", &services) else { return };
+    let (root, bob) =
+        (Engine::start(&test_box, Kind::Podman), Engine::start(&test_box, Kind::PodmanOfBob));
+    // As the first process of its namespace the planted server does not hear SIGTERM.
+    let polite = ["--stop-signal", "KILL"];
+    let of = [(&root, &polite[..]), (&root, &[]), (&bob, &[]), (&root, &[])];
+    let containers: Vec<(Container, Server)> = of
+        .iter()
+        .zip(services)
+        .map(|((engine, options), (name, port))| contain(engine, name, port, options))
+        .collect();
+    for ((engine, _), (container, _)) in of.iter().zip(&containers) {
+        engine.kill_monitor(container);
+    }
+    let servers: Vec<&Server> = containers.iter().map(|(_, server)| server).collect();
+    reap(&test_box, &[], &[], &servers);
+
+    let also = ["--also", "unsupervised"];
+    let first = [&also[..], &["polite", "stubborn", "bobs"]].concat();
+    let report = reap(&test_box, &first, &servers[..3], &servers[3..]);
+    assert_eq!(report.code, 0, "{:#}", report.json);
+    for server in &servers[..3] {
+        assert!(outcome(&report, server.pid, "stopped").starts_with("stop: done"));
+    }
+    for ((engine, _), (name, _)) in of.iter().zip(services) {
+        assert_ne!(engine.status(name), "", "{name} was removed");
+    }
+    let metrics = test_box.sh("/build/portreeve scan polite --format prometheus --config /etc/scenes.yaml");
+    for count in ["outcome=\"graceful\"} 1", "outcome=\"forced\"} 2", "outcome=\"failed\"} 0"] {
+        let series = format!("portreeve_container_stops_total{{{count}\n");
+        assert!(metrics.contains(&series), "{metrics}");
+    }
+
+    let later = [&["reap", "later", "--no-wait"], &also[..], &CONFIG[..]].concat();
+    let began = Instant::now();
+    let report = test_box.portreeve(&later);
+    let unit = outcome(&report, servers[3].pid, "handed_over").to_owned();
+    assert_eq!(report.code, 1);
+    wait_until(DEADLINE, "the unit has stopped it", || !servers[3].lives(&test_box));
+    assert!(unit.starts_with("portreeve-reap-"), "{unit}");
+    let count = "grep -q '\"forced\":3' /var/lib/portreeve/stops.json";
+    wait_until(DEADLINE, "the unit has counted it", || {
+        test_box.run(&["sh", "-c", count]).status.success()
+    });
+    wait_until(DEADLINE, "the journal tells", || {
+        let told = format!("journalctl -u {unit} -o cat PORTREEVE_OUTCOME=stopped");
+        test_box.sh(&told).contains("ended with its container, which had to be killed")
+    });
+    assert!(began.elapsed() < DEADLINE, "{:?}", began.elapsed());
+}
+
+/// The ladder, where the engine takes orders and does nothing: its runtime is gone.
+#[test]
+fn what_a_broken_engine_cannot_stop_is_ended_all_the_same_and_its_forwarder_never() {
+    let Some(test_box) = test_box("broken", &[("docker", 8411)]) else { return };
+    let settings = test_box.sh("cat /etc/scenes.yaml");
+    let limits = "engines: { timeout: 3s, stop_timeout: 1s, kill_timeout: 1s }";
+    test_box.write("/etc/scenes.yaml", &settings.replace("engines: { timeout: 3s }", limits));
+    let engine = Engine::start(&test_box, Kind::DockerCgroupfs);
+    let (container, server) = publish(&engine, "docker", 8411);
+    // dockerd lives, containerd and the shim do not.
+    let daemons = engine.daemons();
+    kill(&test_box, &daemons[1..]);
+    engine.kill_monitor(&container);
+    let unsupervised = "unsupervised: container docker";
+    let report = look(&test_box, 1, &[(&server, unsupervised, 4)]);
+    let forwarders = holders(&report, 8411);
+    assert!(!forwarders.is_empty());
+    for pid in &forwarders {
+        assert_said(report.process(*pid), unsupervised, 7);
+    }
+    let arguments = [&["reap", "--also", "unsupervised"], &CONFIG[..]].concat();
+    let began = Instant::now();
+    let report = test_box.portreeve(&arguments);
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert_eq!(report.code, 1);
+    assert!(!server.lives(&test_box));
+    assert!(["killed", "stopped"].contains(
+        &report.process(server.pid)["outcome"]["result"].as_str().unwrap_or_default()
+    ));
+    for pid in forwarders {
+        outcome(&report, pid, "not_stopped");
+        assert!(test_box.stat(pid).is_some(), "docker-proxy {pid} was ended");
+    }
+}
