@@ -303,29 +303,56 @@ fn evidence(case: &Case<'_>) -> Vec<String> {
     evidence
 }
 
+/// What a command line names to mean this process, the narrowest first: a port that it holds, a service, all.
+fn targets(case: &Case<'_>) -> Vec<Target> {
+    let ports = case.held.iter().map(|guard| Target::Port(guard.endpoint));
+    let services = case.services().into_iter().map(|service| Target::Service(service.name.clone()));
+    ports.chain(services).chain([Target::All]).collect()
+}
+
+/// What the words of a command line mean.
+#[derive(Debug, Clone)]
+enum Target {
+    Port(Endpoint),
+    Service(ServiceName),
+    All,
+}
+
+/// The `reap` of a target, with what else it is to end.
+fn command(target: &Target, also: Option<&str>) -> String {
+    let target = match target {
+        Target::Port(endpoint) => format!(" --port {}", endpoint.short()),
+        Target::Service(name) => format!(" {name}"),
+        Target::All => String::new(),
+    };
+    let also = also.map(|kind| format!(" --also {kind}")).unwrap_or_default();
+    format!("portreeve reap{target}{also}")
+}
+
 fn next_step(finding: &Finding, case: &Case<'_>) -> Option<String> {
     let pid = case.process.key.pid;
     let service = case.services().first().copied();
+    let target = targets(case).into_iter().next().unwrap_or(Target::All);
+    let by = |kind| command(&target, Some(kind));
     match finding {
         Finding::Suspect => Some(match service {
             Some(service) if service.runs_in.is_none() => format!(
-                "declare where it runs ('runs_in:' of {0}), or 'portreeve reap {0} --also abandoned'",
-                service.name
+                "declare where it runs ('runs_in:' of {}), or '{}'",
+                service.name,
+                by("abandoned")
             ),
-            Some(service) => format!("'portreeve reap {} --also abandoned' ends it", service.name),
-            None => "'portreeve reap --also abandoned' ends it".to_owned(),
+            Some(_) | None => format!("'{}' ends it", by("abandoned")),
         }),
         Finding::Foreign => Some(match case.held.first() {
-            Some(guard) => format!(
-                "stop it where it was started, or 'portreeve reap --also foreign --port {}'",
-                guard.endpoint
-            ),
+            Some(_) => format!("stop it where it was started, or '{}'", by("foreign")),
             None => format!("stop pid {pid} where it was started"),
         }),
         Finding::Undecided(unknown) => unknown.remedy.clone(),
         Finding::Unsupervised(container) => Some(format!(
-            "'{} restart {}' brings its monitor back, or 'portreeve reap --also unsupervised' stops it",
-            container.engine.kind, container.name
+            "'{} restart {}' brings its monitor back, or '{}' stops it",
+            container.engine.kind,
+            container.name,
+            by("unsupervised")
         )),
         // `portreeve reap` ends an orphan; the report says so once, at its end.
         Finding::Orphan(_) | Finding::Spare(_) => None,
