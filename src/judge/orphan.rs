@@ -608,7 +608,7 @@ fn misplaced(case: &Case<'_>) -> Answer {
             ("it is in no unit but a closed session's", !case.in_unit_of_its_own()),
             (PARENT_GONE, case.is_parent_gone()),
             (
-                "its user's processes are to end with the last logout (lingering is off)",
+                "its user's processes may not outlive the logout (lingering is off)",
                 !case.does_user_linger(),
             ),
         ],
@@ -634,7 +634,9 @@ fn suspect(case: &Case<'_>) -> Answer {
 /// What kept it from being an orphan.
 fn why_suspect(case: &Case<'_>) -> String {
     let (is_declared, declared) = case.declared_service();
-    let Some(service) = declared.or_else(|| case.matched.first().map(|(s, _)| *s)) else {
+    let mut matched = case.matched.iter().map(|(service, _)| *service);
+    let first = matched.clone().find(|s| s.runs_in.is_some()).or_else(|| matched.next());
+    let Some(service) = declared.filter(|_| is_declared == Truth::Yes).or(first) else {
         return "its parent is gone, but nothing proves it left behind".to_owned();
     };
     let name = &service.name;

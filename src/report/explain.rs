@@ -127,19 +127,19 @@ fn facts(explained: &Explained, verdict: &Verdict) -> Vec<Fact> {
         add(rank, name, of_pid(snapshot, leader), file("stat"));
     }
     let terminal = process.terminal.map_or("none".to_owned(), |terminal| terminal.to_string());
-    let rank = absent(process.terminal.is_none(), "a terminal");
+    let rank = absent(process.terminal.is_none(), "terminal");
     add(rank, "terminal", terminal, file("stat"));
     let tracer = seen(&process.tracer, |tracer| {
         tracer.map_or("nobody".to_owned(), |tracer| of_pid(snapshot, tracer))
     });
-    let rank = absent(process.tracer == Seen::Known(None), "a tracer");
+    let rank = absent(process.tracer == Seen::Known(None), "tracer");
     add(rank, "traced by", tracer, file("status"));
     let namespaces = seen(&process.namespace_pids, |pids| match pids.as_slice() {
         [_] => "that of the observer".to_owned(),
         pids => format!("one of its own; its pids from here inwards: {}", shown(pids)),
     });
     let is_ours = process.namespace_pids.known().is_some_and(|pids| pids.len() == 1);
-    let rank = absent(is_ours, "a pid namespace of its own");
+    let rank = absent(is_ours, "pid namespace of its own");
     add(rank, "pid namespace", namespaces, file("status"));
     if process.is_root_deleted {
         add(Rank::Shown, "root directory", "deleted".to_owned(), file("root"));
@@ -168,7 +168,7 @@ fn add_membership(
     let Some(cgroup) = process.cgroup.known() else { return };
     let file = format!("/proc/{}/cgroup", process.key.pid);
     let claim = cgroup.claim.as_ref();
-    let rank = if claim.is_some() { Rank::Shown } else { Rank::Absent("a container claim") };
+    let rank = if claim.is_some() { Rank::Shown } else { Rank::Absent("container claim") };
     let claim =
         claim.map_or("none".to_owned(), |c| format!("{:?} container {}", c.kind, c.id.short()));
     add(rank, "container claim", claim, file.clone());
@@ -176,11 +176,12 @@ fn add_membership(
     add(Rank::Told, "unit", unit.map_or("none".to_owned(), ToString::to_string), file);
     if let Some((unit, state)) = unit.and_then(|u| Some((u, snapshot.units.get(u)?))) {
         let state = seen(state, |unit| {
-            let main = unit.main_pid.map_or("none".to_owned(), |pid| pid.to_string());
+            let main =
+                unit.main_pid.map_or("no main pid".to_owned(), |pid| format!("main pid {pid}"));
             let mode = unit.kill_mode.as_ref().map(|mode| format!(", KillMode={mode}"));
             let delegated = if unit.is_delegated { ", Delegate=yes" } else { "" };
             let mode = mode.unwrap_or_default();
-            format!("{}, main pid {main}{mode}{delegated}", unit.state())
+            format!("{}, {main}{mode}{delegated}", unit.state())
         });
         add(Rank::Shown, "unit's state", state, format!("systemd: {unit}"));
     }
@@ -293,7 +294,7 @@ fn answer(page: &mut Page, explained: &Explained, explanation: &Explanation) {
     page.paint(&format!("pid {}  ", verdict.key().pid), BOLD);
     page.text.push_str(&line);
     page.text.push('\n');
-    page.told("  who      ", BOLD, &who(explained, explanation));
+    page.told("  who       ", BOLD, &who(explained, explanation));
     let colour = match verdict.finding {
         Finding::Orphan(_) => ORPHAN,
         Finding::Suspect | Finding::Unsupervised(_) | Finding::Foreign | Finding::Undecided(_) => {
@@ -305,17 +306,17 @@ fn answer(page: &mut Page, explained: &Explained, explanation: &Explanation) {
     if verdict.finding == Finding::Suspect {
         title.push_str(" (--also abandoned ends it)");
     }
-    page.paint("  verdict  ", BOLD);
+    page.paint("  verdict   ", BOLD);
     page.paint(&title, colour);
     let deed = if verdict.is_convicted { "ends it" } else { "leaves it alone" };
     let row = verdict.row.0;
-    page.flow(11 + width(&title), 11, &format!(": plain 'portreeve reap' {deed} (row {row})"));
-    page.told("  why      ", BOLD, &verdict.reason);
-    page.told("  next     ", BOLD, &explanation.next);
+    page.flow(12 + width(&title), 12, &format!(": plain 'portreeve reap' {deed} (row {row})"));
+    page.told("  why       ", BOLD, &verdict.reason);
+    page.told("  next      ", BOLD, &explanation.next);
     let nominated = explanation.nominated_by.as_deref();
     let nominated = nominated
         .unwrap_or("it holds no guarded port and matches no pattern: 'scan' does not look at it");
-    page.told("  seen as  ", BOLD, nominated);
+    page.told("  found by  ", BOLD, nominated);
 }
 
 /// User, parent, age, and the session, container or unit.
@@ -329,7 +330,8 @@ fn who(explained: &Explained, explanation: &Explanation) -> String {
     let parent = match process.parent {
         Pid::OUTSIDE if process.key.pid == Pid::INIT => "the first process".to_owned(),
         pid if explanation.is_adopted => {
-            format!("adopted by {} (its parent is gone)", of_pid(snapshot, pid))
+            let by = if pid == Pid::INIT { "pid 1".to_owned() } else { of_pid(snapshot, pid) };
+            format!("adopted by {by} (its parent is gone)")
         }
         pid => format!("parent {}", of_pid(snapshot, pid)),
     };
@@ -365,7 +367,7 @@ fn old(age: Duration) -> String {
 }
 
 fn every_fact(page: &mut Page, facts: &[Fact]) {
-    page.line("\n  facts", BOLD, "");
+    page.heading("facts");
     for fact in facts {
         page.told(
             &format!("    {:15}  ", fact.name),
@@ -377,7 +379,7 @@ fn every_fact(page: &mut Page, facts: &[Fact]) {
 
 /// Those that the first lines have not told; what is not so on one line.
 fn telling_facts(page: &mut Page, facts: &[Fact]) {
-    page.line("\n  facts", BOLD, "");
+    page.heading("facts");
     for fact in facts.iter().filter(|fact| fact.rank == Rank::Shown) {
         page.told(&format!("    {:15}  ", fact.name), SPARED, &fact.value);
     }
@@ -387,7 +389,7 @@ fn telling_facts(page: &mut Page, facts: &[Fact]) {
     });
     let absent: Vec<&str> = absent.collect();
     if !absent.is_empty() {
-        page.told(&format!("    {:15}  ", "it has not"), SPARED, &absent.join(", "));
+        page.told(&format!("    {:15}  ", "it has no"), SPARED, &absent.join(", "));
     }
 }
 
@@ -395,8 +397,8 @@ const RULE: &str = "the first row whose conditions all hold decides; a row that 
 
 /// The row that decided, and those that one condition kept from deciding before it.
 fn telling_rows(page: &mut Page, rows: &[RowSaid]) {
-    page.line("", BOLD, "");
-    page.told("  the verdict table: ", BOLD, RULE);
+    page.blank();
+    page.told("  verdict table: ", BOLD, RULE);
     let end = rows.iter().position(|said| said.decided).unwrap_or(rows.len());
     for said in rows.iter().skip(end).take(1) {
         row(page, &said.row.0.to_string(), said);
@@ -404,7 +406,7 @@ fn telling_rows(page: &mut Page, rows: &[RowSaid]) {
     let mut misses =
         rows.iter().take(end).filter_map(|said| Some((said, said.near_miss()?))).peekable();
     if misses.peek().is_some() {
-        page.line("    near misses, each for one 'no':", SPARED, "");
+        page.line("    near misses: one 'no' kept each from its verdict", SPARED, "");
     }
     for (said, condition) in misses {
         let label = format!("    {:>5}  no   ", said.row.0);
@@ -414,8 +416,8 @@ fn telling_rows(page: &mut Page, rows: &[RowSaid]) {
 
 /// Every row; neighbours that say the same, once.
 fn every_row(page: &mut Page, rows: &[RowSaid]) {
-    page.line("", BOLD, "");
-    page.told("  the verdict table: ", BOLD, RULE);
+    page.blank();
+    page.told("  verdict table: ", BOLD, RULE);
     let said = |said: &RowSaid| (said.decided, conditions(said).to_vec());
     let mut is_behind = false;
     for alike in rows.chunk_by(|a, b| !a.decided && said(a) == said(b)) {
@@ -427,7 +429,7 @@ fn every_row(page: &mut Page, rows: &[RowSaid]) {
         row(page, &number, first);
         if first.decided && !is_behind {
             is_behind = true;
-            page.line("    behind it, and not asked any more:", SPARED, "");
+            page.line("    not asked any more:", SPARED, "");
         }
     }
 }
@@ -456,7 +458,7 @@ fn row(page: &mut Page, number: &str, said: &RowSaid) {
 
 fn changes(page: &mut Page, explanation: &Explanation) {
     if !explanation.changes.is_empty() {
-        page.line("\n  what would change it", BOLD, "");
+        page.heading("what would change it");
     }
     for Change { what, title, row, would_end } in &explanation.changes {
         let then = if *would_end { ", which plain 'portreeve reap' ends" } else { "" };
@@ -464,7 +466,8 @@ fn changes(page: &mut Page, explanation: &Explanation) {
     }
     if let Some(command) = &explanation.ending {
         let anyway = if explanation.verdict.is_convicted { "" } else { " anyway" };
-        page.line(&format!("\n  to end it{anyway}: "), BOLD, command);
+        page.blank();
+        page.line(&format!("  to end it{anyway}: "), BOLD, command);
     }
 }
 

@@ -447,6 +447,13 @@ impl Page {
         self.text.push('\n');
     }
 
+    /// What a part of the page is about.
+    pub(super) fn heading(&mut self, text: &str) {
+        self.blank();
+        self.text.push_str("  ");
+        self.line(text, anstyle::Style::new().bold(), "");
+    }
+
     /// A label and a text that is broken between words and hangs below itself.
     pub(super) fn told(&mut self, label: &str, colour: anstyle::Style, text: &str) {
         self.paint(label, colour);
