@@ -455,7 +455,7 @@ fn whose_end(case: &Case<'_>) -> String {
     }
     let session = case.process.cgroup.known().and_then(|c| c.session.as_ref());
     let session =
-        session.map_or_else(|| "in no session".to_owned(), |id| format!("login session {id} over"));
+        session.map_or_else(|| "in no session".to_owned(), |id| format!("session {id} over"));
     let users: Vec<String> = case.users().map(|(uid, _)| format!("uid {uid}")).collect();
     format!(
         "{session}, {} {} not linger",

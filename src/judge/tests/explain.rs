@@ -166,7 +166,7 @@ fn a_misplaced_process_is_told_its_session_and_the_users_who_do_not_linger() {
     because(
         &scene,
         16,
-        "declared to run in a container, runs outside; parent gone, login session 3 over, \
+        "declared to run in a container, runs outside; parent gone, session 3 over, \
          uid 1000 and uid 1001 do not linger",
     );
     let without_systemd = Scene::mess().see(|s| s.has_systemd = Seen::Known(false));
