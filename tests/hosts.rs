@@ -138,6 +138,19 @@ fn the_first_lines_of_an_explanation_hold_the_whole_answer() {
 }
 
 #[test]
+fn a_containers_user_is_not_called_by_the_hosts_name_for_that_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/hosts/05-live-container");
+    std::os::unix::fs::symlink(host.join("proc"), folder.path().join("proc")).unwrap();
+    fs::create_dir(folder.path().join("etc")).unwrap();
+    fs::write(folder.path().join("etc/passwd"), "alice:x:1000:1000::/home/alice:/bin/sh\n")
+        .unwrap();
+    let text = explained(folder.path(), 4242, None, false);
+    assert!(text.contains("  who       uid 1000, parent pid 300 (containerd-shim)"), "{text}");
+    assert!(text.contains("'docker stop 0123456789ab' does"), "{text}");
+}
+
+#[test]
 fn an_explanation_is_broken_between_words_and_no_command_is_broken() {
     let text = explained(&without_systemd(), 4243, Some(50), false);
     for line in text.lines().skip(1) {

@@ -167,7 +167,11 @@ fn next(case: &Case<'_>, verdict: &Verdict, ending: Option<&str>) -> String {
     let ends = ending.map(|command| format!("'{command}' ends it"));
     match &verdict.finding {
         Finding::Orphan(_) => ends.unwrap_or(look),
-        Finding::Suspect | Finding::Foreign | Finding::Unsupervised(_) => {
+        Finding::Suspect => match verdict.next_step.clone().or(ends) {
+            Some(step) => format!("{look}; {step}"),
+            None => look,
+        },
+        Finding::Foreign | Finding::Unsupervised(_) => {
             verdict.next_step.clone().or(ends).unwrap_or(look)
         }
         Finding::Undecided(unknown) => unknown.remedy.clone().unwrap_or_else(|| {

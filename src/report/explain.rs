@@ -26,7 +26,7 @@ use crate::{
         verdict::{Finding, Verdict},
     },
     pipeline::Explained,
-    snapshot::{Process, Seen, Snapshot},
+    snapshot::{Enclosure, Process, Seen, Snapshot},
 };
 
 /// A command line is shown up to this many columns.
@@ -90,7 +90,10 @@ fn of_pid(snapshot: &Snapshot, pid: Pid) -> String {
 
 /// `alice (uid 1000)`. A container's users are not this host's, whatever their numbers.
 fn user(explained: &Explained, process: &Process, uid: u32) -> String {
-    let is_contained = process.has_claim() || process.is_in_nested_namespace();
+    let has_layer = |e: &Enclosure| e.layer.known().is_some_and(Option::is_some);
+    let is_contained = process.has_claim()
+        || process.is_in_nested_namespace()
+        || process.enclosure.as_ref().is_some_and(has_layer);
     match explained.users.get(&uid).filter(|_| !is_contained) {
         Some(name) => format!("{name} (uid {uid})"),
         None => format!("uid {uid}"),

@@ -182,13 +182,13 @@ fn there_is_always_a_next_step_and_it_holds_the_one_command_that_ends_the_proces
     for (scene, next, ending) in [
         (Scene::mess(), "'portreeve reap --port 8091' ends it", Some("portreeve reap --port 8091")),
         (
-            lingering(),
-            "'portreeve reap --port 8091 --also abandoned' ends it",
+            lingering().in_session(7, "closing", "running"),
+            "'loginctl session-status 3' shows its session; 'portreeve reap --port 8091 --also abandoned' ends it",
             Some("portreeve reap --port 8091 --also abandoned"),
         ),
         (
             Scene::new().process(7, 1, SERVER),
-            "'portreeve reap aidb --also abandoned' ends it",
+            "'systemctl status 7' shows where it belongs; 'portreeve reap aidb --also abandoned' ends it",
             Some("portreeve reap aidb --also abandoned"),
         ),
         (
