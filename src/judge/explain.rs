@@ -178,8 +178,10 @@ fn next(case: &Case<'_>, verdict: &Verdict, ending: Option<&str>) -> String {
             format!("'portreeve doctor' says what this run may not see; {look}")
         }),
         Finding::Spare(spare) => {
-            let ends =
-                ends.unwrap_or_else(|| format!("no portreeve flag ends it: {}", stop(case, spare)));
+            let ends = ends.unwrap_or_else(|| match stop(case, spare) {
+                Some(step) => format!("no portreeve flag ends it: {step}"),
+                None => "no portreeve flag ends it".to_owned(),
+            });
             format!("{look}; {ends}")
         }
     }
@@ -215,10 +217,10 @@ fn look_on(case: &Case<'_>) -> String {
     }
 }
 
-/// How the one who started it stops it.
-fn stop(case: &Case<'_>, spare: &Spare) -> String {
+/// How the one who started it stops it; none for what keeps the machine running or was named to be kept.
+fn stop(case: &Case<'_>, spare: &Spare) -> Option<String> {
     let claim = case.process.cgroup.known().and_then(|c| c.claim.as_ref());
-    match (spare, claim.map(|claim| (claim.kind, claim.id.short()))) {
+    Some(match (spare, claim.map(|claim| (claim.kind, claim.id.short()))) {
         (Spare::LiveContainer(..), Some((ClaimKind::Docker, id))) => {
             format!("'docker stop {id}' does")
         }
@@ -233,14 +235,11 @@ fn stop(case: &Case<'_>, spare: &Spare) -> String {
         }
         (Spare::ParentLives(pid, name), _) => format!("its parent, pid {pid} ({name}), can"),
         (
-            Spare::Protected(_)
-            | Spare::LiveContainer(..)
-            | Spare::Session(_)
-            | Spare::ManagedBy(_)
-            | Spare::InUnit(_),
+            Spare::LiveContainer(..) | Spare::Session(_) | Spare::ManagedBy(_) | Spare::InUnit(_),
             _,
         ) => "stop it where it was started".to_owned(),
-    }
+        (Spare::Protected(_), _) => return None,
+    })
 }
 
 fn changes(case: &Case<'_>, terms: &Terms, verdict: &Verdict) -> Vec<Change> {

@@ -213,7 +213,7 @@ fn there_is_always_a_next_step_and_it_holds_the_one_command_that_ends_the_proces
         ),
         (
             Scene::mess().exe(7, "/usr/sbin/sshd"),
-            "'systemctl status 7' shows where it belongs; no portreeve flag ends it: stop it where it was started",
+            "'systemctl status 7' shows where it belongs; no portreeve flag ends it",
             None,
         ),
         (
