@@ -95,6 +95,15 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// As a person types it: without what goes without saying.
+    pub fn short(&self) -> String {
+        let text = self.to_string();
+        match self.proto {
+            Proto::Tcp => text.trim_end_matches("/tcp").to_owned(),
+            Proto::Udp => text,
+        }
+    }
+
     /// Whether no bind can tell the two apart: same protocol and port, and addresses that overlap.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.port == other.port

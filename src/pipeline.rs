@@ -147,6 +147,8 @@ pub struct Explained {
     pub processes: Vec<Explanation>,
     /// All that was seen.
     pub snapshot: Snapshot,
+    /// Names of this host's users by uid, as far as known; for display only.
+    pub users: BTreeMap<u32, String>,
     /// What could not be seen beyond that.
     pub unknowns: Vec<Unknown>,
 }
@@ -182,7 +184,8 @@ pub fn explain(
         .into_iter()
         .filter_map(|pid| judge::explain::explain(&snapshot, settings, &terms, pid));
     let processes = explained.collect();
-    Ok(Explained { port, processes, snapshot, unknowns: judgement.unknowns })
+    let users = observe::users::names(host);
+    Ok(Explained { port, processes, snapshot, users, unknowns: judgement.unknowns })
 }
 
 /// A look that convicts nobody new ends the reaping; this many rounds do, too.

@@ -201,6 +201,32 @@ pub struct Cgroup {
     pub session_user: Option<u32>,
 }
 
+/// A controlling terminal: `tty_nr` of proc_pid_stat(5), major in bits 15–8, minor in bits 31–20 and 7–0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terminal(u32);
+
+impl Terminal {
+    /// The terminal of this `tty_nr`; none for 0.
+    pub fn of_number(tty_nr: i32) -> Option<Self> {
+        // Written as a signed number, meant as bits.
+        Some(Self(u32::from_ne_bytes(tty_nr.to_ne_bytes()))).filter(|tty| tty.0 != 0)
+    }
+}
+
+/// Its name below `/dev`, where the number tells (admin-guide/devices.rst of the kernel: 4 for consoles and serial lines,
+/// 136–143 for Unix98 pseudo-terminals).
+impl fmt::Display for Terminal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (major, minor) = ((self.0 >> 8) & 0xff, (self.0 & 0xff) | ((self.0 >> 12) & 0xf_ff00));
+        match (major, minor) {
+            (136..=143, _) => write!(f, "pts/{}", (major - 136) * 256 + minor),
+            (4, 0..64) => write!(f, "tty{minor}"),
+            (4, _) => write!(f, "ttyS{}", minor - 64),
+            (_, _) => write!(f, "of device {major}:{minor}"),
+        }
+    }
+}
+
 /// One process, as the kernel shows it.
 #[derive(Debug, Clone)]
 pub struct Process {
@@ -212,8 +238,8 @@ pub struct Process {
     pub group: Pid,
     /// Session; 0 = its leader is outside our pid namespace.
     pub session: Pid,
-    /// Has a controlling terminal (tty_nr ≠ 0).
-    pub has_terminal: bool,
+    /// Its controlling terminal.
+    pub terminal: Option<Terminal>,
     /// The state letter of proc_pid_stat(5).
     pub state: char,
     /// Threads, a leader that has exited counted in.
@@ -450,6 +476,18 @@ pub enum KillMode {
     Other(String),
 }
 
+impl fmt::Display for KillMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ControlGroup => "control-group",
+            Self::Mixed => "mixed",
+            Self::Process => "process",
+            Self::None => "none",
+            Self::Other(word) => word,
+        })
+    }
+}
+
 /// A unit, as its manager describes it (org.freedesktop.systemd1(5)).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unit {
@@ -478,6 +516,17 @@ pub struct Unit {
 }
 
 impl Unit {
+    /// `active (running)`, as systemctl(1) says it.
+    pub fn state(&self) -> String {
+        format!("{} ({})", self.active_state, self.sub_state)
+    }
+
+    /// Whether systemd leaves no process when it stops the unit (systemd.kill(5)).
+    pub fn ends_all_processes(&self) -> bool {
+        let is_whole = matches!(self.kill_mode, Some(KillMode::ControlGroup | KillMode::Mixed));
+        is_whole && self.sends_sigkill && !self.is_delegated
+    }
+
     /// Neither running nor on its way up or down.
     pub fn is_dead(&self) -> bool {
         matches!(self.active_state.as_str(), "inactive" | "failed")
@@ -584,5 +633,26 @@ impl Snapshot {
     pub fn holders(&self, inode: u64) -> impl Iterator<Item = Pid> {
         let holdings = self.sockets.known().map(|s| s.holdings.as_slice()).unwrap_or_default();
         holdings.iter().filter(move |h| h.inode == inode && inode != 0).map(|h| h.pid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_is_named_as_below_dev() {
+        // As new_encode_dev (include/linux/kdev_t.h) packs them.
+        for (number, name) in [
+            (34_823, "pts/7"),
+            (0x0010_8801, "pts/257"),
+            (-2_067_756_801, "pts/543999"),
+            (1025, "tty1"),
+            (1088, "ttyS0"),
+            (1281, "of device 5:1"),
+        ] {
+            assert_eq!(Terminal::of_number(number).unwrap().to_string(), name);
+        }
+        assert_eq!(Terminal::of_number(0), None);
     }
 }

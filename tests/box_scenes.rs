@@ -13,7 +13,7 @@
 
 mod support;
 
-use std::{fmt::Write as _, sync::LazyLock, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, sync::LazyLock, time::Duration};
 
 use support::{DEADLINE, Login, Report, Stat, Terminal, TestBox, skip, wait_until};
 
@@ -95,12 +95,16 @@ impl Stage {
     }
 }
 
+const EXPLAINED: [&str; 3] = ["tmux-pane", "unit-helper", "lingering-nohup"];
+
 /// The box after the play: what was planted, what was said, who was left.
 struct Played {
     stage: Stage,
     /// While the owner of `logged-in-then-out` was still there.
     early: Report,
     scan: Report,
+    /// What `explain` says to a person of each of those that are spared for another's sake.
+    explained: BTreeMap<&'static str, String>,
     reap: Report,
     survivors: Vec<u32>,
 }
@@ -137,12 +141,18 @@ fn play() -> Result<Played, String> {
     owner.leaves();
     stage.test_box.wait_for_logout(stage.test_box.planted("logged-in-then-out"));
     let scan = report("scan");
+    let explain = |name: &'static str| {
+        let pid = stage.test_box.planted(name);
+        let command = format!("/build/portreeve explain pid:{pid} --config /etc/scenes.yaml");
+        (name, stage.test_box.sh(&command))
+    };
+    let explained = EXPLAINED.map(explain).into();
     let reap = report("reap");
     let lives = |scene: &&Scene| {
         stage.test_box.stat(scene.pid).is_some_and(|now| now.start == scene.before.start)
     };
     let survivors = stage.scenes.iter().filter(lives).map(|scene| scene.pid).collect();
-    Ok(Played { stage, early, scan, reap, survivors })
+    Ok(Played { stage, early, scan, explained, reap, survivors })
 }
 
 /// 45, 47: somebody works there.
@@ -487,6 +497,65 @@ fn a_worker_whose_server_was_killed_is_an_orphan_even_in_a_live_terminal() {
 #[test]
 fn a_worker_whose_server_lives_is_spared() {
     as_planted(&["served-worker"]);
+}
+
+/// Asserts that these words stand in the explanation of a scene, in this order, wherever its lines were broken.
+fn is_explained_by(name: &str, parts: &[&str]) {
+    let Some(played) = played() else { return };
+    let text = &played.explained[name];
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut rest = words.as_str();
+    for part in parts {
+        let Some((_, behind)) = rest.split_once(part) else { panic!("{part} in:\n{text}") };
+        rest = behind;
+    }
+}
+
+#[test]
+fn a_tmux_pane_is_explained_by_its_terminal_and_the_session_that_is_closing() {
+    is_explained_by(
+        "tmux-pane",
+        &[
+            "alice (uid 1000)",
+            "(closing)",
+            "why it has terminal pts/",
+            "though login session",
+            "is closing",
+            "next 'loginctl session-status",
+        ],
+    );
+}
+
+#[test]
+fn a_units_helper_is_explained_by_what_its_unit_does_not_claim() {
+    is_explained_by(
+        "unit-helper",
+        &[
+            "adopted by pid 1 (its parent is gone)",
+            "which is active (running) and has another main process, pid",
+            "no portreeve flag ends it",
+            "near misses",
+            "12 no",
+            "13 no",
+        ],
+    );
+}
+
+#[test]
+fn a_lingering_users_leftover_is_explained_by_the_lingering() {
+    is_explained_by(
+        "lingering-nohup",
+        &[
+            "bob (uid 1001)",
+            "suspect (--also abandoned ends it)",
+            "its user (uid 1001) lingers",
+            "lingers bob (uid 1001): yes",
+            "near misses",
+            "16 no its user's processes may not outlive the logout",
+            "if uid 1001 did not linger: orphan: not where lingering-nohup runs, row 16",
+            "to end it anyway: portreeve reap --port",
+        ],
+    );
 }
 
 #[test]

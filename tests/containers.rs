@@ -594,7 +594,8 @@ fn an_unsupervised_container_is_stopped_by_its_engine_where_that_is_asked_for() 
     for ((engine, _), (name, _)) in of.iter().zip(services) {
         assert_ne!(engine.status(name), "", "{name} was removed");
     }
-    let metrics = test_box.sh("/build/portreeve scan polite --format prometheus --config /etc/scenes.yaml");
+    let metrics =
+        test_box.sh("/build/portreeve scan polite --format prometheus --config /etc/scenes.yaml");
     for count in ["outcome=\"graceful\"} 1", "outcome=\"forced\"} 2", "outcome=\"failed\"} 0"] {
         let series = format!("portreeve_container_stops_total{{{count}\n");
         assert!(metrics.contains(&series), "{metrics}");
@@ -644,9 +645,11 @@ fn what_a_broken_engine_cannot_stop_is_ended_all_the_same_and_its_forwarder_neve
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     assert_eq!(report.code, 1);
     assert!(!server.lives(&test_box));
-    assert!(["killed", "stopped"].contains(
-        &report.process(server.pid)["outcome"]["result"].as_str().unwrap_or_default()
-    ));
+    assert!(
+        ["killed", "stopped"].contains(
+            &report.process(server.pid)["outcome"]["result"].as_str().unwrap_or_default()
+        )
+    );
     for pid in forwarders {
         outcome(&report, pid, "not_stopped");
         assert!(test_box.stat(pid).is_some(), "docker-proxy {pid} was ended");

@@ -152,7 +152,7 @@ fn the_next_step_for_a_foreign_holder_names_its_port_whole() {
     let server = stage.plant(&["--listen", "udp:127.0.0.1:7200"]);
     let report = scan(&stage, "127.0.0.1:7200/udp");
     let step = report.process(server.pid())["next_step"].as_str().unwrap();
-    assert!(step.contains("--port 127.0.0.1:7200/udp'"), "{step}");
+    assert!(step.contains("--port 127.0.0.1:7200/udp --also foreign'"), "{step}");
 }
 
 #[test]

@@ -389,7 +389,7 @@ fn explain_names_where_each_fact_comes_from() {
 }
 
 #[test]
-fn explain_says_which_flag_or_declaration_would_have_changed_the_verdict() {
+fn explain_says_what_would_have_changed_the_verdict_and_which_command_ends_it() {
     let Some(day) = day() else { return };
     let change = |name: &str, part: &str| {
         let changes = explanation(day, name)["changes"].as_array().unwrap();
@@ -401,9 +401,12 @@ fn explain_says_which_flag_or_declaration_would_have_changed_the_verdict() {
         (&undeclared["title"], &undeclared["would_end"]),
         (&"suspect".into(), &false.into())
     );
-    let flag = change("launcher", "--also abandoned");
-    assert_eq!(flag["would_end"], true);
-    assert_eq!(explanation(day, "aidb-in-unit")["changes"], serde_json::json!([]));
+    let stopped = change("aidb-in-unit", "dev-aidb.service were inactive");
+    assert_eq!((&stopped["row"], &stopped["would_end"]), (&13.into(), &true.into()));
+    let command = "portreeve reap aidb --also abandoned";
+    assert_eq!(explanation(day, "launcher")["end_with"], command);
+    assert_eq!(explanation(day, "aidb")["end_with"], "portreeve reap --port 8091");
+    assert_eq!(explanation(day, "aidb-in-unit")["end_with"], serde_json::Value::Null);
 }
 
 #[test]

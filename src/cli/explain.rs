@@ -49,6 +49,7 @@ pub(super) fn run(
     asked: Asked,
     file: ConfigFile,
     output: &Output,
+    is_verbose: bool,
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
     if matches!(output.format, Format::Github | Format::Prometheus) {
@@ -86,7 +87,7 @@ pub(super) fn run(
     match output.format {
         Format::Json => explain::render_json(&explained, out)?,
         Format::Table | Format::Github | Format::Prometheus => {
-            explain::render(&explained, output.style(false), out)?;
+            explain::render(&explained, output.style(is_verbose), out)?;
         }
     }
     Ok(explain::exit_code(&explained))

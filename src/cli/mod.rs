@@ -77,6 +77,9 @@ enum Verb {
         file: ConfigFile,
         #[command(flatten)]
         output: Output,
+        /// Show every row of the verdict table, and every fact with where it was read
+        #[arg(long = "verbose", short = 'v')]
+        is_verbose: bool,
     },
     /// Say what this process may see and do here, and what would mend what it may not; changes nothing
     #[command(after_help = DOCTOR_EXIT_CODES)]
@@ -218,7 +221,9 @@ fn run_verb(verb: Verb, output: Option<&Output>) -> Result<u8, Failure> {
         Verb::Reap { target, deed, output, verbosity } => {
             reap::run(target, &deed, &output, verbosity, &mut text)?
         }
-        Verb::Explain { asked, file, output } => explain::run(asked, file, &output, &mut text)?,
+        Verb::Explain { asked, file, output, is_verbose } => {
+            explain::run(asked, file, &output, is_verbose, &mut text)?
+        }
         Verb::Doctor { file, output, sysctl } => doctor::run(file, &output, sysctl, &mut text)?,
         Verb::Config { what } => run_config(what, &mut text)?,
     };

@@ -278,7 +278,7 @@ impl<'a> Case<'a> {
     }
 
     /// The topmost of them.
-    fn root(&self) -> &'a Process {
+    pub fn root(&self) -> &'a Process {
         self.fellows().0.last().copied().unwrap_or(self.process)
     }
 
@@ -469,6 +469,17 @@ impl<'a> Case<'a> {
             fact(&self.process.uid, || self.name("the user"), lingers)
                 .or(|| of_session().map_or(Truth::No, |uid| lingers(&uid)))
         })
+    }
+
+    /// The user that it runs as and the one whose session it is in, once each; with each whether that one lingers, as
+    /// far as known.
+    pub fn users(&self) -> impl Iterator<Item = (u32, bool)> {
+        let own = self.process.uid.known().copied();
+        let of_session = self.process.cgroup.known().and_then(|c| c.session_user);
+        let lingers = |uid| self.snapshot.lingering.get(&uid) == Some(&Seen::Known(true));
+        own.into_iter()
+            .chain(of_session.filter(move |uid| Some(*uid) != own))
+            .map(move |uid| (uid, lingers(uid)))
     }
 
     /// What its command line says, where that was read.

@@ -19,7 +19,7 @@ use crate::{
 use case::{Case, Guard};
 use port::PortVerdict;
 use truth::{Truth, fact};
-use verdict::{Finding, Row, Seal, Spare, Unknown, Verdict};
+use verdict::{ContainerRef, Finding, Row, Seal, Spare, Unknown, Verdict};
 
 /// Which gentle verdicts the caller wants ended as well, `--also`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -304,38 +304,59 @@ fn evidence(case: &Case<'_>) -> Vec<String> {
     evidence
 }
 
+/// What a command line names to mean this process, the narrowest first: a port that it holds, a service, all.
+fn targets(case: &Case<'_>) -> Vec<Target> {
+    let ports = case.held.iter().map(|guard| Target::Port(guard.endpoint));
+    let services = case.services().into_iter().map(|service| Target::Service(service.name.clone()));
+    ports.chain(services).chain([Target::All]).collect()
+}
+
+/// What the words of a command line mean.
+#[derive(Debug, Clone)]
+enum Target {
+    Port(Endpoint),
+    Service(ServiceName),
+    All,
+}
+
+/// The `reap` of a target, with what else it is to end.
+fn command(target: &Target, also: Option<&str>) -> String {
+    let target = match target {
+        Target::Port(endpoint) => format!(" --port {}", endpoint.short()),
+        Target::Service(name) => format!(" {name}"),
+        Target::All => String::new(),
+    };
+    let also = also.map(|kind| format!(" --also {kind}")).unwrap_or_default();
+    format!("portreeve reap{target}{also}")
+}
+
 fn next_step(finding: &Finding, case: &Case<'_>) -> Option<String> {
     let pid = case.process.key.pid;
     let service = case.services().first().copied();
+    let target = targets(case).into_iter().next().unwrap_or(Target::All);
+    let by = |kind| command(&target, Some(kind));
     match finding {
         Finding::Suspect => Some(match service {
             Some(service) if service.runs_in.is_none() => format!(
-                "declare where it runs ('runs_in:' of {0}), or 'portreeve reap {0} --also abandoned'",
-                service.name
+                "declare where it runs ('runs_in:' of {}), or '{}'",
+                service.name,
+                by("abandoned")
             ),
-            Some(service) => format!("'portreeve reap {} --also abandoned' ends it", service.name),
-            None => "'portreeve reap --also abandoned' ends it".to_owned(),
+            Some(_) | None => format!("'{}' ends it", by("abandoned")),
         }),
         Finding::Foreign => Some(match case.held.first() {
-            Some(guard) => format!(
-                "stop it where it was started, or 'portreeve reap --also foreign --port {}'",
-                guard.endpoint
-            ),
+            Some(_) => format!("stop it where it was started, or '{}'", by("foreign")),
             None => format!("stop pid {pid} where it was started"),
         }),
         Finding::Undecided(unknown) => unknown.remedy.clone(),
-        // Podman 4.3 cannot start again what lost its conmon [tried]: it wants to be made anew.
         Finding::Unsupervised(container) => {
-            let again = match container.engine.kind {
-                EngineKind::Docker => "restart",
-                EngineKind::Podman => "rm -f",
+            let ContainerRef { engine, name, .. } = container;
+            let mend = match engine.kind {
+                EngineKind::Docker => format!("'docker restart {name}' brings its monitor back"),
+                // Podman 4.3 cannot start again what lost its conmon [tried].
+                EngineKind::Podman => format!("'podman rm -f {name}' and make it anew"),
             };
-            let name = &container.name;
-            let then = if again == "restart" { "" } else { " and a new 'podman run'" };
-            Some(format!(
-                "'{} {again} {name}'{then} mends it, or 'portreeve reap --also unsupervised' stops it",
-                container.engine.kind
-            ))
+            Some(format!("{mend}, or '{}' stops it", by("unsupervised")))
         }
         // `portreeve reap` ends an orphan; the report says so once, at its end.
         Finding::Orphan(_) | Finding::Spare(_) => None,

@@ -4,8 +4,8 @@
 
 use crate::{
     config::settings::RunsIn,
-    ident::{EngineKind, EngineRef, Manager, UnitRef},
-    snapshot::{Container, KillMode, Receipt, Seen},
+    ident::{Endpoint, EngineKind, EngineRef, Manager, Pid, UnitRef},
+    snapshot::{Container, KillMode, Process, Receipt, Seen, Unit},
 };
 
 use super::{
@@ -35,7 +35,7 @@ impl Answer {
 
 const CONTAINED: &str = "a container claims it, or it has a pid namespace or a root of its own";
 const UNSUPERVISED: &str = "no living process outside supervises it";
-const PARENT_GONE: &str = "its parent is gone: a reaper took it";
+const PARENT_GONE: &str = "its parent is gone: pid 1 (or a user's manager) adopted it";
 const IN_UNIT: &str = "it is in a loaded unit that is no closed session's";
 
 type Ask = fn(&Case<'_>) -> Answer;
@@ -156,10 +156,15 @@ fn live_container(case: &Case<'_>) -> Answer {
 }
 
 fn unsupervised_container(case: &Case<'_>) -> Answer {
-    let (container, is_of_its_run) = match case.container() {
-        Membership::Known(container) => (reference(container), case.is_of_present_run(container)),
-        Membership::Removed(engine) => (removed(case, engine), Truth::No),
-        Membership::Unsettled(unknown) => (unknown_container(case), Truth::Unknown(unknown)),
+    let (container, is_of_its_run, state) = match case.container() {
+        Membership::Known(container) => {
+            let state = container.state.to_string();
+            (reference(container), case.is_of_present_run(container), state)
+        }
+        Membership::Removed(engine) => (removed(case, engine), Truth::No, String::new()),
+        Membership::Unsettled(unknown) => {
+            (unknown_container(case), Truth::Unknown(unknown), String::new())
+        }
     };
     Answer {
         conditions: vec![
@@ -167,7 +172,10 @@ fn unsupervised_container(case: &Case<'_>) -> Answer {
             (UNSUPERVISED, !is_supervised(case)),
             ("its engine says that the container runs, and it belongs to that run", is_of_its_run),
         ],
-        reason: format!("{container} runs, says {}, but its monitor is gone", container.engine),
+        reason: format!(
+            "{} says '{state}' of {container}, but its monitor is gone: nothing supervises it",
+            container.engine
+        ),
         finding: Finding::Unsupervised(container),
     }
 }
@@ -353,25 +361,38 @@ fn worker(case: &Case<'_>) -> Answer {
             (PARENT_GONE, case.is_parent_gone()),
             ("it is no unit's main process", !case.is_unit_process(false)),
         ],
-        reason: format!("it is a {name} worker, and the server that started it is gone"),
+        reason: format!(
+            "it is a {name} worker, and the server that started it is gone: {} adopted it",
+            named(case.parent())
+        ),
         finding: Finding::Orphan(Orphan::Worker(name)),
     }
 }
 
 fn session(case: &Case<'_>) -> Answer {
     let tracer = case.process.tracer.known().copied().flatten();
-    let how = if case.process.has_terminal {
-        "it has a terminal".to_owned()
-    } else if let Some(pid) = tracer {
-        format!("somebody looks into it: pid {pid} traces it")
-    } else {
-        let id = case.process.cgroup.known().and_then(|c| c.session.clone()).unwrap_or_default();
-        format!("it runs in open login session {id}")
+    let id = case.process.cgroup.known().and_then(|c| c.session.clone());
+    let said = id.as_ref().and_then(|id| case.snapshot.sessions.get(id)?.known().cloned());
+    let state = said.unwrap_or_else(|| "of unknown state".to_owned());
+    let how = match (case.process.terminal, id) {
+        (Some(terminal), Some(id)) if case.is_session_closed() == Truth::Yes => {
+            let over = if state == "closing" { "closing" } else { "over" };
+            format!("it has terminal {terminal}, though login session {id} is {over}")
+        }
+        (Some(terminal), Some(id)) => format!("it has terminal {terminal} in login session {id}"),
+        (Some(terminal), None) => format!("it has terminal {terminal}"),
+        (None, Some(id)) if case.in_open_session() == Truth::Yes => {
+            format!("it runs in login session {id}, which is {state}")
+        }
+        (None, _) => {
+            let tracer = tracer.and_then(|pid| case.snapshot.processes.get(&pid));
+            format!("{} traces it: somebody looks into it", named(tracer))
+        }
     };
     Answer {
         conditions: vec![(
             "it has a terminal, is in an open login session, or is traced",
-            Truth::from(case.process.has_terminal)
+            Truth::from(case.process.terminal.is_some())
                 .or(|| case.in_open_session())
                 .or(|| case.is_traced()),
         )],
@@ -385,19 +406,108 @@ fn unit_of(case: &Case<'_>) -> UnitRef {
     unit.unwrap_or_else(|| UnitRef { manager: Manager::System, name: "?".into() })
 }
 
+/// A process in words: `pid 5 (sh)`.
+fn named(process: Option<&Process>) -> String {
+    process
+        .map_or_else(|| "another process".to_owned(), |p| format!("pid {} ({})", p.key.pid, p.name))
+}
+
+fn state_of<'a>(case: &Case<'a>, unit: &UnitRef) -> Option<&'a Unit> {
+    case.snapshot.units.get(unit)?.known()
+}
+
+/// A unit in words: `a.service, which is active (running)`.
+fn with_state(case: &Case<'_>, unit: &UnitRef) -> String {
+    let state = state_of(case, unit).map(Unit::state);
+    state.map_or_else(|| unit.to_string(), |state| format!("{unit}, which is {state}"))
+}
+
+/// The setting of a unit that tells what becomes of its processes when it stops.
+fn kill_mode(case: &Case<'_>, unit: &UnitRef) -> String {
+    match state_of(case, unit) {
+        Some(state) if state.is_delegated => "Delegate=yes".to_owned(),
+        Some(Unit { kill_mode: Some(mode), sends_sigkill, .. }) => match mode {
+            KillMode::ControlGroup | KillMode::Mixed if !sends_sigkill => {
+                "SendSIGKILL=no".to_owned()
+            }
+            KillMode::ControlGroup
+            | KillMode::Mixed
+            | KillMode::Process
+            | KillMode::None
+            | KillMode::Other(_) => format!("KillMode={mode}"),
+        },
+        Some(_) | None => "its kill mode".to_owned(),
+    }
+}
+
+/// Why a process in a unit is neither managed by it nor a survivor of its end.
+fn why_unclaimed(case: &Case<'_>, unit: &UnitRef) -> String {
+    let Some(state) = state_of(case, unit) else { return String::new() };
+    let mode = kill_mode(case, unit);
+    let ends_all = state.ends_all_processes();
+    if state.is_dead() {
+        let parent = || format!("its parent, {}, lives", named(case.parent()));
+        return match case.is_parent_gone() {
+            Truth::No => format!(", and {}", parent()),
+            Truth::Yes | Truth::Unknown(_) if !ends_all => {
+                format!("; {mode} leaves its processes alone when it stops")
+            }
+            Truth::Yes | Truth::Unknown(_) => {
+                ", and is no service that ends its processes".to_owned()
+            }
+        };
+    }
+    let main = match state.main_pid {
+        Some(main) => format!(" and has another main process, pid {main}"),
+        None => " and names no main process".to_owned(),
+    };
+    if ends_all || state.kill_mode.is_none() {
+        return main;
+    }
+    format!("{main}; {mode} leaves the others alone when it stops")
+}
+
+/// What of its session, and of the user whose it is, no longer speaks for a process.
+fn whose_end(case: &Case<'_>) -> String {
+    if case.snapshot.has_systemd != Seen::Known(true) {
+        return "no terminal".to_owned();
+    }
+    let session = case.process.cgroup.known().and_then(|c| c.session.as_ref());
+    let session =
+        session.map_or_else(|| "in no session".to_owned(), |id| format!("session {id} over"));
+    let users: Vec<String> = case.users().map(|(uid, _)| format!("uid {uid}")).collect();
+    format!(
+        "{session}, {} {} not linger",
+        users.join(" and "),
+        if users.len() == 1 { "does" } else { "do" }
+    )
+}
+
 /// Row 12, and row 11 with it: a unit that is not loaded or whose manager does not answer leaves it unknown.
 fn managed(case: &Case<'_>) -> Answer {
     let unit = unit_of(case);
+    let pid = case.process.key.pid;
+    let main = state_of(case, &unit).and_then(|state| state.main_pid);
+    let above = case.snapshot.ancestors(pid).map(|p| p.key.pid).find(|above| {
+        state_of(case, &unit)
+            .is_some_and(|state| [state.main_pid, state.control_pid].contains(&Some(*above)))
+    });
+    let what = |of: Pid| if main == Some(of) { "main" } else { "control" };
+    let how = match (case.is_unit_process(false), above) {
+        (Truth::No | Truth::Unknown(_), Some(above)) => {
+            format!("it descends from pid {above}, the {} process of", what(above))
+        }
+        (Truth::Yes | Truth::No | Truth::Unknown(_), _) => {
+            format!("it is the {} process of", what(pid))
+        }
+    };
     Answer {
         conditions: vec![
             (IN_UNIT, case.in_unit_of_its_own()),
             ("the unit is neither inactive nor failed", !case.is_unit_dead()),
             ("it is, or descends from, the unit's main process", case.is_unit_process(true)),
         ],
-        reason: match case.is_unit_process(false) {
-            Truth::Yes => format!("it is the main process of {unit}"),
-            Truth::No | Truth::Unknown(_) => format!("it descends from the main process of {unit}"),
-        },
+        reason: format!("{how} {}", with_state(case, &unit)),
         finding: Finding::Spare(Spare::ManagedBy(unit)),
     }
 }
@@ -406,14 +516,8 @@ fn survived_unit(case: &Case<'_>) -> Answer {
     let unit = unit_of(case);
     let was_to_end_all = || {
         case.own_unit(|unit, state| {
-            let ends_all =
-                matches!(state.kill_mode, Some(KillMode::ControlGroup | KillMode::Mixed));
             Truth::from(
-                unit.name.0.ends_with(".service")
-                    && state.is_dead()
-                    && ends_all
-                    && state.sends_sigkill
-                    && !state.is_delegated,
+                unit.name.0.ends_with(".service") && state.is_dead() && state.ends_all_processes(),
             )
         })
     };
@@ -423,7 +527,11 @@ fn survived_unit(case: &Case<'_>) -> Answer {
             ("the unit is a dead service, which ends all its processes", was_to_end_all()),
             (PARENT_GONE, case.is_parent_gone()),
         ],
-        reason: format!("systemd ended {unit} with all its processes, and this one is still here"),
+        reason: format!(
+            "it outlived {}; {} should have ended it",
+            with_state(case, &unit),
+            kill_mode(case, &unit)
+        ),
         finding: Finding::Orphan(Orphan::SurvivedUnit(unit)),
     }
 }
@@ -467,7 +575,12 @@ fn earlier_run(case: &Case<'_>) -> Answer {
                 case.is_unit_dead().or(|| is_older().and(is_another_run)),
             ),
         ],
-        reason: format!("it belongs to an earlier run of {unit}"),
+        reason: match case.is_unit_dead() {
+            Truth::Yes => format!("it outlived {}", with_state(case, &unit)),
+            Truth::No | Truth::Unknown(_) => format!(
+                "it began before the present run of {unit}, and its INVOCATION_ID is another"
+            ),
+        },
         finding: Finding::Orphan(Orphan::EarlierRun(unit)),
     }
 }
@@ -487,9 +600,12 @@ fn in_unit(case: &Case<'_>) -> Answer {
     Answer {
         conditions: vec![
             (IN_UNIT, case.in_unit_of_its_own()),
-            ("it is no look-alike that a dead unit left", !is_left_by_dead_unit(case)),
+            (
+                "the unit lives, its parent lives, or it matches no pattern",
+                !is_left_by_dead_unit(case),
+            ),
         ],
-        reason: format!("it runs in {unit}, which does not claim that its processes end with it"),
+        reason: format!("it runs in {}{}", with_state(case, &unit), why_unclaimed(case, &unit)),
         finding: Finding::Spare(Spare::InUnit(unit)),
     }
 }
@@ -510,37 +626,63 @@ fn misplaced(case: &Case<'_>) -> Answer {
             ),
             ("it is in no unit but a closed session's", !case.in_unit_of_its_own()),
             (PARENT_GONE, case.is_parent_gone()),
-            ("its user does not linger", !case.does_user_linger()),
+            (
+                "its user's processes may not outlive the logout (lingering is off)",
+                !case.does_user_linger(),
+            ),
         ],
         reason: format!(
-            "declared to run in {place}; runs outside, parent and {} gone",
-            if case.snapshot.has_systemd == Seen::Known(true) { "session" } else { "terminal" }
+            "declared to run in {place}, runs outside; parent gone, {}",
+            whose_end(case)
         ),
         finding: Finding::Orphan(Orphan::Misplaced(name)),
     }
 }
 
 fn suspect(case: &Case<'_>) -> Answer {
-    let why = if let Some((service, _)) = case.matched.first() {
-        if service.runs_in.is_none() {
-            format!("its parent is gone, and nothing declares where {} runs", service.name)
-        } else {
-            format!(
-                "its parent is gone; it looks like {}, but nothing proves it left behind",
-                service.name
-            )
-        }
-    } else {
-        "its parent is gone, but nothing proves it left behind".to_owned()
-    };
     Answer {
         conditions: vec![
             ("it matches a pattern", case.has_pattern()),
             (PARENT_GONE, case.is_parent_gone()),
         ],
-        reason: why,
+        reason: why_suspect(case),
         finding: Finding::Suspect,
     }
+}
+
+/// What kept it from being an orphan.
+fn why_suspect(case: &Case<'_>) -> String {
+    let (is_declared, declared) = case.declared_service();
+    let mut matched = case.matched.iter().map(|(service, _)| *service);
+    let first = matched.clone().find(|s| s.runs_in.is_some()).or_else(|| matched.next());
+    let Some(service) = declared.filter(|_| is_declared == Truth::Yes).or(first) else {
+        return "its parent is gone, but nothing proves it left behind".to_owned();
+    };
+    let name = &service.name;
+    let mut kept = Vec::new();
+    if service.runs_in.is_none() {
+        kept.push(format!("nothing declares where {name} runs"));
+    } else if is_declared != Truth::Yes {
+        let ports: Vec<String> = service.ports.iter().map(Endpoint::short).collect();
+        kept.push(match ports.as_slice() {
+            [] => format!("{name} has no port by which to know it"),
+            ports => format!("it holds none of {name}'s ports ({})", ports.join(", ")),
+        });
+    }
+    if case.in_unit_of_its_own() == Truth::Yes {
+        let unit = unit_of(case);
+        let (state, mode) = (with_state(case, &unit), kill_mode(case, &unit));
+        kept.push(format!("it runs in {state}, and {mode} leaves such processes alone"));
+    }
+    if service.runs_in.is_some() && case.does_user_linger() == Truth::Yes {
+        let who = case.users().find(|(_, lingers)| *lingers).map(|(uid, _)| uid);
+        let who = who.map_or_else(String::new, |uid| format!(" (uid {uid})"));
+        kept.push(format!("its user{who} lingers: it may be meant to outlive the logout"));
+    }
+    if kept.is_empty() {
+        kept.push("nothing proves it left behind".to_owned());
+    }
+    format!("its parent is gone and it looks like {name}, but {}", kept.join("; "))
 }
 
 fn foreign(case: &Case<'_>) -> Answer {

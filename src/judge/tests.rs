@@ -2,6 +2,7 @@
 //! it needs and that could not be read lets it convict.
 
 mod containers;
+mod explain;
 mod guards;
 mod law;
 mod ports;

@@ -142,32 +142,39 @@ impl Verdict {
 
     /// The finding in a few words: `orphan: not where aidb runs`.
     pub fn title(&self) -> String {
-        match &self.finding {
-            Finding::Spare(Spare::Protected(_)) => "spare: protected".to_owned(),
-            Finding::Spare(Spare::LiveContainer(..)) => "spare: live container".to_owned(),
-            Finding::Spare(Spare::Forwarder(container)) => {
+        self.finding.title()
+    }
+}
+
+impl Finding {
+    /// The same.
+    pub fn title(&self) -> String {
+        match self {
+            Self::Spare(Spare::Protected(_)) => "spare: protected".to_owned(),
+            Self::Spare(Spare::LiveContainer(..)) => "spare: live container".to_owned(),
+            Self::Spare(Spare::Forwarder(container)) => {
                 format!("spare: forwards to {container}")
             }
-            Finding::Spare(Spare::Session(_)) => "spare: session".to_owned(),
-            Finding::Spare(Spare::ManagedBy(unit)) => format!("spare: managed by {unit}"),
-            Finding::Spare(Spare::InUnit(unit)) => format!("spare: in {unit}"),
-            Finding::Spare(Spare::ParentLives(..)) => "spare: its parent lives".to_owned(),
-            Finding::Orphan(Orphan::LeftBehind(container)) => {
+            Self::Spare(Spare::Session(_)) => "spare: session".to_owned(),
+            Self::Spare(Spare::ManagedBy(unit)) => format!("spare: managed by {unit}"),
+            Self::Spare(Spare::InUnit(unit)) => format!("spare: in {unit}"),
+            Self::Spare(Spare::ParentLives(..)) => "spare: its parent lives".to_owned(),
+            Self::Orphan(Orphan::LeftBehind(container)) => {
                 format!("orphan: left behind by {container}")
             }
-            Finding::Unsupervised(container) => format!("unsupervised: {container}"),
-            Finding::Orphan(Orphan::Ours(_)) => "orphan: ours".to_owned(),
-            Finding::Orphan(Orphan::Worker(_)) => "orphan: worker without its server".to_owned(),
-            Finding::Orphan(Orphan::SurvivedUnit(unit)) => format!("orphan: survived {unit}"),
-            Finding::Orphan(Orphan::EarlierRun(unit)) => {
+            Self::Unsupervised(container) => format!("unsupervised: {container}"),
+            Self::Orphan(Orphan::Ours(_)) => "orphan: ours".to_owned(),
+            Self::Orphan(Orphan::Worker(_)) => "orphan: worker without its server".to_owned(),
+            Self::Orphan(Orphan::SurvivedUnit(unit)) => format!("orphan: survived {unit}"),
+            Self::Orphan(Orphan::EarlierRun(unit)) => {
                 format!("orphan: an earlier run of {unit}")
             }
-            Finding::Orphan(Orphan::Misplaced(service)) => {
+            Self::Orphan(Orphan::Misplaced(service)) => {
                 format!("orphan: not where {service} runs")
             }
-            Finding::Suspect => "suspect".to_owned(),
-            Finding::Foreign => "foreign".to_owned(),
-            Finding::Undecided(_) => "undecided".to_owned(),
+            Self::Suspect => "suspect".to_owned(),
+            Self::Foreign => "foreign".to_owned(),
+            Self::Undecided(_) => "undecided".to_owned(),
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod listeners;
 pub mod processes;
 mod reader;
 pub mod units;
+pub mod users;
 
 use std::{
     cell::OnceCell,

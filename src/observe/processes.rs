@@ -23,7 +23,7 @@ use crate::{
     host::{Host, seen},
     ident::{Pid, ProcessKey},
     observe::{cgroup, reader::read_with_deadline},
-    snapshot::{CommandLine, Enclosure, Process, Seen},
+    snapshot::{CommandLine, Enclosure, Process, Seen, Terminal},
     sys,
 };
 
@@ -105,7 +105,7 @@ pub fn read(host: &Host, pid: Pid, command_line: Seen<CommandLine>) -> Seen<Proc
         parent: pid_of(stat.ppid),
         group: pid_of(stat.pgrp),
         session: pid_of(stat.session),
-        has_terminal: stat.tty_nr != 0,
+        terminal: Terminal::of_number(stat.tty_nr),
         state: stat.state,
         threads: u32::try_from(stat.num_threads).unwrap_or_default(),
         is_kernel_thread: stat.flags & PF_KTHREAD != 0,

@@ -1,10 +1,11 @@
 //! Why: every fact and where it came from, what each row of the verdict table said, what would have changed the
-//! verdict. For a person in that order, the answer first; for a program as one JSON document
+//! verdict. For a person the answer first, then what bears on it, all of it where it is asked for; for a program as one JSON document
 //! (docs/schema/explain-v1.json is generated from the types below).
 
 use std::{
     fmt::Debug,
     io::{self, Write},
+    time::Duration,
 };
 
 use schemars::{JsonSchema, Schema, generate::SchemaSettings};
@@ -20,12 +21,12 @@ use super::{
 use crate::{
     ident::Pid,
     judge::{
-        explain::{Explanation, RowSaid},
+        explain::{Change, Explanation, RowSaid},
         truth::Truth,
         verdict::{Finding, Verdict},
     },
     pipeline::Explained,
-    snapshot::{Process, Seen, Snapshot},
+    snapshot::{Enclosure, Process, Seen, Snapshot},
 };
 
 /// A command line is shown up to this many columns.
@@ -50,6 +51,20 @@ struct Fact {
     value: String,
     /// The kernel file, the manager, or the settings that it comes from.
     source: String,
+    #[serde(skip)]
+    #[schemars(skip)]
+    rank: Rank,
+}
+
+/// Where a person reads a fact, who does not ask for all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rank {
+    /// In the first lines, or it goes without saying.
+    Told,
+    /// On a line of its own.
+    Shown,
+    /// It says that something is not so: among the others of its kind, in these words.
+    Absent(&'static str),
 }
 
 fn seen<T>(seen: &Seen<T>, show: impl FnOnce(&T) -> String) -> String {
@@ -73,94 +88,150 @@ fn of_pid(snapshot: &Snapshot, pid: Pid) -> String {
     }
 }
 
+/// `alice (uid 1000)`. A container's users are not this host's, whatever their numbers.
+fn user(explained: &Explained, process: &Process, uid: u32) -> String {
+    let has_layer = |e: &Enclosure| e.layer.known().is_some_and(Option::is_some);
+    let is_contained = process.has_claim()
+        || process.is_in_nested_namespace()
+        || process.enclosure.as_ref().is_some_and(has_layer);
+    match explained.users.get(&uid).filter(|_| !is_contained) {
+        Some(name) => format!("{name} (uid {uid})"),
+        None => format!("uid {uid}"),
+    }
+}
+
 /// Every fact about one process, in the order in which the table asks for them.
-fn facts(snapshot: &Snapshot, verdict: &Verdict) -> Vec<Fact> {
+fn facts(explained: &Explained, verdict: &Verdict) -> Vec<Fact> {
+    let snapshot = &explained.snapshot;
     let process = &verdict.process;
     let pid = process.key.pid;
     let file = |name: &str| format!("/proc/{pid}/{name}");
     let mut facts = Vec::new();
-    let mut add = |name, value: String, source: String| facts.push(Fact { name, value, source });
-    add("command line", String::from_utf8_lossy(&title_of(process)).into_owned(), file("cmdline"));
-    add("executable", seen(&process.exe, |exe| exe.display().to_string()), file("exe"));
-    add("user", seen(&process.uid, |uid| format!("uid {uid}")), file("status"));
+    let mut add = |rank, name, value: String, source: String| {
+        facts.push(Fact { name, value, source, rank });
+    };
+    let absent = |is_absent, words| if is_absent { Rank::Absent(words) } else { Rank::Shown };
+    let line = String::from_utf8_lossy(&title_of(process)).into_owned();
+    add(Rank::Told, "command line", line, file("cmdline"));
+    add(
+        Rank::Shown,
+        "executable",
+        seen(&process.exe, |exe| exe.display().to_string()),
+        file("exe"),
+    );
+    let name = seen(&process.uid, |uid| user(explained, process, *uid));
+    add(Rank::Told, "user", name, file("status"));
     let age = snapshot.clock.age(process.key.start_ticks);
     let age = age.map_or("not known".to_owned(), |age| format!("{} s", age.as_secs()));
-    add("age", age, format!("{}, /proc/uptime", file("stat")));
-    add("parent", of_pid(snapshot, process.parent), file("stat"));
-    add("session leader", of_pid(snapshot, process.session), file("stat"));
-    add("group leader", of_pid(snapshot, process.group), file("stat"));
-    let terminal = if process.has_terminal { "yes" } else { "none" };
-    add("terminal", terminal.to_owned(), file("stat"));
+    add(Rank::Told, "age", age, format!("{}, /proc/uptime", file("stat")));
+    add(Rank::Told, "parent", of_pid(snapshot, process.parent), file("stat"));
+    for (name, leader) in [("session leader", process.session), ("group leader", process.group)] {
+        let rank = if leader == pid { Rank::Told } else { Rank::Shown };
+        add(rank, name, of_pid(snapshot, leader), file("stat"));
+    }
+    let terminal = process.terminal.map_or("none".to_owned(), |terminal| terminal.to_string());
+    let rank = absent(process.terminal.is_none(), "terminal");
+    add(rank, "terminal", terminal, file("stat"));
     let tracer = seen(&process.tracer, |tracer| {
         tracer.map_or("nobody".to_owned(), |tracer| of_pid(snapshot, tracer))
     });
-    add("traced by", tracer, file("status"));
+    let rank = absent(process.tracer == Seen::Known(None), "tracer");
+    add(rank, "traced by", tracer, file("status"));
     let namespaces = seen(&process.namespace_pids, |pids| match pids.as_slice() {
         [_] => "that of the observer".to_owned(),
         pids => format!("one of its own; its pids from here inwards: {}", shown(pids)),
     });
-    add("pid namespace", namespaces, file("status"));
-    add("control group", seen(&process.cgroup, |c| c.path.clone()), file("cgroup"));
-    if let Some(cgroup) = process.cgroup.known() {
-        let claim = cgroup
-            .claim
-            .as_ref()
-            .map_or("none".to_owned(), |c| format!("{:?} container {}", c.kind, c.id.short()));
-        add("container claim", claim, file("cgroup"));
-        let unit = cgroup.unit.as_ref();
-        add("unit", unit.map_or("none".to_owned(), ToString::to_string), file("cgroup"));
-        if let Some((unit, state)) = unit.and_then(|u| Some((u, snapshot.units.get(u)?))) {
-            let state = seen(state, |s| {
-                let main = s.main_pid.map_or("none".to_owned(), |pid| pid.to_string());
-                let mode = s.kill_mode.as_ref().map(shown).unwrap_or_default();
-                format!("{} ({}), main pid {main}, KillMode {mode}", s.active_state, s.sub_state)
-            });
-            add("unit's state", state, format!("systemd: {unit}"));
-        }
-        if let Some(id) = &cgroup.session {
-            let state = snapshot.sessions.get(id).map(|s| seen(s, Clone::clone));
-            add(
-                "login session",
-                format!("{id}, {}", state.unwrap_or_default()),
-                "logind".to_owned(),
-            );
-        }
+    let is_ours = process.namespace_pids.known().is_some_and(|pids| pids.len() == 1);
+    let rank = absent(is_ours, "pid namespace of its own");
+    add(rank, "pid namespace", namespaces, file("status"));
+    if process.is_root_deleted {
+        add(Rank::Shown, "root directory", "deleted".to_owned(), file("root"));
     }
-    for (uid, lingers) in &snapshot.lingering {
-        let lingers = seen(lingers, |yes| if *yes { "yes" } else { "no" }.to_owned());
-        add("lingers", format!("uid {uid}: {lingers}"), "logind".to_owned());
-    }
+    add(Rank::Shown, "control group", seen(&process.cgroup, |c| c.path.clone()), file("cgroup"));
+    add_membership(explained, process, &mut add);
     if let Some(id) = &process.invocation_id {
         let id = seen(id, |id| id.clone().unwrap_or_else(|| "none".to_owned()));
-        add("invocation id", id, file("environ"));
+        add(Rank::Shown, "invocation id", id, file("environ"));
     }
     add_sockets(snapshot, process, &mut add);
     let services: Vec<&str> = verdict.services.iter().map(|s| s.0.as_str()).collect();
     let services = if services.is_empty() { "none".to_owned() } else { services.join(", ") };
-    add("services", services, "the settings: its patterns and ports".to_owned());
+    let source = "the settings: its patterns and ports".to_owned();
+    add(Rank::Told, "services", services, source);
     facts
+}
+
+/// What its control group says that it is a member of, and what the managers say of that.
+fn add_membership(
+    explained: &Explained,
+    process: &Process,
+    add: &mut impl FnMut(Rank, &'static str, String, String),
+) {
+    let snapshot = &explained.snapshot;
+    let Some(cgroup) = process.cgroup.known() else { return };
+    let file = format!("/proc/{}/cgroup", process.key.pid);
+    let claim = cgroup.claim.as_ref();
+    let rank = if claim.is_some() { Rank::Shown } else { Rank::Absent("container claim") };
+    let claim =
+        claim.map_or("none".to_owned(), |c| format!("{:?} container {}", c.kind, c.id.short()));
+    add(rank, "container claim", claim, file.clone());
+    let unit = cgroup.unit.as_ref();
+    add(Rank::Told, "unit", unit.map_or("none".to_owned(), ToString::to_string), file);
+    if let Some((unit, state)) = unit.and_then(|u| Some((u, snapshot.units.get(u)?))) {
+        let state = seen(state, |unit| {
+            let main =
+                unit.main_pid.map_or("no main pid".to_owned(), |pid| format!("main pid {pid}"));
+            let mode = unit.kill_mode.as_ref().map(|mode| format!(", KillMode={mode}"));
+            let delegated = if unit.is_delegated { ", Delegate=yes" } else { "" };
+            let mode = mode.unwrap_or_default();
+            format!("{}, {main}{mode}{delegated}", unit.state())
+        });
+        add(Rank::Shown, "unit's state", state, format!("systemd: {unit}"));
+    }
+    if let Some(id) = &cgroup.session {
+        let state = snapshot.sessions.get(id).map(|s| seen(s, Clone::clone)).unwrap_or_default();
+        add(Rank::Told, "login session", format!("{id}, {state}"), "logind".to_owned());
+    }
+    let own = process.uid.known().copied();
+    let users = own.into_iter().chain(cgroup.session_user.filter(|uid| Some(*uid) != own));
+    let lingers: Vec<String> = users
+        .filter_map(|uid| {
+            let lingers = seen(snapshot.lingering.get(&uid)?, |yes| yes_or_no(*yes).to_owned());
+            Some(format!("{}: {lingers}", user(explained, process, uid)))
+        })
+        .collect();
+    if !lingers.is_empty() {
+        add(Rank::Shown, "lingers", lingers.join("; "), "logind".to_owned());
+    }
+}
+
+fn yes_or_no(is_so: bool) -> &'static str {
+    if is_so { "yes" } else { "no" }
 }
 
 fn add_sockets(
     snapshot: &Snapshot,
     process: &Process,
-    add: &mut impl FnMut(&'static str, String, String),
+    add: &mut impl FnMut(Rank, &'static str, String, String),
 ) {
     let Some(sockets) = snapshot.sockets.known() else {
         let why = seen(&snapshot.sockets, |_| String::new());
-        return add("sockets", why, "socket diagnostics".to_owned());
+        return add(Rank::Shown, "sockets", why, "socket diagnostics".to_owned());
     };
     for holding in sockets.holdings.iter().filter(|h| h.pid == process.key.pid) {
         for socket in sockets.all.iter().filter(|s| s.inode == holding.inode) {
+            let is_left = sockets.creator_gone.contains(&socket.inode);
+            let creator = if is_left { ", made in a control group that is gone" } else { "" };
+            let state = shown(socket.state).to_lowercase();
             let value = format!(
-                "{}/{} on {}, {:?}, inode {}",
-                socket.port, socket.proto, socket.address, socket.state, socket.inode
+                "{}/{} on {}, {state}, inode {}{creator}",
+                socket.port, socket.proto, socket.address, socket.inode
             );
             let source = match &holding.link {
                 Some(link) => format!("socket diagnostics, /proc/{link}"),
                 None => "socket diagnostics, io_uring's fdinfo".to_owned(),
             };
-            add("socket", value, source);
+            add(Rank::Shown, "socket", value, source);
         }
     }
 }
@@ -180,40 +251,53 @@ fn why_unknown(truth: &Truth) -> Option<String> {
     }
 }
 
-/// Writes the explanation for a person.
+const BOLD: anstyle::Style = anstyle::Style::new().bold();
+
+/// Writes the explanation for a person: the answer in the first lines, then what it rests on.
 pub fn render(explained: &Explained, style: Style, out: &mut dyn Write) -> io::Result<()> {
     let mut page = Page { style, text: String::new() };
     if let Some(port) = &explained.port {
-        let bold = anstyle::Style::new().bold();
-        page.line(&format!("port {}  ", port.endpoint), bold, &port.sentence);
-        if let Some(service) = &port.service {
-            page.line("  service  ", SPARED, &service.0);
-        }
+        let service = port.service.as_ref().map(|name| format!(" of {name}")).unwrap_or_default();
+        page.told(
+            &format!("port {}{}  ", port.endpoint, escape(service, None)),
+            BOLD,
+            &port.sentence,
+        );
         if let Some(step) = &port.next_step {
-            page.line("  next: ", anstyle::Style::new(), step);
+            page.told("  next  ", BOLD, step);
         }
     }
     for explanation in &explained.processes {
         page.blank();
-        process(&mut page, &explained.snapshot, explanation);
+        answer(&mut page, explained, explanation);
+        let facts = facts(explained, &explanation.verdict);
+        if style.shows_evidence {
+            every_fact(&mut page, &facts);
+            every_row(&mut page, &explanation.rows);
+        } else {
+            telling_facts(&mut page, &facts);
+            telling_rows(&mut page, &explanation.rows);
+        }
+        changes(&mut page, explanation);
     }
     for unknown in &explained.unknowns {
         page.blank();
-        page.line("not seen: ", DOUBT, &unknown.to_string());
+        page.told("not seen  ", DOUBT, &unknown.to_string());
         if let Some(remedy) = &unknown.remedy {
-            page.line("  next: ", anstyle::Style::new(), remedy);
+            page.told("  next    ", BOLD, remedy);
         }
     }
     out.write_all(page.text.as_bytes())
 }
 
-fn process(page: &mut Page, snapshot: &Snapshot, explanation: &Explanation) {
+/// The first lines: who it is, the verdict, why, and what to do.
+fn answer(page: &mut Page, explained: &Explained, explanation: &Explanation) {
     let verdict = &explanation.verdict;
-    let bold = anstyle::Style::new().bold();
     let line = escape(title_of(&verdict.process), Some(PROCESS_COLUMNS));
-    page.paint(&format!("pid {}  ", verdict.key().pid), bold);
+    page.paint(&format!("pid {}  ", verdict.key().pid), BOLD);
     page.text.push_str(&line);
     page.text.push('\n');
+    page.told("  who       ", BOLD, &who(explained, explanation));
     let colour = match verdict.finding {
         Finding::Orphan(_) => ORPHAN,
         Finding::Suspect | Finding::Unsupervised(_) | Finding::Foreign | Finding::Undecided(_) => {
@@ -221,59 +305,172 @@ fn process(page: &mut Page, snapshot: &Snapshot, explanation: &Explanation) {
         }
         Finding::Spare(_) => GOOD,
     };
-    page.paint(&format!("  {}", escape(verdict.title(), None)), colour);
-    let deed =
-        if verdict.is_convicted { "'portreeve reap' ends it" } else { "reap leaves it alone" };
-    page.line("", bold, &format!("  (row {}; {deed})", verdict.row.0));
-    page.line("  why: ", bold, &verdict.reason);
+    let mut title = escape(verdict.title(), None);
+    if verdict.finding == Finding::Suspect {
+        title.push_str(" (--also abandoned ends it)");
+    }
+    page.paint("  verdict   ", BOLD);
+    page.paint(&title, colour);
+    let deed = if verdict.is_convicted { "ends it" } else { "leaves it alone" };
+    let row = verdict.row.0;
+    page.flow(12 + width(&title), 12, &format!(": plain 'portreeve reap' {deed} (row {row})"));
+    page.told("  why       ", BOLD, &verdict.reason);
+    page.told("  next      ", BOLD, &explanation.next);
     let nominated = explanation.nominated_by.as_deref();
-    let nominated = nominated.unwrap_or("nothing: it holds no guarded port and matches no pattern");
-    page.line("  looked at because: ", bold, nominated);
-    if let Some(step) = &verdict.next_step {
-        page.line("  next: ", bold, step);
-    }
-    page.line("\n  what was seen", bold, "");
-    let facts = facts(snapshot, verdict);
-    let names = facts.iter().map(|f| width(f.name)).max().unwrap_or_default();
-    for fact in &facts {
-        page.paint(&format!("    {:names$}  ", fact.name), SPARED);
-        page.text.push_str(&escape(&fact.value, Some(PROCESS_COLUMNS)));
-        page.paint(&format!("  [{}]", escape(&fact.source, None)), SPARED);
-        page.text.push('\n');
-    }
-    for evidence in &verdict.evidence {
-        page.line("    beside it: ", SPARED, evidence);
-    }
-    page.line("\n  what each row of the verdict table said", bold, "");
-    let end = explanation.rows.iter().position(|r| r.decided).unwrap_or(explanation.rows.len());
-    for said in explanation.rows.iter().take(end + 1) {
-        row(page, said, verdict);
-    }
-    page.line("\n  what would have changed it", bold, "");
-    if explanation.changes.is_empty() {
-        page.line("    ", SPARED, "no flag and no declaration");
-    }
-    for change in &explanation.changes {
-        let then = if change.would_end { "; reap would end it" } else { "" };
-        page.line("    ", SPARED, &format!("if {}: {}{then}", change.what, change.title));
+    let nominated = nominated
+        .unwrap_or("it holds no guarded port and matches no pattern: 'scan' does not look at it");
+    page.told("  found by  ", BOLD, nominated);
+}
+
+/// User, parent, age, and the session, container or unit.
+fn who(explained: &Explained, explanation: &Explanation) -> String {
+    let snapshot = &explained.snapshot;
+    let process = &explanation.verdict.process;
+    let user = match &process.uid {
+        Seen::Known(uid) => user(explained, process, *uid),
+        Seen::Gone | Seen::Denied | Seen::Unreadable(_) => "user not known".to_owned(),
+    };
+    let parent = match process.parent {
+        Pid::OUTSIDE if process.key.pid == Pid::INIT => "the first process".to_owned(),
+        pid if explanation.is_adopted => {
+            let by = if pid == Pid::INIT { "pid 1".to_owned() } else { of_pid(snapshot, pid) };
+            format!("adopted by {by} (its parent is gone)")
+        }
+        pid => format!("parent {}", of_pid(snapshot, pid)),
+    };
+    let age = snapshot.clock.age(process.key.start_ticks).map(old);
+    let age = age.unwrap_or_else(|| "age not known".to_owned());
+    let place = process.cgroup.known().and_then(|cgroup| {
+        if let Some(claim) = &cgroup.claim {
+            return Some(format!("container {}", claim.id.short()));
+        }
+        if let Some(id) = &cgroup.session {
+            let state = snapshot.sessions.get(id).and_then(Seen::known);
+            return Some(format!("login session {id} ({})", state.map_or("?", |state| state)));
+        }
+        let unit = cgroup.unit.as_ref()?;
+        let state = snapshot.units.get(unit).and_then(Seen::known);
+        Some(format!("{unit} ({})", state.map_or("?", |state| &state.active_state)))
+    });
+    [Some(user), Some(parent), Some(age), place]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// An age in the largest unit of which it has two.
+fn old(age: Duration) -> String {
+    match age.as_secs() {
+        seconds @ ..120 => format!("{seconds} s old"),
+        seconds @ ..7200 => format!("{} min old", seconds / 60),
+        seconds @ ..172_800 => format!("{} h old", seconds / 3600),
+        seconds => format!("{} days old", seconds / 86_400),
     }
 }
 
-fn row(page: &mut Page, said: &RowSaid, verdict: &Verdict) {
-    let colour = if said.decided { anstyle::Style::new().bold() } else { SPARED };
-    let mark = if said.decided { "▶" } else { " " };
-    for (n, (text, truth)) in said.conditions.iter().enumerate() {
-        let number = if n == 0 { said.row.0.to_string() } else { String::new() };
-        let mark = if n == 0 { mark } else { " " };
-        page.paint(&format!("  {mark} {number:>2}  {:<3}  ", word(truth)), colour);
-        page.text.push_str(text);
-        if let Some(why) = why_unknown(truth) {
-            page.paint(&format!("  ({})", escape(&why, None)), DOUBT);
+fn every_fact(page: &mut Page, facts: &[Fact]) {
+    page.heading("facts");
+    for fact in facts {
+        page.told(
+            &format!("    {:15}  ", fact.name),
+            SPARED,
+            &format!("{}  [{}]", fact.value, fact.source),
+        );
+    }
+}
+
+/// Those that the first lines have not told; what is not so on one line.
+fn telling_facts(page: &mut Page, facts: &[Fact]) {
+    page.heading("facts");
+    for fact in facts.iter().filter(|fact| fact.rank == Rank::Shown) {
+        page.told(&format!("    {:15}  ", fact.name), SPARED, &fact.value);
+    }
+    let absent = facts.iter().filter_map(|fact| match fact.rank {
+        Rank::Absent(words) => Some(words),
+        Rank::Told | Rank::Shown => None,
+    });
+    let absent: Vec<&str> = absent.collect();
+    if !absent.is_empty() {
+        page.told(&format!("    {:15}  ", "it has no"), SPARED, &absent.join(", "));
+    }
+}
+
+const RULE: &str = "the first row whose conditions all hold decides; a row that does not fit is over at its first 'no'";
+
+/// The row that decided, and those that one condition kept from deciding before it.
+fn telling_rows(page: &mut Page, rows: &[RowSaid]) {
+    page.blank();
+    page.told("  verdict table: ", BOLD, RULE);
+    let end = rows.iter().position(|said| said.decided).unwrap_or(rows.len());
+    for said in rows.iter().skip(end).take(1) {
+        row(page, &said.row.0.to_string(), said);
+    }
+    let mut misses =
+        rows.iter().take(end).filter_map(|said| Some((said, said.near_miss()?))).peekable();
+    if misses.peek().is_some() {
+        page.line("    near misses: one 'no' kept each from its verdict", SPARED, "");
+    }
+    for (said, condition) in misses {
+        let label = format!("    {:>5}  no   ", said.row.0);
+        page.told(&label, SPARED, &format!("{condition} → {}", said.title));
+    }
+}
+
+/// Every row; neighbours that say the same, once.
+fn every_row(page: &mut Page, rows: &[RowSaid]) {
+    page.blank();
+    page.told("  verdict table: ", BOLD, RULE);
+    let said = |said: &RowSaid| (said.decided, conditions(said).to_vec());
+    let mut is_behind = false;
+    for alike in rows.chunk_by(|a, b| !a.decided && said(a) == said(b)) {
+        let (Some(first), Some(last)) = (alike.first(), alike.last()) else { continue };
+        let number = match alike {
+            [one] => one.row.0.to_string(),
+            _ => format!("{}–{}", first.row.0, last.row.0),
+        };
+        row(page, &number, first);
+        if first.decided && !is_behind {
+            is_behind = true;
+            page.line("    not asked any more:", SPARED, "");
         }
-        page.text.push('\n');
+    }
+}
+
+/// A row's conditions up to its first "no".
+fn conditions(said: &RowSaid) -> &[(&'static str, Truth)] {
+    let end = said.conditions.iter().position(|(_, truth)| *truth == Truth::No);
+    let end = end.map_or(said.conditions.len(), |no| no + 1);
+    said.conditions.get(..end).unwrap_or_default()
+}
+
+fn row(page: &mut Page, number: &str, said: &RowSaid) {
+    let colour = if said.decided { BOLD } else { SPARED };
+    for (n, (text, truth)) in conditions(said).iter().enumerate() {
+        let number = if n == 0 { number } else { "" };
+        let mark = if n == 0 && said.decided { "▶" } else { " " };
+        let why = why_unknown(truth).map(|why| format!(" ({why})")).unwrap_or_default();
+        let label = format!("  {mark} {number:>5}  {:<3}  ", word(truth));
+        page.told(&label, colour, &format!("{text}{why}"));
     }
     if said.decided {
-        page.line("             ", colour, &format!("→ {}", verdict.title()));
+        let finding = if said.holds == Truth::Yes { said.title.as_str() } else { "undecided" };
+        page.told("                → ", colour, finding);
+    }
+}
+
+fn changes(page: &mut Page, explanation: &Explanation) {
+    if !explanation.changes.is_empty() {
+        page.heading("what would change it");
+    }
+    for Change { what, title, row, would_end } in &explanation.changes {
+        let then = if *would_end { ", which plain 'portreeve reap' ends" } else { "" };
+        page.told("    if ", SPARED, &format!("{what}: {title}, row {}{then}", row.0));
+    }
+    if let Some(command) = &explanation.ending {
+        let anyway = if explanation.verdict.is_convicted { "" } else { " anyway" };
+        page.blank();
+        page.line(&format!("  to end it{anyway}: "), BOLD, command);
     }
 }
 
@@ -319,8 +516,12 @@ struct Subject {
     row: u8,
     /// One line: why.
     reason: String,
+    /// What to do now, or where to look on.
+    next_step: String,
     /// `reap` ends it.
     would_end: bool,
+    /// The command that ends it, as narrow as can be; null where no flag does.
+    end_with: Option<String>,
     /// Why `scan` looks at it; null where it does not.
     nominated_by: Option<String>,
     /// Every fact.
@@ -342,6 +543,8 @@ struct RowJson {
     holds: Option<bool>,
     /// It decided.
     decided: bool,
+    /// The verdict that it gives where all its conditions hold.
+    title: String,
     /// Its conditions.
     conditions: Vec<Condition>,
 }
@@ -363,6 +566,8 @@ struct ChangeJson {
     what: String,
     /// The verdict then.
     title: String,
+    /// The row that would decide.
+    row: u8,
     /// Whether `reap` would end it then.
     would_end: bool,
 }
@@ -389,7 +594,7 @@ pub fn render_json(explained: &Explained, out: &mut dyn Write) -> io::Result<()>
         sentence: port.sentence.clone(),
         next_step: port.next_step.clone(),
     });
-    let processes = explained.processes.iter().map(|e| of(&explained.snapshot, e)).collect();
+    let processes = explained.processes.iter().map(|e| of(explained, e)).collect();
     let document = Document {
         version: 1,
         exit_code: exit_code(explained),
@@ -400,12 +605,13 @@ pub fn render_json(explained: &Explained, out: &mut dyn Write) -> io::Result<()>
     json::write(&document, out)
 }
 
-fn of(snapshot: &Snapshot, explanation: &Explanation) -> Subject {
+fn of(explained: &Explained, explanation: &Explanation) -> Subject {
     let verdict = &explanation.verdict;
     let row = |said: &RowSaid| RowJson {
         row: said.row.0,
         holds: holds(&said.holds),
         decided: said.decided,
+        title: said.title.clone(),
         conditions: said
             .conditions
             .iter()
@@ -422,9 +628,11 @@ fn of(snapshot: &Snapshot, explanation: &Explanation) -> Subject {
         title: verdict.title(),
         row: verdict.row.0,
         reason: verdict.reason.clone(),
+        next_step: explanation.next.clone(),
+        end_with: explanation.ending.clone(),
         would_end: verdict.is_convicted,
         nominated_by: explanation.nominated_by.clone(),
-        facts: facts(snapshot, verdict),
+        facts: facts(explained, verdict),
         evidence: verdict.evidence.clone(),
         rows: explanation.rows.iter().map(row).collect(),
         changes: explanation
@@ -433,6 +641,7 @@ fn of(snapshot: &Snapshot, explanation: &Explanation) -> Subject {
             .map(|change| ChangeJson {
                 what: change.what.clone(),
                 title: change.title.clone(),
+                row: change.row.0,
                 would_end: change.would_end,
             })
             .collect(),

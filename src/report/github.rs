@@ -8,14 +8,14 @@ use std::{
     io::{self, Write},
 };
 
-use super::{doctor, escape::escape, exit, judged, table::short, title_of};
+use super::{doctor, escape::escape, exit, judged, title_of};
 use crate::{
     act::{
         Outcome,
         container::{End, Stopped},
     },
     doctor::{Check, State},
-    ident::ProcessKey,
+    ident::{Endpoint, ProcessKey},
     judge::{
         port::{PortState, PortVerdict},
         verdict::{Finding, Unknown, Verdict},
@@ -158,7 +158,7 @@ fn of_verdict(verdict: &Verdict) -> Option<Annotation> {
         }
         Finding::Undecided(_) => Kind::Warning,
     };
-    let ports: Vec<String> = verdict.ports.iter().map(short).collect();
+    let ports: Vec<String> = verdict.ports.iter().map(Endpoint::short).collect();
     let on = if ports.is_empty() { String::new() } else { format!(" on {}", ports.join(", ")) };
     Some(Annotation {
         kind,
@@ -183,7 +183,7 @@ fn of_port(port: &PortVerdict) -> Option<Annotation> {
     };
     Some(Annotation {
         kind,
-        title: format!("port {}", short(&port.endpoint)),
+        title: format!("port {}", port.endpoint.short()),
         message: port.sentence.clone(),
         next: port.next_step.clone(),
     })
@@ -263,7 +263,7 @@ fn summary<'a>(
     let ports = findings.ports.iter().map(|port| {
         let service = port.service.as_ref().map_or("", |name| &name.0);
         let next = port.next_step.as_deref().unwrap_or("");
-        row(&[&short(&port.endpoint), service, &port.sentence, next])
+        row(&[&port.endpoint.short(), service, &port.sentence, next])
     });
     push_table(&mut text, &["port", "service", "state", "next"], ports, room);
     let processes = processes.map(|(verdict, became)| {

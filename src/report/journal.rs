@@ -9,18 +9,10 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    Progress,
-    escape::escape,
-    exit,
-    github::outcome,
-    judged,
-    table::{counted, short},
-    title_of,
-};
+use super::{Progress, escape::escape, exit, github::outcome, judged, table::counted, title_of};
 use crate::{
     act::{Deed, Outcome, Respawn, container::End},
-    ident::ProcessKey,
+    ident::{Endpoint, ProcessKey},
     judge::{
         port::{PortState, PortVerdict},
         verdict::{Finding, Unknown, Verdict},
@@ -265,7 +257,7 @@ fn command_line(verdict: &Verdict) -> String {
 
 /// Who, and what the judge said.
 fn sentence(verdict: &Verdict) -> String {
-    let ports: Vec<String> = verdict.ports.iter().map(short).collect();
+    let ports: Vec<String> = verdict.ports.iter().map(Endpoint::short).collect();
     let on = if ports.is_empty() { String::new() } else { format!(" on {}", ports.join(" ")) };
     let process = escape(title_of(&verdict.process), Some(PROCESS_COLUMNS));
     format!("pid {} ({process}){on}: {}: {}", verdict.key().pid, verdict.title(), verdict.reason)
@@ -309,7 +301,7 @@ fn taken(port: &PortVerdict) -> Option<Entry> {
         | PortState::BoundOnly(_)
         | PortState::Lingering => return None,
     };
-    let message = format!("port {}: {}", short(&port.endpoint), port.sentence);
+    let message = format!("port {}: {}", port.endpoint.short(), port.sentence);
     let entry = Entry::new(Kind::Taken, Priority::Warning, &message)
         .with("PORTREEVE_PORT", &port.endpoint)
         .with("PORTREEVE_STATE", state)

@@ -28,7 +28,7 @@ pub struct Style {
     pub width: Option<usize>,
     /// Whether to write SGR sequences. Nothing is said by colour alone.
     pub is_coloured: bool,
-    /// Whether to write the evidence below each verdict.
+    /// Whether to write the evidence below each verdict; of `explain` every row and where each fact was read.
     pub shows_evidence: bool,
 }
 

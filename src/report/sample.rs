@@ -23,7 +23,7 @@ pub(super) fn process(pid: u32, command_line: &[u8]) -> Process {
         parent: Pid::INIT,
         group: Pid(pid),
         session: Pid(pid),
-        has_terminal: false,
+        terminal: None,
         state: 'S',
         threads: 1,
         is_kernel_thread: false,

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     act::{Deed, Outcome, Respawn, container::End},
-    ident::{Endpoint, Pid, Proto},
+    ident::Pid,
     judge::{
         port::{PortState, PortVerdict},
         verdict::{Finding, Unknown, Verdict},
@@ -33,6 +33,8 @@ use crate::{
 pub(super) const NARROW: usize = 60;
 /// A command line is never longer than this, in a pipe either: JSON has it whole.
 const PROCESS_COLUMNS: usize = 80;
+/// Flowing text where there is no terminal to tell.
+const TEXT_COLUMNS: usize = 100;
 /// What a command line keeps beside a long verdict.
 const PROCESS_COLUMNS_LEAST: usize = 12;
 /// A column before the command line is cut to this on a terminal; to the second below 100 columns.
@@ -98,12 +100,12 @@ fn state(page: &mut Page, findings: &Findings) {
     page.table(&["PORT", "SERVICE", "PID"], "VERDICT", &rows);
 
     let free = findings.ports.iter().filter(|port| port.state == PortState::Free);
-    let free: Vec<String> = free.map(|port| short(&port.endpoint)).collect();
+    let free: Vec<String> = free.map(|port| port.endpoint.short()).collect();
     if !free.is_empty() {
         page.line("free: ", GOOD, &free.join(" "));
     }
     let silent = findings.ports.iter().filter(|port| port.state == PortState::NoListener);
-    let silent: Vec<String> = silent.map(|port| short(&port.endpoint)).collect();
+    let silent: Vec<String> = silent.map(|port| port.endpoint.short()).collect();
     if !silent.is_empty() {
         page.line("no listener: ", GOOD, &silent.join(" "));
         page.line("", SPARED, "sockets that are bound and silent are not seen here");
@@ -136,7 +138,7 @@ fn port_rows<'a>(
         PortState::Unknown(_) => (&[][..], Some(("unknown", DOUBT))),
     };
     let verdict_of = |pid: Pid| verdicts.iter().find(|verdict| verdict.process.key.pid == pid);
-    let number = short(&port.endpoint);
+    let number = port.endpoint.short();
     let service = port.service.as_ref().map_or("-", |name| &name.0);
     let mut rows: Vec<Row> = holders
         .iter()
@@ -400,7 +402,7 @@ fn taken_by_no_server(port: &PortVerdict) -> Option<String> {
         | PortState::BoundOnly(_)
         | PortState::Lingering => return None,
     };
-    Some(format!("{} {how}", short(&port.endpoint)))
+    Some(format!("{} {how}", port.endpoint.short()))
 }
 
 fn pids(pids: &[Pid]) -> String {
@@ -409,15 +411,6 @@ fn pids(pids: &[Pid]) -> String {
 
 pub(super) fn counted(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
-}
-
-/// The port as `--port` takes it, without what goes without saying.
-pub(super) fn short(endpoint: &Endpoint) -> String {
-    let text = endpoint.to_string();
-    match endpoint.proto {
-        Proto::Tcp => text.trim_end_matches("/tcp").to_owned(),
-        Proto::Udp => text,
-    }
 }
 
 fn brief(time: Duration) -> String {
@@ -466,6 +459,39 @@ impl Page {
     pub(super) fn line(&mut self, label: &str, colour: anstyle::Style, text: &str) {
         self.paint(label, colour);
         self.text.push_str(&escape(text, None));
+        self.text.push('\n');
+    }
+
+    /// What a part of the page is about.
+    pub(super) fn heading(&mut self, text: &str) {
+        self.blank();
+        self.text.push_str("  ");
+        self.line(text, anstyle::Style::new().bold(), "");
+    }
+
+    /// A label and a text that is broken between words and hangs below itself.
+    pub(super) fn told(&mut self, label: &str, colour: anstyle::Style, text: &str) {
+        self.paint(label, colour);
+        self.flow(width(label), width(label), text);
+    }
+
+    /// Goes on at a column of the line, and on further lines at `indent`.
+    pub(super) fn flow(&mut self, mut column: usize, indent: usize, text: &str) {
+        let columns = self.style.width.unwrap_or(TEXT_COLUMNS);
+        let shown = escape(text, None);
+        for (n, words) in unbroken(&shown).enumerate() {
+            let gap = usize::from(n > 0);
+            if column + gap + width(words) > columns && column > indent {
+                self.text.push('\n');
+                self.text.push_str(&" ".repeat(indent));
+                column = indent;
+            } else {
+                self.text.push_str(" ".get(..gap).unwrap_or_default());
+                column += gap;
+            }
+            self.text.push_str(words);
+            column += width(words);
+        }
         self.text.push('\n');
     }
 
@@ -579,6 +605,21 @@ impl Page {
             self.text.push_str(shown);
         }
     }
+}
+
+/// The words of a text; what stands in quotes is one, for a command is copied whole.
+fn unbroken(mut text: &str) -> impl Iterator<Item = &str> {
+    std::iter::from_fn(move || {
+        if text.is_empty() {
+            return None;
+        }
+        let quote = text.strip_prefix('\'').and_then(|rest| rest.find('\''));
+        let from = quote.map_or(0, |end| end + 2);
+        let end = text.get(from..)?.find(' ').map_or(text.len(), |space| from + space);
+        let word = text.get(..end)?;
+        text = text.get(end + 1..).unwrap_or_default();
+        Some(word)
+    })
 }
 
 /// The command line, without its program's folder where it would not fit otherwise.

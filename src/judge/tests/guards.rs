@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::Ended;
-use super::scene::{Fact, NOW, SERVER, Scene, system};
+use super::scene::{Fact, NOW, SERVER, Scene, system, terminal};
 use crate::{
     config::settings::ForeignHolder,
     ident::{Manager, Pid, UnitRef},
@@ -35,7 +35,7 @@ fn no_flag_ends_the_young() {
             (t.also.abandoned, t.also.session, t.also.foreign) = (true, true, true);
         })
     };
-    let in_terminal = young().edit(7, |p| p.has_terminal = true);
+    let in_terminal = young().edit(7, |p| p.terminal = terminal());
     assert!(!all(in_terminal).convicts(7));
     let foreign = young().process(6, 1, "sh").edit(7, |p| p.parent = Pid(6));
     assert!(!all(foreign).convicts(7));
@@ -189,7 +189,7 @@ fn a_parent_outside_our_pid_namespace_is_unknown_and_not_gone() {
 
 #[test]
 fn each_kind_of_also_ends_its_own_kind_only() {
-    let session = Scene::mess().edit(7, |p| p.has_terminal = true);
+    let session = Scene::mess().edit(7, |p| p.terminal = terminal());
     let suspect = Scene::new().process(7, 1, "web.py").listens(7, 3001);
     let foreign = Scene::new().process(7, 1, "nc").listens(7, 8091).named_port("8091");
     let managed = system("a.service");
@@ -236,14 +236,14 @@ fn a_service_may_have_its_foreign_holders_ended() {
     assert_eq!(web.says(7).1, "foreign");
     assert!(!web.convicts(7));
     // and nobody in a session or a unit is foreign
-    let in_terminal = reaping(squatter(47334)).edit(7, |p| p.has_terminal = true);
+    let in_terminal = reaping(squatter(47334)).edit(7, |p| p.terminal = terminal());
     assert!(!in_terminal.convicts(7));
 }
 
 #[test]
 fn a_session_that_stands_only_because_another_fact_is_missing_is_not_ended() {
     let kept = Scene::new().process(7, 1, SERVER).exe(7, "/srv/keep/server");
-    let kept = kept.edit(7, |p| p.has_terminal = true);
+    let kept = kept.edit(7, |p| p.terminal = terminal());
     let kept = kept.ask(|t| t.also.session = true);
     let blinded = kept.without(&Fact::Exe(7), super::scene::Blindness::Denied);
     assert!(matches!(blinded.verdict(7).finding, Finding::Spare(_)));
@@ -302,12 +302,12 @@ fn a_service_that_is_named_brings_no_process_on_the_port_of_another_that_shares_
 #[test]
 fn an_editor_in_a_terminal_is_not_what_also_session_means() {
     let editor = Scene::new().process(6, 1, "bash").process(7, 6, "vim server.py --config x");
-    let editor = editor.edit(7, |p| p.has_terminal = true).ask(|t| t.also.session = true);
+    let editor = editor.edit(7, |p| p.terminal = terminal()).ask(|t| t.also.session = true);
     assert_eq!(editor.says(7).1, "spare: session");
     assert!(!editor.convicts(7));
     assert!(editor.listens(7, 8091).convicts(7));
     let daemon = Scene::new().process(7, 1, "python3 discovery_daemon.py");
-    let daemon = daemon.edit(7, |p| p.has_terminal = true).ask(|t| t.also.session = true);
+    let daemon = daemon.edit(7, |p| p.terminal = terminal()).ask(|t| t.also.session = true);
     assert!(daemon.convicts(7));
 }
 
@@ -367,7 +367,7 @@ fn a_process_whose_own_command_line_was_not_read_may_be_a_fellow_of_its_parent()
     let scene = Scene::new()
         .process(6, 1, "VLLM::APIServer")
         .process(7, 6, "VLLM::EngineCore")
-        .edit(7, |p| (p.session, p.has_terminal) = (Pid(6), true))
+        .edit(7, |p| (p.session, p.terminal) = (Pid(6), terminal()))
         .ask(|t| t.also.session = true)
         .edit(6, |p| p.parent = Pid::OUTSIDE);
     assert_eq!(scene.says(7).1, "undecided");

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::super::{Ended, verdict::Finding};
-use super::scene::{BLINDNESSES, DOCKER, ID, NOW, SERVER, Scene, system, unit};
+use super::scene::{BLINDNESSES, DOCKER, ID, NOW, SERVER, Scene, system, terminal, unit};
 use crate::{
     config::settings::ForeignHolder,
     ident::{ContainerId, EngineRef, Manager, Pid, UnitRef},
@@ -153,7 +153,7 @@ fn any_process(pid: u32) -> BoxedStrategy<Process> {
                 process.enclosure = enclosure;
                 process.session = Pid(session);
                 process.group = Pid(session);
-                process.has_terminal = has_terminal;
+                process.terminal = terminal().filter(|_| has_terminal);
                 process.key.start_ticks = start;
                 (process.command_line, process.exe, process.uid) = (line, exe, uid);
                 (process.namespace_pids, process.cgroup, process.invocation_id) =

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::scene::{Blindness, Fact, SERVER, Scene, claim, system};
+use super::scene::{Blindness, Fact, SERVER, Scene, claim, system, terminal};
 use crate::{
     config::settings::RunsIn,
     ident::{Manager, Pid, ProcessKey, UnitRef},
@@ -226,7 +226,7 @@ fn worker() -> Scene {
 #[test]
 fn row_9_convicts_a_worker_whose_server_is_gone_even_with_a_terminal() {
     assert_eq!(worker().says(7), row(9, "orphan: worker without its server"));
-    let in_terminal = worker().edit(7, |p| p.has_terminal = true);
+    let in_terminal = worker().edit(7, |p| p.terminal = terminal());
     assert_eq!(in_terminal.says(7).0, 9);
     assert!(in_terminal.in_session(7, "active", "running").convicts(7));
 }
@@ -273,7 +273,7 @@ fn row_10_spares_a_terminal_an_open_session_and_what_is_traced() {
         assert!(!scene.clone().ask(|t| t.also.abandoned = true).convicts(7));
         assert!(scene.ask(|t| t.also.session = true).convicts(7));
     };
-    session(Scene::mess().edit(7, |p| p.has_terminal = true));
+    session(Scene::mess().edit(7, |p| p.terminal = terminal()));
     session(Scene::mess().in_session(7, "active", "running"));
     session(Scene::mess().in_session(7, "online", "running"));
     session(Scene::mess().edit(7, |p| p.tracer = Seen::Known(Some(Pid(50)))));
@@ -317,7 +317,7 @@ fn row_10_takes_no_silence_for_a_logout() {
 
 #[test]
 fn a_terminal_needs_no_manager_to_speak_for_it() {
-    let scene = Scene::mess().edit(7, |p| p.has_terminal = true);
+    let scene = Scene::mess().edit(7, |p| p.terminal = terminal());
     let scene = scene.in_session(7, "active", "running");
     let scope = Fact::Unit(system("session-3.scope"));
     scene.does_not_need(7, &[Fact::SessionState("3".to_owned()), scope]);
@@ -540,7 +540,7 @@ fn row_16_convicts_the_founding_mess() {
     assert!(verdict.is_convicted);
     assert_eq!(
         verdict.reason,
-        "declared to run in a container; runs outside, parent and session gone"
+        "declared to run in a container, runs outside; parent gone, in no session, uid 1000 does not linger"
     );
     assert_eq!(verdict.ports, ["8091".parse().unwrap()]);
     let portless = Scene::new().process(7, 1, "python3 discovery_daemon.py");
@@ -598,7 +598,7 @@ fn without_systemd_neither_units_nor_lingering_speak() {
         s.lingering.clear();
     });
     assert_eq!(scene.says(7), row(16, "orphan: not where aidb runs"));
-    let in_terminal = scene.edit(7, |p| p.has_terminal = true);
+    let in_terminal = scene.edit(7, |p| p.terminal = terminal());
     assert_eq!(in_terminal.says(7), row(10, "spare: session"));
 }
 

@@ -20,7 +20,7 @@ use crate::{
     snapshot::{
         Cgroup, ClaimKind, Clock, CommandLine, Container, ContainerClaim, ContainerState,
         Containers, Enclosure, Holding, KillMode, Process, Receipt, Seen, Sight, Snapshot, Socket,
-        SocketState, Sockets, Store, Unit,
+        SocketState, Sockets, Store, Terminal, Unit,
     },
 };
 
@@ -101,6 +101,11 @@ pub(super) fn unit() -> Unit {
     }
 }
 
+/// pts/3.
+pub(super) fn terminal() -> Option<Terminal> {
+    Terminal::of_number(0x8803)
+}
+
 pub(super) fn claim() -> ContainerClaim {
     ContainerClaim { kind: ClaimKind::Docker, id: ID.into() }
 }
@@ -153,7 +158,7 @@ impl Scene {
             parent: Pid(parent),
             group: Pid(pid),
             session: Pid(pid),
-            has_terminal: false,
+            terminal: None,
             state: 'S',
             threads: 1,
             is_kernel_thread: false,

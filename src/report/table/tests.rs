@@ -27,6 +27,25 @@ fn reaped(reaped: &Reaped, style: Style) -> String {
     String::from_utf8(out).unwrap()
 }
 
+proptest! {
+    #[test]
+    fn flowing_text_keeps_its_words_and_breaks_no_command(
+        words in prop::collection::vec(prop::sample::select(vec!["a", "its", "unit's", "'reap --also x'", "('b c')", "long-word"]), 0..30),
+        columns in 24usize..60,
+    ) {
+        let text = words.join(" ");
+        let mut page = Page { style: plain(Some(columns)), text: String::new() };
+        page.told("  why  ", ORPHAN, &text);
+        let lines: Vec<&str> = page.text.lines().collect();
+        prop_assert!(lines.iter().all(|line| width(line) <= columns), "{}", page.text);
+        let again: Vec<&str> = lines.iter().map(|line| line.trim()).collect();
+        let whole = format!("why  {text}");
+        prop_assert_eq!(again.join(" "), whole.trim());
+        let commands = |text: &str| text.matches("'reap --also x'").count();
+        prop_assert_eq!(commands(&page.text), commands(&text));
+    }
+}
+
 /// The file under tests/golden holds this text; with BLESS=1 it is written instead.
 fn is_golden(name: &str, text: &str) {
     let path = format!("{}/tests/golden/{name}.txt", env!("CARGO_MANIFEST_DIR"));
