@@ -346,6 +346,12 @@ impl Process {
         self.namespace_pids.known().is_some_and(|pids| pids.len() > 1)
     }
 
+    /// The init of a pid namespace below ours: with it ends every process there (pid_namespaces(7)).
+    pub fn is_first_in_its_namespace(&self) -> bool {
+        let pids = self.namespace_pids.known();
+        self.is_in_nested_namespace() && pids.is_some_and(|pids| pids.last() == Some(&1))
+    }
+
     /// Ended and only waiting to be reaped: a zombie leader whose other threads live is alive.
     pub fn is_dead(&self) -> bool {
         matches!(self.state, 'Z' | 'X') && self.threads <= 1

@@ -392,11 +392,10 @@ fn not_only_the_first_process_of_a_live_container_is_spared() {
     let names = ["first", "host-pids", "sent-in", "daemon", "host-daemon"];
     let services: Vec<_> = names.into_iter().zip(8401_u16..).collect();
     let Some(test_box) = test_box("many", &services) else { return };
-    for kind in [Kind::DockerSystemd, Kind::Podman] {
+    for kind in [Kind::DockerSystemd, Kind::Podman, Kind::PodmanOfAlice] {
         let engine = Engine::start(&test_box, kind);
         let (first, one) = contain(&engine, "first", 8401, &[]);
         let (host_pids, other) = contain(&engine, "host-pids", 8402, &["--pid", "host"]);
-        assert_eq!(test_box.stat(host_pids.pid).unwrap().parent, u64::from(host_pids.monitor));
         let send = |container: &str, name: &str, port: u16, option: &[&str]| {
             let port_text = port.to_string();
             let plant = ["--as", &disguise(name), "--listen", &port_text];
@@ -408,12 +407,38 @@ fn not_only_the_first_process_of_a_live_container_is_spared() {
         assert_eq!(test_box.stat(daemon.pid).unwrap().parent, u64::from(first.pid));
         let host_daemon = send("host-pids", "host-daemon", 8405, &["--daemonise"]);
 
-        let live = "spare: live container";
         let servers = [&one, &other, &sent_in, &daemon, &host_daemon];
-        look(&test_box, 0, &servers.map(|server| (server, live, 3)));
+        let all_live = servers.map(|server| (server, "spare: live container", 3));
+        look(&test_box, 0, &all_live);
         reap(&test_box, &["--also", "abandoned"], &[], &servers);
-        kill(&test_box, &servers.map(|server| server.pid)[1..]);
-        engine.must(&["rm", "--force", "first", "host-pids"]);
+        if kind == Kind::DockerSystemd {
+            kill(&test_box, &servers.map(|server| server.pid)[1..]);
+            engine.must(&["rm", "--force", "first", "host-pids"]);
+            continue;
+        }
+        // What Podman sends in has a conmon of its own. The container's lives on, whatever becomes of that one and of what
+        // Podman knows.
+        let of_sent_in = test_box.stat(sent_in.pid).unwrap().parent.try_into().unwrap();
+        assert_ne!(of_sent_in, first.monitor);
+        kill(&test_box, &[of_sent_in]);
+        look(&test_box, 0, &all_live);
+        engine.forget();
+        assert_eq!(engine.status("first"), "created");
+        look(&test_box, 0, &all_live);
+        reap(&test_box, &["--also", "abandoned"], &[], &servers);
+
+        engine.kill_monitor(&first);
+        engine.kill_monitor(&host_pids);
+        let left = "orphan: left behind by container first";
+        let expected = [
+            (&one, left, 5),
+            (&other, "orphan: left behind by container host-pids", 5),
+            (&sent_in, left, 5),
+            (&daemon, left, 5),
+            (&host_daemon, "spare: live container", 3),
+        ];
+        look(&test_box, 1, &expected);
+        kill(&test_box, &[one.pid, other.pid, host_daemon.pid]);
     }
 }
 

@@ -201,6 +201,9 @@ impl<'a> Case<'a> {
             };
             if is_outside {
                 return match self.is_reaper(above) {
+                    Truth::Yes if depth > 1 && !below.is_first_in_its_namespace() => {
+                        self.supervisor_of_namespace()
+                    }
                     Truth::Yes => Ok(None),
                     Truth::No => Ok(Some(above)),
                     Truth::Unknown(unknown) => Err(unknown),
@@ -214,6 +217,26 @@ impl<'a> Case<'a> {
         // Parents that were read at two moments may form a ring.
         let why = "its parents changed while they were read".to_owned();
         Err(Unknown { fact: self.name("the ancestry"), why, remedy: None })
+    }
+
+    /// What was sent into a pid namespace (`podman exec`) has a monitor of its own, which may die alone: what looks after
+    /// the namespace is above its first process, with which all of it ends (pid_namespaces(7)).
+    fn supervisor_of_namespace(&self) -> Result<Option<&'a Process>, Unknown> {
+        let namespace = |process: &'a Process| process.enclosure.as_ref()?.pid_namespace.known();
+        let own = namespace(self.process);
+        let is_it = |process: &&Process| process.is_first_in_its_namespace();
+        let mut firsts = self.snapshot.processes.values().filter(is_it);
+        let first = firsts.find(|first| own.is_some() && namespace(first) == own);
+        let above = self.parent_of(first.ok_or_else(|| Unknown {
+            fact: self.name("the first process in the pid namespace"),
+            why: "it was not seen".to_owned(),
+            remedy: None,
+        })?)?;
+        match self.is_reaper(above) {
+            Truth::Yes => Ok(None),
+            Truth::No => Ok(Some(above)),
+            Truth::Unknown(unknown) => Err(unknown),
+        }
     }
 
     /// The parent as it was seen.

@@ -81,6 +81,43 @@ pub fn read_enclosures(
     }
 }
 
+/// The first processes of the pid namespaces into which candidates were sent from outside (`docker exec`).
+pub fn first_processes<'a>(
+    host: &Host,
+    processes: &BTreeMap<Pid, Process>,
+    candidates: &BTreeSet<Pid>,
+    pids: &impl Fn() -> &'a [Pid],
+) -> BTreeSet<Pid> {
+    let candidates = candidates.iter().filter_map(|pid| processes.get(pid));
+    let namespaces: BTreeSet<u64> = candidates
+        .filter(|process| process.is_in_nested_namespace() && is_sent_in(process, processes))
+        .filter_map(|process| process.enclosure.as_ref()?.pid_namespace.known().copied())
+        .collect();
+    if namespaces.is_empty() {
+        return BTreeSet::new();
+    }
+    let is_theirs = |pid: &&Pid| {
+        let namespace = processes::read_pid_namespace(host, **pid);
+        namespace.known().is_some_and(|number| namespaces.contains(number))
+    };
+    let read = |pid: &Pid| processes::read(host, *pid, Seen::Gone);
+    let is_first = |pid: &&Pid| read(pid).known().is_some_and(Process::is_first_in_its_namespace);
+    pids().iter().filter(is_theirs).filter(is_first).copied().collect()
+}
+
+/// None of its parents is the first process of its pid namespace.
+fn is_sent_in(process: &Process, processes: &BTreeMap<Pid, Process>) -> bool {
+    let mut next = Some(process);
+    for _ in 0..=processes.len() {
+        match next.filter(|process| process.is_in_nested_namespace()) {
+            Some(process) if process.is_first_in_its_namespace() => return false,
+            Some(process) => next = processes.get(&process.parent),
+            None => return true,
+        }
+    }
+    true
+}
+
 /// Holds a port that is asked about and may do so for a container.
 fn is_forwarder(process: &Process, sockets: Option<&Sockets>) -> bool {
     let holds = sockets.is_some_and(|s| s.holdings.iter().any(|h| h.pid == process.key.pid));

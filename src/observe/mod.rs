@@ -127,16 +127,14 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
         with_relatives(host, &candidates, &ourselves, command_lines, question);
     let of_sockets = sockets.known();
     containers::read_enclosures(host, &mut processes, &candidates, of_sockets);
+    let firsts = containers::first_processes(host, &processes, &candidates, &pids);
+    add(&mut processes, with_relatives(host, &firsts, &[], BTreeMap::new(), question).0);
+    containers::read_enclosures(host, &mut processes, &firsts, of_sockets);
     let containers =
         containers::observe(host, &question.engines, &processes, &candidates, of_sockets);
     // What a forwarder stands for is judged by its container's own process.
     let behind: BTreeSet<Pid> = containers.namespaces.keys().copied().collect();
-    if !behind.is_empty() {
-        let (more, _) = with_relatives(host, &behind, &[], BTreeMap::new(), question);
-        for (pid, process) in more {
-            processes.entry(pid).or_insert(process);
-        }
-    }
+    add(&mut processes, with_relatives(host, &behind, &[], BTreeMap::new(), question).0);
     let sight = sight(host);
     let mut is_torn = holding.iter().any(|pid| !processes.contains_key(pid));
     if let Seen::Known(sockets) = &mut sockets {
@@ -169,6 +167,13 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
         receipts: Vec::new(),
     };
     (snapshot, is_torn)
+}
+
+/// Adds those that were not read before.
+fn add(processes: &mut BTreeMap<Pid, Process>, more: BTreeMap<Pid, Process>) {
+    for (pid, process) in more {
+        processes.entry(pid).or_insert(process);
+    }
 }
 
 /// Every process; else why not.

@@ -1,6 +1,6 @@
 //! Rows 4 to 7: what nothing supervises is alive, left behind, or not known, by the word of the engine that owns it.
 
-use super::scene::{DOCKER, Fact, SERVER, Scene, port};
+use super::scene::{Blindness, DOCKER, Fact, SERVER, Scene, port};
 use crate::{
     ident::{EngineKind, EngineRef, Pid, Proto},
     judge::verdict::Finding,
@@ -56,6 +56,34 @@ fn a_worker_of_an_unsupervised_container_shares_its_verdict() {
         .docker_says(RUNNING, Some(7))
         .main_process(7, Seen::Known(NAMESPACE));
     assert_eq!(scene.says(8), (4, UNSUPERVISED.to_owned()));
+}
+
+/// `podman exec`, whose own conmon has died: 7 is in the pid namespace of 20, the container's first process.
+fn sent_in() -> Scene {
+    alone()
+        .edit(7, |p| p.namespace_pids = Seen::Known(vec![7, 9]))
+        .process(20, 50, SERVER)
+        .contained(20, &[20, 1])
+        .enclosed(20, NAMESPACE)
+        .process(50, 1, "conmon")
+}
+
+#[test]
+fn what_was_sent_into_a_container_is_as_alive_as_the_containers_first_process() {
+    for (state, main) in [(RUNNING, Some(20)), (stopped("created"), None)] {
+        let scene = sent_in().docker_says(state, main).main_process(20, Seen::Known(NAMESPACE));
+        says(&scene, 3, "spare: live container");
+        let is_unsupervised = scene.clone().edit(20, |p| p.parent = Pid::INIT);
+        let expected = if main.is_some() { (4, UNSUPERVISED) } else { (5, LEFT) };
+        says(&is_unsupervised, expected.0, expected.1);
+        // another container's first process, or none that we saw
+        let of_another = is_unsupervised.clone().enclosed(20, ANOTHER);
+        assert_eq!(of_another.says(7).1, "undecided");
+        assert_eq!(
+            is_unsupervised.without(&Fact::Process(20), Blindness::Gone).says(7).1,
+            "undecided"
+        );
+    }
 }
 
 // ---- row 5
@@ -207,7 +235,7 @@ fn the_rows_of_a_container_name_the_fact_that_they_lack() {
         (Fact::PidNamespace(7), "whether container aidb (docker) still runs"),
         (Fact::MainNamespace(7), "whether container aidb (docker) still runs"),
     ] {
-        let verdict = running.clone().without(&fact, super::scene::Blindness::Denied).verdict(7);
+        let verdict = running.clone().without(&fact, Blindness::Denied).verdict(7);
         let Finding::Undecided(unknown) = verdict.finding else {
             panic!("{fact:?}: {}", verdict.title());
         };
