@@ -4,7 +4,7 @@
 use crate::{
     config::settings::{RunsIn, Service, Settings},
     ident::{Manager, Pid, ServiceName},
-    snapshot::{ClaimKind, Seen, Snapshot},
+    snapshot::{ClaimKind, KillMode, Seen, Snapshot},
 };
 
 use super::{
@@ -179,7 +179,7 @@ fn next(case: &Case<'_>, verdict: &Verdict, ending: Option<&str>) -> String {
         }),
         Finding::Spare(spare) => {
             let ends = ends.unwrap_or_else(|| match stop(case, spare) {
-                Some(step) => format!("no portreeve flag ends it: {step}"),
+                Some(step) => format!("no portreeve flag ends it{step}"),
                 None => "no portreeve flag ends it".to_owned(),
             });
             format!("{look}; {ends}")
@@ -222,22 +222,37 @@ fn stop(case: &Case<'_>, spare: &Spare) -> Option<String> {
     let claim = case.process.cgroup.known().and_then(|c| c.claim.as_ref());
     Some(match (spare, claim.map(|claim| (claim.kind, claim.id.short()))) {
         (Spare::LiveContainer(..), Some((ClaimKind::Docker, id))) => {
-            format!("'docker stop {id}' does")
+            format!(": 'docker stop {id}' does")
         }
         (Spare::LiveContainer(..), Some((ClaimKind::Podman, id))) => {
-            format!("'podman stop {id}' does")
+            format!(": 'podman stop {id}' does")
         }
         (Spare::Forwarder(container), _) => {
-            format!("'{} stop {}' does", container.engine.kind, container.name)
+            format!(": '{} stop {}' does", container.engine.kind, container.name)
         }
         (Spare::ManagedBy(unit), _) if unit.manager == Manager::System => {
-            format!("'systemctl stop {unit}' does")
+            format!(": 'systemctl stop {unit}' does")
         }
-        (Spare::ParentLives(pid, name), _) => format!("its parent, pid {pid} ({name}), can"),
+        (Spare::ParentLives(pid, name), _) => format!(": its parent, pid {pid} ({name}), can"),
+        (Spare::InUnit(unit), _) if unit.manager == Manager::System => {
+            let state = case.snapshot.units.get(unit).and_then(Seen::known);
+            match state.and_then(|state| state.kill_mode.as_ref()) {
+                Some(KillMode::ControlGroup | KillMode::Mixed) => {
+                    format!(": 'systemctl stop {unit}' does")
+                }
+                Some(mode @ (KillMode::Process | KillMode::None | KillMode::Other(_))) => {
+                    let pid = case.process.key.pid;
+                    format!(
+                        ", nor does 'systemctl stop' (KillMode={mode}): ask whose it is, then 'kill {pid}'"
+                    )
+                }
+                None => ": stop it where it was started".to_owned(),
+            }
+        }
         (
             Spare::LiveContainer(..) | Spare::Session(_) | Spare::ManagedBy(_) | Spare::InUnit(_),
             _,
-        ) => "stop it where it was started".to_owned(),
+        ) => ": stop it where it was started".to_owned(),
         (Spare::Protected(_), _) => return None,
     })
 }

@@ -464,7 +464,7 @@ fn why_unclaimed(case: &Case<'_>, unit: &UnitRef) -> String {
     if ends_all || state.kill_mode.is_none() {
         return main;
     }
-    format!("{main}; {mode} leaves the others alone when it stops")
+    format!("{main}; {mode} leaves this one alone when the unit stops")
 }
 
 /// What of its session, and of the user whose it is, no longer speaks for a process.

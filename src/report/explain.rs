@@ -19,14 +19,14 @@ use super::{
     title_of,
 };
 use crate::{
-    ident::Pid,
+    ident::{ContainerId, Pid},
     judge::{
         explain::{Change, Explanation, RowSaid},
         truth::Truth,
         verdict::{Finding, Verdict},
     },
     pipeline::Explained,
-    snapshot::{Enclosure, Process, Seen, Snapshot},
+    snapshot::{Container, Containers, Enclosure, Process, Seen, Snapshot},
 };
 
 /// A command line is shown up to this many columns.
@@ -148,6 +148,7 @@ fn facts(explained: &Explained, verdict: &Verdict) -> Vec<Fact> {
         add(Rank::Shown, "root directory", "deleted".to_owned(), file("root"));
     }
     add(Rank::Shown, "control group", seen(&process.cgroup, |c| c.path.clone()), file("cgroup"));
+    add_container(snapshot, verdict, &mut add);
     add_membership(explained, process, &mut add);
     if let Some(id) = &process.invocation_id {
         let id = seen(id, |id| id.clone().unwrap_or_else(|| "none".to_owned()));
@@ -159,6 +160,81 @@ fn facts(explained: &Explained, verdict: &Verdict) -> Vec<Fact> {
     let source = "the settings: its patterns and ports".to_owned();
     add(Rank::Told, "services", services, source);
     facts
+}
+
+/// What namespaces and mounts say of its container, and what the engines say that were asked.
+fn add_container(
+    snapshot: &Snapshot,
+    verdict: &Verdict,
+    add: &mut impl FnMut(Rank, &'static str, String, String),
+) {
+    let process = &verdict.process;
+    let Some(enclosure) = &process.enclosure else { return };
+    let file = |name: &str| format!("/proc/{}/{name}", process.key.pid);
+    let layer = seen(&enclosure.layer, |layer| match layer {
+        Some(path) => path.display().to_string(),
+        None => "in no overlay but the host's own".to_owned(),
+    });
+    // A unit's private mounts are a mount namespace too, and no container.
+    let has_layer = enclosure.layer.known().is_some_and(Option::is_some);
+    let is_contained = process.has_claim() || process.is_in_nested_namespace() || has_layer;
+    let rank = if is_contained { Rank::Shown } else { Rank::Told };
+    add(rank, "root directory", layer, file("mountinfo"));
+    let number = seen(&enclosure.pid_namespace, ToString::to_string);
+    add(Rank::Told, "number of its pid namespace", number, file("ns/pid"));
+    let owner = seen(&enclosure.owner, |uid| format!("uid {uid}"));
+    add(rank, "made by", owner, file("ns/user"));
+    let claim = process.cgroup.known().and_then(|c| c.claim.as_ref());
+    let is_its = |id: &ContainerId, said: &Seen<Container>| {
+        let has_root =
+            |c: &Container| c.upper_dir.is_some() && enclosure.layer.known() == Some(&c.upper_dir);
+        let publishes = |c: &Container| {
+            c.published.iter().any(|p| verdict.ports.iter().any(|e| e.port == p.port))
+        };
+        claim.is_some_and(|claim| claim.id == *id)
+            || said.known().is_some_and(|c| has_root(c) || publishes(c))
+    };
+    for ((engine, id), said) in &snapshot.containers.said {
+        if is_its(id, said) {
+            let words = match said {
+                Seen::Gone => format!("{engine} does not know {}", id.short()),
+                said @ (Seen::Known(_) | Seen::Denied | Seen::Unreadable(_)) => {
+                    seen(said, |c| container(c, &snapshot.containers))
+                }
+            };
+            add(Rank::Shown, "container", words, format!("{engine} inspect {}", id.short()));
+        }
+    }
+    for (engine, listed) in &snapshot.containers.listed {
+        if !matches!(listed, Seen::Known(())) {
+            let why = seen(listed, |()| String::new());
+            add(Rank::Shown, "containers", why, format!("{engine} ps --all"));
+        }
+    }
+    for (engine, store) in &snapshot.containers.stores {
+        let store = seen(store, |s| format!("{} ({})", s.root.display(), s.driver));
+        add(Rank::Shown, "store", store, format!("{engine} info"));
+    }
+}
+
+/// One container in words.
+fn container(container: &Container, containers: &Containers) -> String {
+    let Container { name, state, restarts, restart_policy, health, .. } = container;
+    let main = match container.main_pid {
+        None => "no main process".to_owned(),
+        Some(pid) => match containers.namespaces.get(&pid) {
+            Some(Seen::Gone) => format!("main process {pid}, which is gone"),
+            Some(Seen::Known(number)) => format!("main process {pid} in pid namespace {number}"),
+            Some(Seen::Denied | Seen::Unreadable(_)) | None => format!("main process {pid}"),
+        },
+    };
+    let policy = restart_policy.as_ref().map(|p| format!(" by policy '{p}'")).unwrap_or_default();
+    let restarted = match restarts {
+        0 => String::new(),
+        times => format!(", restarted {times} times{policy}"),
+    };
+    let health = health.as_ref().map(|health| format!(", {health}")).unwrap_or_default();
+    format!("{name}: {state}, {main}{restarted}{health}")
 }
 
 /// What its control group says that it is a member of, and what the managers say of that.
@@ -464,7 +540,8 @@ fn changes(page: &mut Page, explanation: &Explanation) {
         page.heading("what would change it");
     }
     for Change { what, title, row, would_end } in &explanation.changes {
-        let then = if *would_end { ", which plain 'portreeve reap' ends" } else { "" };
+        let deed = if *would_end { "ends" } else { "leaves alone" };
+        let then = format!(", which plain 'portreeve reap' {deed}");
         page.told("    if ", SPARED, &format!("{what}: {title}, row {}{then}", row.0));
     }
     if let Some(command) = &explanation.ending {

@@ -71,7 +71,7 @@ fn whatever_else_is_in_a_unit_is_told_why_the_unit_neither_manages_nor_ended_it(
         &runner,
         15,
         &format!(
-            "{active} and has another main process, pid 70; KillMode=process leaves the others alone when it stops"
+            "{active} and has another main process, pid 70; KillMode=process leaves this one alone when the unit stops"
         ),
     );
     let failed = "it runs in a.service, which is failed (failed)";
@@ -203,7 +203,12 @@ fn there_is_always_a_next_step_and_it_holds_the_one_command_that_ends_the_proces
         ),
         (
             in_unit(|_| ()),
-            "'systemctl status a.service' shows its unit; no portreeve flag ends it: stop it where it was started",
+            "'systemctl status a.service' shows its unit; no portreeve flag ends it: 'systemctl stop a.service' does",
+            None,
+        ),
+        (
+            in_unit(|u| u.kill_mode = Some(crate::snapshot::KillMode::Process)),
+            "'systemctl status a.service' shows its unit; no portreeve flag ends it, nor does 'systemctl stop' (KillMode=process): ask whose it is, then 'kill 7'",
             None,
         ),
         (
