@@ -17,6 +17,7 @@ name=bench-$$
 tools=$(mktemp -d)
 cp "$portreeve" "$target/debug/examples/race" "$target/debug/examples/plant" "$tools"
 coproc box { exec tests/box/box boot "$name" "$tools:/tools"; }
+# shellcheck disable=SC2154 # coproc sets it
 trap 'eval "exec ${box[1]}>&-"; wait "$box_PID" 2>/dev/null || :; rm -r "$tools"' EXIT
 read -r -u "${box[0]}" _
 
