@@ -184,12 +184,17 @@ fn the_earlier_run_of_a_crash_looping_container_is_ended_and_the_container_comes
     reap(&test_box, &[], &[], &[&server]);
 }
 
-/// The same under Podman, which waits for nothing between two runs and calls most of them running.
+/// The same under Podman, which waits for nothing between two runs: most looks find another one running.
 #[test]
 fn the_earlier_run_of_a_crash_looping_podman_container_is_ended_at_whatever_moment_one_looks() {
     let Some(test_box) = test_box("podman-loop", &[("aidb", 8091)]) else { return };
     let engine = Engine::start(&test_box, Kind::PodmanOfBob);
-    let (container, survivor) = contain(&engine, "aidb", 8091, &["--restart", "always"]);
+    // Each run lives for a while before it finds its port taken.
+    let server = format!("sleep 0.5; exec plant --as '{}' --listen 8091", disguise("aidb"));
+    let run = ["run", "--detach", "--name", "aidb", "--restart", "always", "--network", "host"];
+    engine.must(&[&run[..], &["plant", "sh", "-c", &server]].concat());
+    let container = engine.container("aidb");
+    let survivor = Server::at(&test_box, container.pid, 8091);
     engine.abandon(&[&container]);
     engine.forget();
     // Podman ends what its runtime still knows.
