@@ -94,10 +94,11 @@ fn contain(engine: &Engine<'_>, name: &str, port: u16, options: &[&str]) -> (Con
 }
 
 /// The same on a network of its own, its port published.
-fn publish(engine: &Engine<'_>, name: &str, port: u16) -> (Container, Server) {
+fn publish(engine: &Engine<'_>, name: &str, port: u16, options: &[&str]) -> (Container, Server) {
     let publish = format!("{port}:8091");
+    let options = [&["--publish", &publish], options].concat();
     let plant = ["--as", &disguise(name), "--listen", "8091"];
-    let container = engine.contain(name, &["--publish", &publish], &plant);
+    let container = engine.contain(name, &options, &plant);
     let server = Server::at(engine.test_box, container.pid, port);
     (container, server)
 }
@@ -184,12 +185,45 @@ fn the_earlier_run_of_a_crash_looping_container_is_ended_and_the_container_comes
     reap(&test_box, &[], &[], &[&server]);
 }
 
-/// The same under Podman, which waits for nothing between two runs and calls most of them running.
+/// Where each run has a network of its own, the next one comes up beside what is left. Its control group names no container:
+/// systemd still has the scope of that name.
+#[test]
+fn two_runs_of_one_container_are_told_apart() {
+    let Some(test_box) = test_box("two-runs", &[("aidb", 8091)]) else { return };
+    let engine = Engine::start(&test_box, Kind::DockerSystemd);
+    let (container, survivor) = publish(&engine, "aidb", 8091, &["--restart", "always"]);
+    engine.abandon(&[&container]);
+    engine.forget();
+    engine.start_daemon();
+    wait_until(DEADLINE, "the container runs anew", || {
+        engine.inspect("aidb")["State"]["Pid"].as_u64().is_some_and(|pid| pid != 0)
+    });
+    let anew = engine.container("aidb");
+    assert_eq!(anew.id, container.id);
+    assert_ne!(anew.pid, survivor.pid);
+    let server = Server::at(&test_box, anew.pid, 8091);
+    assert!(test_box.cgroup(survivor.pid).contains(&container.id));
+    assert!(!test_box.cgroup(server.pid).contains(&container.id));
+
+    let left = (&survivor, "orphan: left behind by container aidb", 5);
+    look(&test_box, 1, &[left, (&server, "spare: live container", 3)]);
+    kill(&test_box, &engine.daemons()[1..]);
+    engine.kill_monitor(&anew);
+    look(&test_box, 1, &[left, (&server, "unsupervised: container aidb", 4)]);
+    reap(&test_box, &["--also", "abandoned"], &[&survivor], &[&server]);
+}
+
+/// The same under Podman, which waits for nothing between two runs: most looks find another one running.
 #[test]
 fn the_earlier_run_of_a_crash_looping_podman_container_is_ended_at_whatever_moment_one_looks() {
     let Some(test_box) = test_box("podman-loop", &[("aidb", 8091)]) else { return };
     let engine = Engine::start(&test_box, Kind::PodmanOfBob);
-    let (container, survivor) = contain(&engine, "aidb", 8091, &["--restart", "always"]);
+    // Each run lives for a while before it finds its port taken.
+    let server = format!("sleep 0.5; exec plant --as '{}' --listen 8091", disguise("aidb"));
+    let run = ["run", "--detach", "--name", "aidb", "--restart", "always", "--network", "host"];
+    engine.must(&[&run[..], &["plant", "sh", "-c", &server]].concat());
+    let container = engine.container("aidb");
+    let survivor = Server::at(&test_box, container.pid, 8091);
     engine.abandon(&[&container]);
     engine.forget();
     // Podman ends what its runtime still knows.
@@ -311,7 +345,7 @@ fn a_forwarder_is_spared_with_its_container_and_a_dead_one_hurts_nobody() {
     let mut engines = Vec::new();
     for ((kind, _), (name, port)) in kinds.into_iter().zip(services) {
         let engine = Engine::start(&test_box, kind);
-        servers.push(publish(&engine, name, port).1);
+        servers.push(publish(&engine, name, port, &[]).1);
         engines.push(engine);
     }
     let expected: Vec<Expected<'_>> =
@@ -464,7 +498,7 @@ fn a_frozen_engine_decides_nothing_and_a_paused_container_is_alive() {
     let podman = Engine::start(&test_box, Kind::Podman);
     podman.serve();
     let all = services.map(|(name, port)| match name {
-        "published" => publish(&docker, name, port),
+        "published" => publish(&docker, name, port, &[]),
         _ if name.starts_with("docker") => contain(&docker, name, port, &[]),
         _ => contain(&podman, name, port, &[]),
     });
