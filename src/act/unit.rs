@@ -12,7 +12,7 @@ const PLACES: [&str; 3] =
     ["/usr/bin/systemd-run", "/bin/systemd-run", "/run/current-system/sw/bin/systemd-run"];
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Has systemd run a command on its own (systemd-run(1)); returns the unit's name once the manager has the job. Errors say why
+/// Has systemd run a command on its own (systemd-run(1)); returns the unit's name once it runs. Errors say why
 /// not, as a phrase.
 pub fn start(host: &Host, command: &[String]) -> Result<String, String> {
     if observe::has_systemd(host, &std::collections::BTreeMap::new()) != Seen::Known(true) {
@@ -23,7 +23,7 @@ pub fn start(host: &Host, command: &[String]) -> Result<String, String> {
     let program = program.ok_or_else(|| "there is no systemd-run here".to_owned())?;
     let name = format!("portreeve-reap-{}.service", std::process::id());
     let mut run = Command::new(program)
-        .args(["--quiet", "--collect", "--no-block", "--no-ask-password"])
+        .args(["--quiet", "--collect", "--service-type=exec", "--no-ask-password"])
         .args(["--description", "portreeve stops unsupervised containers"])
         .args(["--property", "SyslogIdentifier=portreeve"])
         .arg(format!("--unit={name}"))

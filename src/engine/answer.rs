@@ -185,6 +185,14 @@ pub(super) fn read_listed(json: &[u8], engine: EngineRef, id: &ContainerId) -> S
     }
 }
 
+/// A container's name, without Docker's slash; none where no engine would give it: it stands in commands that we advise.
+fn name(text: &str) -> Option<&str> {
+    let name = text.strip_prefix('/').unwrap_or(text);
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    (begins && name.len() <= 128 && name.chars().all(is_plain)).then_some(name)
+}
+
 fn convert(json: ContainerJson, engine: EngineRef, id: &ContainerId) -> Seen<Container> {
     if json.id != id.0 {
         let why = format!("it answered for another container, '{}'", shown(&json.id));
@@ -203,7 +211,7 @@ fn convert(json: ContainerJson, engine: EngineRef, id: &ContainerId) -> Seen<Con
     Seen::Known(Container {
         engine,
         id: id.clone(),
-        name: json.name.strip_prefix('/').unwrap_or(&json.name).to_owned(),
+        name: name(&json.name).map_or_else(|| id.short().to_owned(), str::to_owned),
         state,
         main_pid: Some(Pid(json.state.pid)).filter(|pid| *pid != Pid::OUTSIDE),
         restarts: json.restart_count,

@@ -133,6 +133,17 @@ fn podman_is_known_by_what_it_answers_and_asked_in_its_own_words() {
 }
 
 #[test]
+fn a_name_that_no_engine_would_give_is_not_repeated() {
+    for name in ["/x; rm -rf ~", "/$(id)", "/-f", "/\u{1b}[2J", "/", "", "/a/b"] {
+        let mut json = a_running_container();
+        json["Name"] = name.into();
+        let fake = Fake::docker(move |_| Act::Answer(200, json.clone()));
+        let Seen::Known(container) = fake.inspect(LONG) else { panic!("{name}") };
+        assert_eq!(container.name, id(1).short(), "{name}");
+    }
+}
+
+#[test]
 fn a_podman_at_dockers_place_is_called_what_it_is() {
     let fake = Fake::at("run/docker.sock", |path| match path {
         "GET /version" => Act::Answer(200, podman_version()),
