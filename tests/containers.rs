@@ -686,7 +686,7 @@ fn what_a_broken_engine_cannot_stop_is_ended_all_the_same_and_its_forwarder_neve
     let limits = "engines: { timeout: 3s, stop_timeout: 1s, kill_timeout: 1s }";
     test_box.write("/etc/scenes.yaml", &settings.replace("engines: { timeout: 3s }", limits));
     let engine = Engine::start(&test_box, Kind::DockerCgroupfs);
-    let (container, server) = publish(&engine, "docker", 8411);
+    let (container, server) = publish(&engine, "docker", 8411, &[]);
     // dockerd lives, containerd and the shim do not.
     let daemons = engine.daemons();
     kill(&test_box, &daemons[1..]);
