@@ -172,7 +172,11 @@ fn the_earlier_run_of_a_crash_looping_container_is_ended_and_the_container_comes
     let log = engine.run(&["logs", "aidb"]);
     assert!(String::from_utf8_lossy(&log.stderr).contains("AddrInUse"), "{log:?}");
 
-    look(&test_box, 1, &[(&survivor, "orphan: left behind by container aidb", 5)]);
+    let report = look(&test_box, 1, &[(&survivor, "orphan: left behind by container aidb", 5)]);
+    let reason = report.process(survivor.pid)["reason"].as_str().unwrap();
+    let because =
+        format!("times because pid {}, left by its earlier run, holds 8091:", survivor.pid);
+    assert!(reason.starts_with("aidb restarted ") && reason.contains(&because), "{reason}");
     reap(&test_box, &[], &[&survivor], &[]);
     wait_until(DEADLINE, "the container serves", || {
         engine.status("aidb") == "running" && answers(&test_box, 8091)

@@ -218,10 +218,11 @@ fn victim(case: &Case<'_>) -> Option<String> {
         1 => "once".to_owned(),
         times => format!("{times} times"),
     };
-    let pid = case.process.key.pid;
-    let who = title(container);
+    let (pid, name) = (case.process.key.pid, &container.name);
+    let port = port.short();
+    // Within the 94 columns that a terminal of a hundred has for it.
     Some(format!(
-        "{who} restarted {times} because pid {pid}, left by its earlier run, holds {port}"
+        "{name} restarted {times} because pid {pid}, left by its earlier run, holds {port}"
     ))
 }
 

@@ -110,7 +110,7 @@ fn the_founding_crash_loop_leaves_the_container_and_convicts_the_survivor() {
     let victim = between.clone().edit_container(|c| c.restarts = 7).verdict(7).reason;
     assert!(
         victim.starts_with(
-            "container aidb (docker) restarted 7 times because pid 7, left by its earlier run, holds 8091/tcp"
+            "aidb restarted 7 times because pid 7, left by its earlier run, holds 8091: docker says"
         ),
         "{victim}"
     );
