@@ -91,7 +91,9 @@ impl Target {
         container: &ContainerRef,
         grace: Duration,
     ) -> Option<Self> {
-        let known = snapshot.containers.known().find(|c| c.id == container.id)?;
+        // By its engine too: a user's may claim any id.
+        let is_it = |c: &&Container| c.engine == container.engine && c.id == container.id;
+        let known = snapshot.containers.known().find(is_it)?;
         let main = snapshot.processes.get(&known.main_pid?)?.clone();
         // At Docker's place may stand a Podman.
         let is_exactly = |engine: &&Engine| engine.name == container.engine;
