@@ -54,10 +54,15 @@ pub fn read_enclosures(
         .filter(|pid| {
             let Some(process) = processes.get(pid) else { return false };
             let is_enclosed = process.has_claim() || process.is_in_nested_namespace();
-            // Without either, a container of the host's pids shows by its mounts alone.
-            is_enclosed
-                || is_forwarder(process, sockets)
-                || processes::read_mount_namespace(host, **pid) != our_mounts
+            // Without either, a container of the host's pids shows by its mounts alone. Who may not read where they are
+            // may not read the executable either (PTRACE_MODE_READ_FSCREDS of proc(5)), without which nobody is convicted.
+            let has_own_mounts = || match processes::read_mount_namespace(host, **pid) {
+                Seen::Denied => false,
+                mounts @ (Seen::Known(_) | Seen::Gone | Seen::Unreadable(_)) => {
+                    mounts != our_mounts
+                }
+            };
+            is_enclosed || is_forwarder(process, sockets) || has_own_mounts()
         })
         .copied()
         .collect();
@@ -68,8 +73,8 @@ pub fn read_enclosures(
         };
         let mut enclosure = processes::read_enclosure(host, pid);
         // A service's private mounts stand on the same root as everybody's.
-        if enclosure.layer == *ours.get_or_init(|| processes::read_enclosure(host, ourselves).layer)
-        {
+        let own = ours.get_or_init(|| processes::read_enclosure(host, ourselves).layer);
+        if own.known().is_some() && enclosure.layer == *own {
             enclosure.layer = Seen::Known(None);
         }
         let is_within = matches!(enclosure.layer, Seen::Known(Some(_)));
