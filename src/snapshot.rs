@@ -278,6 +278,8 @@ pub struct Enclosure {
     pub owner: Seen<u32>,
     /// Where its root directory lies, as the host names it: the upper directory of an overlay. None: in no overlay.
     pub layer: Seen<Option<PathBuf>>,
+    /// The others in its mount namespace: of the same container, where that has the host's pids. Read only then.
+    pub fellows: Seen<BTreeSet<Pid>>,
 }
 
 /// Executables that hold a published port for a container, and whose engine's.

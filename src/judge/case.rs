@@ -12,6 +12,7 @@ use crate::{
 };
 
 use super::{
+    container::share_layer,
     truth::{Truth, fact, known},
     verdict::Unknown,
 };
@@ -186,37 +187,70 @@ impl<'a> Case<'a> {
     /// The process outside its pid namespace (with the host's pid namespace: outside its claim) from which it
     /// descends; a living one that is no reaper supervises it.
     pub fn supervisor(&self) -> Result<Option<&'a Process>, Unknown> {
+        let (above, last) = self.climb_from(self.process)?;
+        if above.is_some() {
+            return Ok(above);
+        }
         let depth = known(&self.process.namespace_pids, || self.name("the pid namespace"))?.len();
-        let claim = known(&self.process.cgroup, || self.name("the control group"))?.claim.as_ref();
-        let mut below = self.process;
+        if depth > 1 {
+            let is_first = last.is_first_in_its_namespace();
+            return if is_first { Ok(None) } else { self.supervisor_of_namespace() };
+        }
+        self.supervisor_of_fellows()
+    }
+
+    /// The same by its own ancestry, for any process; with it the last one inside.
+    fn climb_from(
+        &self,
+        process: &'a Process,
+    ) -> Result<(Option<&'a Process>, &'a Process), Unknown> {
+        let of = |what: &str| format!("{what} of pid {}", process.key.pid);
+        let depth = known(&process.namespace_pids, || of("the pid namespace"))?.len();
+        let claim = known(&process.cgroup, || of("the control group"))?.claim.as_ref();
+        let mut below = process;
         for _ in 0..=self.snapshot.processes.len() {
             let above = self.parent_of(below)?;
             let name = |what: &str| format!("{what} of pid {}", above.key.pid);
             let is_outside = if depth > 1 {
                 known(&above.namespace_pids, || name("the pid namespace"))?.len() < depth
             } else if claim.is_none() {
-                !self.shares_layer(above)
+                !share_layer(process, above)
             } else {
                 known(&above.cgroup, || name("the control group"))?.claim.as_ref() != claim
             };
             if is_outside {
                 return match self.is_reaper(above) {
-                    Truth::Yes if depth > 1 && !below.is_first_in_its_namespace() => {
-                        self.supervisor_of_namespace()
-                    }
-                    Truth::Yes => Ok(None),
-                    Truth::No => Ok(Some(above)),
+                    Truth::Yes => Ok((None, below)),
+                    Truth::No => Ok((Some(above), below)),
                     Truth::Unknown(unknown) => Err(unknown),
                 };
             }
             if above.key.pid == Pid::INIT {
-                return Ok(None);
+                return Ok((None, below));
             }
             below = above;
         }
         // Parents that were read at two moments may form a ring.
         let why = "its parents changed while they were read".to_owned();
-        Err(Unknown { fact: self.name("the ancestry"), why, remedy: None })
+        Err(Unknown { fact: of("the ancestry"), why, remedy: None })
+    }
+
+    /// With the host's pids there is no first process by which a container lives: it lives as long as somebody looks after
+    /// one of its processes.
+    fn supervisor_of_fellows(&self) -> Result<Option<&'a Process>, Unknown> {
+        let Some(enclosure) = &self.process.enclosure else { return Ok(None) };
+        let name = || self.name("the other processes in the mount namespace");
+        for fellow in known(&enclosure.fellows, name)? {
+            let seen = self.snapshot.processes.get(fellow).ok_or_else(|| Unknown {
+                fact: format!("process {fellow}, of the same container"),
+                why: "it was gone when it was read".to_owned(),
+                remedy: None,
+            })?;
+            if let (Some(above), _) = self.climb_from(seen)? {
+                return Ok(Some(above));
+            }
+        }
+        Ok(None)
     }
 
     /// What was sent into a pid namespace (`podman exec`) has a monitor of its own, which may die alone: what looks after

@@ -267,14 +267,14 @@ impl<'a> Case<'a> {
             Err(unknown) => Truth::Unknown(unknown),
         }
     }
+}
 
-    /// The enclosure of a process above has the same root: it is in the same container of the host's pids.
-    pub fn shares_layer(&self, above: &Process) -> bool {
-        let layer = |process: &Process| {
-            process.enclosure.as_ref().and_then(|e| e.layer.known().cloned()).flatten()
-        };
-        layer(self.process).is_some() && layer(self.process) == layer(above)
-    }
+/// Whether both have the same root of their own: they are in one container, which has the host's pids.
+pub fn share_layer(one: &Process, other: &Process) -> bool {
+    let layer = |process: &Process| {
+        process.enclosure.as_ref().and_then(|e| e.layer.known().cloned()).flatten()
+    };
+    layer(one).is_some() && layer(one) == layer(other)
 }
 
 impl Store {

@@ -4,6 +4,7 @@
 use std::{
     cell::OnceCell,
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -108,6 +109,48 @@ pub fn first_processes<'a>(
     let read = |pid: &Pid| processes::read(host, *pid, Seen::Gone);
     let is_first = |pid: &&Pid| read(pid).known().is_some_and(Process::is_first_in_its_namespace);
     pids().iter().filter(is_theirs).filter(is_first).copied().collect()
+}
+
+/// Who else is in the containers of candidates that have the host's pids: without a pid namespace of their own, what binds
+/// them together is their mounts (`podman exec --pid host` joins those too).
+pub fn read_fellows<'a>(
+    host: &Host,
+    processes: &mut BTreeMap<Pid, Process>,
+    candidates: &BTreeSet<Pid>,
+    pids: &impl Fn() -> &'a [Pid],
+) -> BTreeSet<Pid> {
+    let has_host_pids = |pid: &&Pid| {
+        processes.get(pid).is_some_and(|process| {
+            let enclosure = process.enclosure.as_ref();
+            let has_layer = enclosure.is_some_and(|e| matches!(e.layer, Seen::Known(Some(_))));
+            !process.is_in_nested_namespace() && (process.has_claim() || has_layer)
+        })
+    };
+    let wanted: Vec<Pid> = candidates.iter().filter(has_host_pids).copied().collect();
+    let mut all = BTreeSet::new();
+    if wanted.is_empty() {
+        return all;
+    }
+    let mounts = |pid: Pid| processes::read_mount_namespace(host, pid);
+    let ours = mounts(Pid(std::process::id()));
+    let mounts_of: Vec<(Pid, Seen<PathBuf>)> =
+        pids().iter().map(|&pid| (pid, mounts(pid))).collect();
+    for pid in wanted {
+        let own = mounts(pid);
+        // Who only stands in a container's control group shares the host's mounts with everybody.
+        let fellows = own.as_ref().map(|own| {
+            let is_ours = ours.known() == Some(own);
+            let shares = |(other, mounts): &&(Pid, Seen<PathBuf>)| {
+                *other != pid && !is_ours && mounts.known() == Some(own)
+            };
+            mounts_of.iter().filter(shares).map(|(other, _)| *other).collect::<BTreeSet<Pid>>()
+        });
+        all.extend(fellows.known().into_iter().flatten());
+        if let Some(enclosure) = processes.get_mut(&pid).and_then(|p| p.enclosure.as_mut()) {
+            enclosure.fellows = fellows;
+        }
+    }
+    all
 }
 
 /// None of its parents is the first process of its pid namespace.

@@ -128,8 +128,10 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
     let of_sockets = sockets.known();
     containers::read_enclosures(host, &mut processes, &candidates, of_sockets);
     let firsts = containers::first_processes(host, &processes, &candidates, &pids);
-    add(&mut processes, with_relatives(host, &firsts, &[], BTreeMap::new(), question).0);
-    containers::read_enclosures(host, &mut processes, &firsts, of_sockets);
+    let fellows = containers::read_fellows(host, &mut processes, &candidates, &pids);
+    let more: BTreeSet<Pid> = firsts.union(&fellows).copied().collect();
+    add(&mut processes, with_relatives(host, &more, &[], BTreeMap::new(), question).0);
+    containers::read_enclosures(host, &mut processes, &more, of_sockets);
     let containers =
         containers::observe(host, &question.engines, &processes, &candidates, of_sockets);
     // What a forwarder stands for is judged by its container's own process.

@@ -2,7 +2,7 @@
 //! before the first read and still unread-able (alive) after the last.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     fs,
     os::{
@@ -152,6 +152,7 @@ pub fn read_enclosure(host: &Host, pid: Pid) -> Enclosure {
         pid_namespace: read_pid_namespace(host, pid),
         owner,
         layer: host.read(&format!("proc/{pid}/mountinfo")).parse(|text| layer(&text)),
+        fellows: Seen::Known(BTreeSet::new()),
     }
 }
 

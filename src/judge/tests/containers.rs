@@ -86,6 +86,32 @@ fn what_was_sent_into_a_container_is_as_alive_as_the_containers_first_process() 
     }
 }
 
+/// The same with the host's pids: 7 shares the mounts of 20.
+#[test]
+fn with_the_hosts_pids_a_container_lives_as_long_as_somebody_looks_after_one_of_its_processes() {
+    let host_pids = |pid: u32| {
+        move |s: Scene| {
+            s.edit(pid, |p| {
+                p.namespace_pids = Seen::Known(vec![pid]);
+                if let Some(enclosure) = &mut p.enclosure {
+                    enclosure.fellows = Seen::Known([Pid(if pid == 7 { 20 } else { 7 })].into());
+                }
+            })
+        }
+    };
+    let scene = host_pids(20)(host_pids(7)(sent_in()));
+    let scene = scene.docker_says(stopped("created"), None);
+    says(&scene, 3, "spare: live container");
+    let unnamed = scene.clone().cgroup(7, |c| c.claim = None).cgroup(20, |c| c.claim = None);
+    says(&unnamed, 3, "spare: live container");
+    let alone = scene.clone().edit(20, |p| p.parent = Pid::INIT);
+    says(&alone, 5, LEFT);
+    for fact in [Fact::Process(20), Fact::Fellows(7)] {
+        let blinded = alone.clone().without(&fact, Blindness::Denied);
+        assert_eq!(blinded.says(7).1, "undecided", "{fact:?}");
+    }
+}
+
 // ---- row 5
 
 #[test]

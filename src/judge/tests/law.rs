@@ -253,8 +253,14 @@ const LAYER: &str = "/var/lib/docker/overlay2/7/diff";
 
 fn any_enclosure() -> impl Strategy<Value = Enclosure> {
     let layer = prop_oneof![3 => Just(Some(LAYER.into())), 2 => Just(None)];
-    (seen(1u64..4), seen(prop_oneof![Just(0u32), Just(1000)]), seen(layer))
-        .prop_map(|(pid_namespace, owner, layer)| Enclosure { pid_namespace, owner, layer })
+    let fellows = prop::collection::btree_set((1u32..9).prop_map(Pid), 0..2);
+    (seen(1u64..4), seen(prop_oneof![Just(0u32), Just(1000)]), seen(layer), seen(fellows))
+        .prop_map(|(pid_namespace, owner, layer, fellows)| Enclosure {
+            pid_namespace,
+            owner,
+            layer,
+            fellows,
+        })
         .boxed()
 }
 

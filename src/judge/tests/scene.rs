@@ -302,6 +302,7 @@ impl Scene {
                 pid_namespace: Seen::Known(namespace),
                 owner: Seen::Known(0),
                 layer: Seen::Known(Some("/var/lib/docker/overlay2/7/diff".into())),
+                fellows: Seen::Known([].into()),
             });
         })
     }
@@ -462,6 +463,7 @@ pub(super) enum Fact {
     PidNamespace(u32),
     NamespaceOwner(u32),
     Layer(u32),
+    Fellows(u32),
     /// Not in the `Seen` form: rights, and what the walk through `/proc` was refused.
     Sight,
 }
@@ -534,8 +536,8 @@ impl Scene {
         facts.extend((0..containers.stores.len()).map(Fact::Store));
         facts.extend(containers.namespaces.keys().map(|pid| Fact::MainNamespace(pid.0)));
         let enclosed = snapshot.processes.values().filter(|p| p.enclosure.is_some());
-        let of_enclosure: [fn(u32) -> Fact; 3] =
-            [Fact::PidNamespace, Fact::NamespaceOwner, Fact::Layer];
+        let of_enclosure: [fn(u32) -> Fact; 4] =
+            [Fact::PidNamespace, Fact::NamespaceOwner, Fact::Layer, Fact::Fellows];
         facts.extend(enclosed.flat_map(|p| of_enclosure.map(|fact| fact(p.key.pid.0))));
         facts
     }
@@ -637,6 +639,9 @@ impl Scene {
             }),
             Fact::Layer(pid) => of(pid, &|p| {
                 p.enclosure.iter_mut().for_each(|e| blind(&mut e.layer, how));
+            }),
+            Fact::Fellows(pid) => of(pid, &|p| {
+                p.enclosure.iter_mut().for_each(|e| blind(&mut e.fellows, how));
             }),
             Fact::V6Only(at) => {
                 return self.edit_sockets(|s| s.all[*at].v6only = None);
