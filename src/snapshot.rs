@@ -278,18 +278,21 @@ pub struct Enclosure {
     pub owner: Seen<u32>,
     /// Where its root directory lies, as the host names it: the upper directory of an overlay. None: in no overlay.
     pub layer: Seen<Option<PathBuf>>,
+    /// Whether that directory is still there, as PID 1 sees the host: who removes a container removes it.
+    pub is_layer_there: Seen<bool>,
     /// The others in its mount namespace: of the same container, where that has the host's pids. Read only then.
     pub fellows: Seen<BTreeSet<Pid>>,
 }
 
 /// Executables that hold a published port for a container, and whose engine's.
-const FORWARDERS: [(&str, &[EngineKind]); 9] = [
+const FORWARDERS: [(&str, &[EngineKind]); 10] = [
     ("docker-proxy", &[EngineKind::Docker]),
     ("dockerd", &[EngineKind::Docker]),
     ("conmon", &[EngineKind::Podman]),
     ("rootlessport", &[EngineKind::Podman]),
     ("rootlesskit", &[EngineKind::Docker, EngineKind::Podman]),
     ("pasta", &[EngineKind::Podman, EngineKind::Docker]),
+    ("passt.avx2", &[EngineKind::Podman, EngineKind::Docker]),
     ("pasta.avx2", &[EngineKind::Podman, EngineKind::Docker]),
     ("passt", &[EngineKind::Podman, EngineKind::Docker]),
     ("slirp4netns", &[EngineKind::Podman, EngineKind::Docker]),

@@ -598,7 +598,10 @@ fn a_sleeping_docker_is_not_woken() {
 /// Engines are asked about candidates that point to them, and about nothing else.
 #[test]
 fn no_engine_is_asked_where_no_candidate_is_in_a_container() {
-    let Some(test_box) = test_box("unasked", &[("native", 8801), ("aidb", 8802)]) else { return };
+    let Some(test_box) = test_box("unasked", &[("native", 8801), ("aidb", 8802), ("pod", 8805)])
+    else {
+        return;
+    };
     let engine = Engine::start(&test_box, Kind::DockerSystemd);
     let podman = Engine::start(&test_box, Kind::Podman);
     let traced = || {
@@ -619,7 +622,14 @@ fn no_engine_is_asked_where_no_candidate_is_in_a_container() {
         assert!(!trace.contains(place), "{trace}");
     }
     contain(&engine, "aidb", 8802, &[]);
-    assert!(traced().contains("docker.sock"));
+    let (pod, _) = contain(&podman, "pod", 8805, &[]);
+    // For the name of a container that its conmon looks after, no podman is run; for its life it is.
+    let runs_podman =
+        |trace: &str| trace.lines().any(|l| l.contains("execve") && l.contains("podman"));
+    let trace = traced();
+    assert!(trace.contains("docker.sock") && !runs_podman(&trace), "{trace}");
+    podman.kill_monitor(&pod);
+    assert!(runs_podman(&traced()));
 }
 
 fn outcome<'a>(report: &'a Report, pid: u32, result: &str) -> &'a str {
@@ -719,4 +729,114 @@ fn what_a_broken_engine_cannot_stop_is_ended_all_the_same_and_its_forwarder_neve
         outcome(&report, pid, "not_stopped");
         assert!(test_box.stat(pid).is_some(), "docker-proxy {pid} was ended");
     }
+}
+
+/// Docker's socket by its other path, and a `/run` that is not systemd's: a question would start dockerd, and that would end
+/// the container, which its shim keeps alive.
+#[test]
+fn a_sleeping_docker_is_not_woken_by_another_way() {
+    let Some(test_box) = test_box("asleep-other", &[("live", 8711)]) else { return };
+    let engine = Engine::start(&test_box, Kind::DockerSystemd);
+    let (_, live) = contain(&engine, "live", 8711, &[]);
+    kill(&test_box, &engine.daemons());
+    let is_active =
+        |unit: &str| test_box.run(&["systemctl", "is-active", "--quiet", unit]).status.success();
+    assert!(is_active("docker.socket") && !is_active("docker.service"));
+    // A container with the host's pids and the socket.
+    test_box.sh(
+        "unshare -m sh -c 'mount -t tmpfs tmpfs /run/systemd && /build/portreeve scan --config /etc/scenes.yaml' || true",
+    );
+    assert_eq!(test_box.sh("systemctl is-active docker.service || true"), "failed");
+    test_box
+        .sh("sed -i 's#timeout: 3s#timeout: 3s, docker: /var/run/docker.sock#' /etc/scenes.yaml");
+    test_box.portreeve(&[&["scan"], &CONFIG[..]].concat());
+    assert_eq!(test_box.sh("systemctl is-active docker.service || true"), "failed");
+    live.assert_serves(&test_box);
+}
+
+/// A unit whose process entered a container's mounts, or has a container's files for a root, is that unit's.
+#[test]
+fn the_main_process_of_a_living_unit_is_no_containers_leftover() {
+    let Some(test_box) = test_box("unit-in", &[("sidecar", 8721), ("rooted", 8722)]) else {
+        return;
+    };
+    let engine = Engine::start(&test_box, Kind::Podman);
+    let plant = ["--as", "python3 other.py", "--listen", "8723"];
+    let main = engine.contain("web", &HOST_NETWORK, &plant).pid;
+    test_box.sh(&format!(
+        "systemd-run -q --unit=sidecar nsenter -t {main} -m -- /bin/busybox nc -ll -p 8721 -e /bin/cat"
+    ));
+    engine.must(&["create", "--name", "base", "plant", "plant"]);
+    let root = engine.must(&["mount", "base"]);
+    test_box.sh(&format!(
+        "systemd-run -q --unit=rooted -p RootDirectory={root} -p MountAPIVFS=yes \
+         /bin/plant --as 'python3 -u /app/rooted.py --config x' --listen 8722"
+    ));
+    let servers = [("sidecar", 8721), ("rooted", 8722)].map(|(unit, port)| {
+        let pid = test_box.sh(&format!("systemctl show -P MainPID {unit}")).parse().unwrap();
+        Server::at(&test_box, pid, port)
+    });
+    reap(&test_box, &[], &[], &[&servers[0], &servers[1]]);
+}
+
+/// Podman says "stopping" while it waits for the process to leave, and for ever where the one who waited was ended.
+#[test]
+fn a_container_that_is_being_stopped_has_its_own_time_to_leave() {
+    let Some(test_box) = test_box("stopping", &[("slow", 8731)]) else { return };
+    let engine = Engine::start(&test_box, Kind::Podman);
+    let plant = ["--as", &disguise("slow"), "--ignore-term", "--listen", "8731"];
+    let container = engine.contain("slow", &HOST_NETWORK, &plant);
+    let server = Server::at(&test_box, container.pid, 8731);
+    engine.kill_monitor(&container);
+    test_box.sh("podman stop -t 60 slow >/dev/null 2>&1 &");
+    engine.wait_for_status("slow", "stopping");
+    reap(&test_box, &[], &[], &[&server]);
+}
+
+/// Two databases on one store: another Podman's, Buildah's, one with `--transient-store`.
+#[test]
+fn what_another_database_on_the_same_store_knows_is_not_removed() {
+    let Some(test_box) = test_box("two-books", &[("other", 8741)]) else { return };
+    let _engine = Engine::start(&test_box, Kind::Podman);
+    test_box.sh(
+        "sed 's#^.engine.#[engine]\\nstatic_dir=\"/var/lib/other\"\\ntmp_dir=\"/run/other\"#' \
+         /etc/containers/containers.conf >/run/other.conf",
+    );
+    test_box.sh(&format!(
+        "CONTAINERS_CONF=/run/other.conf podman run -d --name other --network host plant plant \
+         --as '{}' --listen 8741 >/dev/null 2>&1",
+        disguise("other")
+    ));
+    let pid = pid_of(&test_box, &disguise("other"));
+    let server = Server::at(&test_box, pid, 8741);
+    let conmon = u32::try_from(test_box.stat(pid).unwrap().parent).unwrap();
+    kill(&test_box, &[conmon]);
+    reap(&test_box, &[], &[], &[&server]);
+}
+
+/// A command run in a container has a conmon of its own; that one's death is no reason to stop the container.
+#[test]
+fn a_supervised_container_is_not_stopped_for_a_command_that_lost_its_monitor() {
+    let Some(test_box) = test_box("exec", &[("helper", 8751), ("db", 8752)]) else { return };
+    let engine = Engine::start(&test_box, Kind::Podman);
+    let (_, db) = contain(&engine, "db", 8752, &[]);
+    let line = disguise("helper");
+    engine.must(&["exec", "-d", "db", "/bin/plant", "--as", &line, "--listen", "8751"]);
+    let pid = pid_of(&test_box, &line);
+    Server::at(&test_box, pid, 8751);
+    kill(&test_box, &[u32::try_from(test_box.stat(pid).unwrap().parent).unwrap()]);
+    test_box.portreeve(&[&["reap", "--also", "unsupervised"], &CONFIG[..]].concat());
+    db.assert_serves(&test_box);
+}
+
+/// Anybody may lock a file that they may read.
+#[test]
+fn a_stranger_who_holds_the_counts_lock_does_not_hold_up_a_reap() {
+    let Some(test_box) = test_box("locked", &[("db", 8761)]) else { return };
+    let engine = Engine::start(&test_box, Kind::Podman);
+    let (container, _) = contain(&engine, "db", 8761, &[]);
+    engine.kill_monitor(&container);
+    test_box.sh("mkdir -p /var/lib/portreeve && touch /var/lib/portreeve/stops.lock && chmod 644 /var/lib/portreeve/stops.lock");
+    test_box.sh("setpriv --reuid alice --regid alice --clear-groups flock /var/lib/portreeve/stops.lock sleep 60 >/dev/null 2>&1 &");
+    test_box.sh("sleep .3; timeout -s KILL 20 /build/portreeve reap --config /etc/scenes.yaml --also unsupervised");
 }

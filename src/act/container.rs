@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Signal, pidfd_send_signal};
+
 use crate::{
     config::settings::Ladder,
     engine::{self, Deed, Engine, Question, Until, Which},
@@ -253,6 +255,8 @@ fn climb(target: &Target, limits: Ladder, timeout: Duration) -> Stopped {
     if processes::ends_within(&main, EXIT_TIME) {
         let is_graceful = is_done && is_in_time;
         stopped.end = if is_graceful { End::Graceful } else { End::Forced };
+    } else if !is_done && is_in_time && ask_politely(&main, *grace, &mut stopped.rungs) {
+        stopped.end = End::Graceful;
     } else {
         let ordered = Instant::now();
         let deed = engine::kill(engine, id, limits.kill_timeout);
@@ -269,6 +273,21 @@ fn climb(target: &Target, limits: Ladder, timeout: Duration) -> Stopped {
     }
     stopped.took = began.elapsed();
     stopped
+}
+
+/// Where an engine refused the stop at once (Podman, of a paused container), nobody has asked the container to leave yet: we
+/// do, and it has its whole grace period. Whether it left.
+fn ask_politely(main: &OwnedFd, grace: Duration, rungs: &mut Vec<String>) -> bool {
+    let asked = Instant::now();
+    let sent = pidfd_send_signal(main, Signal::TERM);
+    let has_left = sent.is_ok() && processes::ends_within(main, grace);
+    let what = match (sent, has_left) {
+        (Err(error), _) => format!("refused: {error}"),
+        (Ok(()), true) => "done".to_owned(),
+        (Ok(()), false) => "it did not leave".to_owned(),
+    };
+    rungs.push(format!("SIGTERM: {what}, after {:.1} s", asked.elapsed().as_secs_f64()));
+    has_left
 }
 
 /// How long a process that was killed may take to exit.

@@ -5,15 +5,21 @@ use std::{
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::PathBuf,
+    time::{Duration, Instant},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::host::Host;
 
 use super::container::{End, Stopped};
 
+/// Longer than any run holds the lock.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Below the host's root.
 const FOLDER: &str = "var/lib/portreeve";
 
@@ -51,8 +57,7 @@ pub fn add(host: &Host, stopped: &[Stopped]) -> Result<(), String> {
     let folder = host.path(FOLDER);
     let add = || -> io::Result<()> {
         fs::create_dir_all(&folder)?;
-        let lock = open(folder.join("stops.lock"))?;
-        flock(&lock, FlockOperation::LockExclusive)?;
+        let _lock = lock(folder.join("stops.lock"))?;
         let old = read(host);
         let sum = Tally {
             graceful: old.graceful + new.graceful,
@@ -61,7 +66,7 @@ pub fn add(host: &Host, stopped: &[Stopped]) -> Result<(), String> {
         };
         // Beside, then renamed: a full disk leaves the old count.
         let beside = folder.join("stops.json.new");
-        let mut file = open(beside.clone())?;
+        let mut file = open(beside.clone(), 0o644)?;
         file.set_len(0)?;
         file.write_all(&serde_json::to_vec(&sum)?)?;
         file.sync_all()?;
@@ -75,16 +80,30 @@ pub fn add(host: &Host, stopped: &[Stopped]) -> Result<(), String> {
     })
 }
 
-fn open(path: PathBuf) -> io::Result<File> {
+/// Others may not open it, for whoever may open a file may hold its lock; who has it all the same is not waited for.
+fn lock(path: PathBuf) -> io::Result<File> {
+    let file = open(path, 0o600)?;
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK) if Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(Errno::WOULDBLOCK) => return Err(io::Error::other("its lock is held by another")),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn open(path: PathBuf, mode: u32) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false).mode(0o644);
+    options.write(true).create(true).truncate(false).mode(mode);
     options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC).open(path)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn stopped(end: End) -> Stopped {

@@ -206,7 +206,8 @@ impl Podman {
     fn command(&self, arguments: &[&str]) -> Command {
         let User { uid, gid, home, runtime_folder } = &self.user;
         let mut command = Command::new(&self.program);
-        command.args(arguments).current_dir("/").stdin(Stdio::null());
+        // A configured remote is another machine, whose word says nothing of this one's processes.
+        command.arg("--remote=false").args(arguments).current_dir("/").stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command.env_clear().env("PATH", PATH).env("HOME", home).env("LC_ALL", "C");
         if let Some(folder) = runtime_folder {

@@ -149,10 +149,12 @@ impl Engine {
         self.socket.strip_prefix(root).unwrap_or(&self.socket)
     }
 
-    /// At the place where its distributions put it.
+    /// At the place where its distributions put it, by whatever path.
     pub fn is_usual(&self) -> bool {
         let which = Which { docker: true, docker_socket: None, podman: true };
-        self.socket == socket_of(&self.host, &which, self.name)
+        let usual = socket_of(&self.host, &which, self.name);
+        let identity = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
+        self.socket == usual || identity(&self.socket) == identity(&usual)
     }
 
     /// Whether there is a socket that we may open; it is not touched.

@@ -485,7 +485,9 @@ fn with_podman(script: &str) -> Fake {
         .stdin(Stdio::piped())
         .spawn()
         .unwrap();
-    let version = "#!/bin/sh\n[ \"$1\" = --version ] && { echo 'podman version 4.3.1'; exit; }\n";
+    // Whoever has a remote engine configured is asked about this machine all the same.
+    let version = "#!/bin/sh\n[ \"$1\" = --remote=false ] || exit 77\nshift\n\
+                   [ \"$1\" = --version ] && { echo 'podman version 4.3.1'; exit; }\n";
     writeln!(writer.stdin.take().unwrap(), "{version}{script}").unwrap();
     assert!(writer.wait().unwrap().success());
     fake

@@ -181,7 +181,9 @@ impl<'a> Case<'a> {
     fn has_root_of_its_own(&self) -> Truth {
         let Some(enclosure) = &self.process.enclosure else { return Truth::No };
         let name = || self.name("the root directory");
+        // A unit's own process may have any root (RootDirectory=, nsenter): it is that unit's.
         fact(&enclosure.layer, name, |layer| layer.is_some().into())
+            .and(|| !self.is_unit_process(true))
     }
 
     /// The process outside its pid namespace (with the host's pid namespace: outside its claim) from which it

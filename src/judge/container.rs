@@ -50,20 +50,8 @@ impl<'a> Case<'a> {
             })
         };
         let claim = self.process.cgroup.known().and_then(|c| c.claim.as_ref());
-        match claim.map(|c| c.kind) {
-            Some(ClaimKind::Cri) => {
-                let why = "nothing supervises it; it is the kubelet's, whom nobody asks here";
-                return unsettled(why.to_owned(), Some("ask its runtime: 'crictl inspect'"));
-            }
-            Some(ClaimKind::Lxc) => {
-                let why = "nothing supervises it, and LXC is not asked".to_owned();
-                return unsettled(why, Some("ask it: 'lxc-info' or 'incus info'"));
-            }
-            Some(ClaimKind::Nspawn) => {
-                let why = "nothing supervises it, and machined is not asked".to_owned();
-                return unsettled(why, Some("ask it: 'machinectl status'"));
-            }
-            Some(ClaimKind::Docker | ClaimKind::Podman | ClaimKind::Other) | None => {}
+        if let Some((why, remedy)) = claim.and_then(|claim| unaskable(claim.kind)) {
+            return unsettled(why.to_owned(), Some(remedy));
         }
         let Some(enclosure) = &self.process.enclosure else {
             return unsettled("no container engine was asked".to_owned(), Some(HOW_TO_ASK));
@@ -73,6 +61,7 @@ impl<'a> Case<'a> {
             Err(unknown) => return unsettled(unknown.to_string(), Some(HOW_TO_ASK)),
         };
         let layer = enclosure.layer.known().and_then(Option::as_ref);
+        let is_by_root_alone = claim.is_none() && !self.process.is_in_nested_namespace();
         // A user's engine speaks for that user's containers only.
         let said = || containers.said.iter().filter(|((engine, _), _)| engine.owner == owner);
         let is_it = |container: &&Container| match claim {
@@ -80,7 +69,16 @@ impl<'a> Case<'a> {
             None => layer.is_some() && container.upper_dir.as_ref() == layer,
         };
         if let Some(container) = said().filter_map(|(_, seen)| seen.known()).find(is_it) {
+            // Anybody's process may enter a container's mounts (nsenter, RootDirectory=).
+            if is_by_root_alone && container.pid_mode != "host" {
+                let why = format!("it has the files of {}, and not its pids", title(container));
+                return unsettled(why, Some("see who sent it in there"));
+            }
             return Membership::Known(container);
+        }
+        if is_by_root_alone {
+            let why = "its root directory alone speaks for a container".to_owned();
+            return unsettled(why, Some(HOW_TO_ASK));
         }
         // Without a name and without a root by which to know it: who else is in its pid namespace?
         if claim.is_none() && self.process.is_in_nested_namespace() {
@@ -127,7 +125,15 @@ impl<'a> Case<'a> {
             }
         }
         match removed_from {
-            Some(engine) => Membership::Removed(engine),
+            Some(engine) => match known(&enclosure.is_layer_there, || "its files".to_owned()) {
+                Ok(false) => Membership::Removed(engine),
+                // Another database on the same store: another Podman's, Buildah's.
+                Ok(true) => {
+                    let why = format!("{engine} does not know it, but its files are still there");
+                    unsettled(why, Some("look for another engine on the same store"))
+                }
+                Err(unknown) => unsettled(unknown.to_string(), Some(HOW_TO_ASK)),
+            },
             None if asked == 0 => {
                 let why = "nothing supervises it, and no engine here answers for it".to_owned();
                 unsettled(why, Some(HOW_TO_ASK))
@@ -142,20 +148,13 @@ impl<'a> Case<'a> {
 
     /// Its container runs, says the engine, and it is one of that run's processes: unsupervised, but alive.
     pub fn is_of_present_run(&self, container: &Container) -> Truth {
-        let is_up = match &container.state {
-            ContainerState::Running | ContainerState::Paused | ContainerState::Restarting => true,
-            ContainerState::NotRunning(_) => false,
-        };
-        if !is_up {
-            return Truth::No;
-        }
+        // Whatever the engine calls it: Podman says "stopping" of one that is told to end and serves, for ever where
+        // the one who told it died.
         let Some(main) = container.main_pid else {
             // Between two runs there is none; otherwise the engine contradicts itself.
             return match container.state {
-                ContainerState::Restarting => Truth::No,
-                ContainerState::Running
-                | ContainerState::Paused
-                | ContainerState::NotRunning(_) => {
+                ContainerState::Restarting | ContainerState::NotRunning(_) => Truth::No,
+                ContainerState::Running | ContainerState::Paused => {
                     let why = format!("{} names none", container.engine);
                     let fact = format!("the main process of {}", title(container));
                     Truth::Unknown(Unknown { fact, why, remedy: None })
@@ -171,11 +170,29 @@ impl<'a> Case<'a> {
         let own = || self.name("the pid namespace");
         let unread = Seen::Unreadable("it was not read".to_owned());
         let enclosure = self.process.enclosure.as_ref();
-        match theirs {
-            Ok(theirs) => fact(enclosure.map_or(&unread, |e| &e.pid_namespace), own, |own| {
-                (own == theirs).into()
+        let theirs = match theirs {
+            Ok(theirs) => *theirs,
+            Err(unknown) => return Truth::Unknown(unknown),
+        };
+        let seen = enclosure.map_or(&unread, |e| &e.pid_namespace);
+        fact(seen, own, |own| if *own == theirs { Truth::Yes } else { self.is_below(main) })
+    }
+
+    /// Whether its pid namespace lies within that of the container's main process: no where it is no deeper, else not known.
+    fn is_below(&self, main: Pid) -> Truth {
+        let unseen = Seen::Unreadable("it was not read".to_owned());
+        let of_main = self.snapshot.processes.get(&main).map_or(&unseen, |p| &p.namespace_pids);
+        let depth = |seen, name: String| known(seen, || name).map(Vec::len);
+        let own = depth(&self.process.namespace_pids, self.name("the pid namespace"));
+        let theirs = depth(of_main, format!("the pid namespace of pid {main}"));
+        match (own, theirs) {
+            (Ok(own), Ok(theirs)) if own <= theirs => Truth::No,
+            (Ok(_), Ok(_)) => Truth::Unknown(Unknown {
+                fact: self.name("whose the pid namespace is that lies within the container's,"),
+                why: "only its processes could tell".to_owned(),
+                remedy: None,
             }),
-            Err(unknown) => Truth::Unknown(unknown),
+            (Err(unknown), _) | (_, Err(unknown)) => Truth::Unknown(unknown),
         }
     }
 
@@ -246,6 +263,13 @@ impl<'a> Case<'a> {
     }
 
     fn forwards_to(&self, container: &Container) -> bool {
+        // Whose engine it was asked for: another user's may claim any port.
+        let owner = self.process.enclosure.as_ref().and_then(|e| e.owner.known().copied());
+        let user = self.process.uid.known().copied();
+        if container.engine.owner != owner.filter(|&owner| owner != 0).or(user).unwrap_or_default()
+        {
+            return false;
+        }
         let Some(sockets) = self.snapshot.sockets.known() else { return false };
         let holds = |s: &&Socket| {
             let is_server = matches!(s.state, SocketState::Listening | SocketState::Bound);
@@ -278,9 +302,32 @@ pub fn share_layer(one: &Process, other: &Process) -> bool {
 }
 
 impl Store {
-    /// Whether a root directory lies in this store.
+    /// Whether a root directory is one of this store's, `DRIVER/ID/diff`: another engine's store may lie below it.
     fn has(&self, layer: Option<&std::path::PathBuf>) -> bool {
-        self.holds_layers && layer.is_some_and(|layer| layer.starts_with(&self.root))
+        let below = layer.and_then(|layer| layer.strip_prefix(&self.root).ok());
+        let parts: Vec<_> = below.into_iter().flatten().collect();
+        let is_layer = matches!(parts.as_slice(), [driver, _, last]
+            if *driver == self.driver.as_str() && *last == "diff");
+        self.holds_layers && is_layer
+    }
+}
+
+/// Runtimes that nobody asks here: why it is not known, and whom to ask instead.
+fn unaskable(kind: ClaimKind) -> Option<(&'static str, &'static str)> {
+    match kind {
+        ClaimKind::Cri => Some((
+            "nothing supervises it; it is the kubelet's, whom nobody asks here",
+            "ask its runtime: 'crictl inspect'",
+        )),
+        ClaimKind::Lxc => Some((
+            "nothing supervises it, and LXC is not asked",
+            "ask it: 'lxc-info' or 'incus info'",
+        )),
+        ClaimKind::Nspawn => Some((
+            "nothing supervises it, and machined is not asked",
+            "ask it: 'machinectl status'",
+        )),
+        ClaimKind::Docker | ClaimKind::Podman | ClaimKind::Other => None,
     }
 }
 

@@ -356,7 +356,11 @@ fn next_step(finding: &Finding, case: &Case<'_>) -> Option<String> {
                 // Podman 4.3 cannot start again what lost its conmon [tried].
                 EngineKind::Podman => format!("'podman rm -f {name}' and make it anew"),
             };
-            Some(format!("{mend}, or '{}' stops it", by("unsupervised")))
+            let whose = match engine.owner {
+                0 => String::new(),
+                uid => format!("as uid {uid}: "),
+            };
+            Some(format!("{whose}{mend}; or '{}' stops it", by("unsupervised")))
         }
         // `portreeve reap` ends an orphan; the report says so once, at its end.
         Finding::Orphan(_) | Finding::Spare(_) => None,

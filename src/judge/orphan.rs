@@ -170,7 +170,10 @@ fn unsupervised_container(case: &Case<'_>) -> Answer {
         conditions: vec![
             (CONTAINED, case.has_container_evidence()),
             (UNSUPERVISED, !is_supervised(case)),
-            ("its engine says that the container runs, and it belongs to that run", is_of_its_run),
+            (
+                "it belongs to the container's present run, by its engine's word and its pid namespace",
+                is_of_its_run,
+            ),
         ],
         reason: format!(
             "{} says '{state}' of {container}, but its monitor is gone: nothing supervises it",

@@ -90,6 +90,8 @@ fn one_claim(part: &str, before: &str, is_kube: bool) -> Option<ContainerClaim> 
     for (prefix, kind) in [
         ("docker-", ClaimKind::Docker),
         ("libpod-", ClaimKind::Podman),
+        // `--cgroups=split`, as Quadlet has it: below the unit's own.
+        ("libpod-payload-", ClaimKind::Podman),
         ("cri-containerd-", ClaimKind::Cri),
         ("crio-", ClaimKind::Cri),
     ] {
@@ -148,6 +150,7 @@ mod tests {
             ("0::/machine.slice/libpod-ID.scope", ClaimKind::Podman, id()),
             ("0::/machine.slice/libpod-ID.scope/container", ClaimKind::Podman, id()),
             ("0::/libpod_parent/libpod-ID", ClaimKind::Podman, id()),
+            ("0::/system.slice/quad.service/libpod-payload-ID", ClaimKind::Podman, id()),
             (
                 "0::/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-ID.scope",
                 ClaimKind::Podman,

@@ -13,7 +13,7 @@ use crate::{
     host::Host,
     ident::{ContainerId, EngineKind, EngineRef, Manager, Pid, UnitName, UnitRef},
     observe::{processes, units},
-    snapshot::{ClaimKind, Containers, Process, Seen, Sockets},
+    snapshot::{ClaimKind, Containers, Process, Seen, Sockets, system_name},
 };
 
 /// Which engines may be asked, and for how long altogether.
@@ -39,6 +39,8 @@ struct Wanted {
     ids: BTreeSet<ContainerId>,
     /// All of its containers: for a forwarder, or a process whose container has no name in its control group.
     all: bool,
+    /// Somebody's life may hang on the answer; else it is asked for the container's name alone.
+    is_in_doubt: bool,
 }
 
 /// Reads what namespaces and roots say of the candidates' containers.
@@ -183,8 +185,10 @@ pub fn observe(
     let mut containers = Containers::default();
     let mut wanted: BTreeMap<EngineRef, Wanted> = BTreeMap::new();
     for process in candidates.iter().filter_map(|pid| processes.get(pid)) {
-        for (engine, id) in asked_about(process, is_forwarder(process, sockets)) {
+        let is_forwarder = is_forwarder(process, sockets);
+        for (engine, id) in asked_about(process, is_forwarder) {
             let wanted = wanted.entry(engine).or_default();
+            wanted.is_in_doubt |= is_forwarder || !is_looked_after(process, processes);
             match id {
                 Some(id) => drop(wanted.ids.insert(id)),
                 None => wanted.all = true,
@@ -196,7 +200,12 @@ pub fn observe(
     }
     let owners: BTreeSet<u32> = wanted.keys().map(|engine| engine.owner).collect();
     let mut places = engine::places(host, &engines.which, &owners);
-    places.retain(|place| wanted.contains_key(&place.name));
+    places.retain(|place| {
+        wanted.get(&place.name).is_some_and(|wanted| {
+            // For a name alone nobody's podman is run: it would leave what it always leaves (its pause process, folders).
+            wanted.is_in_doubt || place.name.kind == EngineKind::Docker || place.look().is_ok()
+        })
+    });
     let end = Instant::now() + engines.timeout;
     let questions = places.iter().filter_map(|place| {
         let wanted = wanted.get(&place.name)?;
@@ -222,6 +231,29 @@ pub fn observe(
     let namespaces = pids.into_iter().map(|pid| (pid, processes::read_pid_namespace(host, pid)));
     containers.namespaces = namespaces.collect();
     containers
+}
+
+/// Somebody outside its container looks after it, at first sight: the judge's word on it will need no engine.
+fn is_looked_after(process: &Process, processes: &BTreeMap<Pid, Process>) -> bool {
+    let depth = |process: &Process| process.namespace_pids.known().map(Vec::len);
+    let claim = |process: &Process| process.cgroup.known().map(|c| c.claim.clone());
+    let is_outside = |above: &Process| match depth(process) {
+        Some(own @ 2..) => depth(above).is_some_and(|above| above < own),
+        Some(_) | None => claim(above) != claim(process),
+    };
+    let mut above = processes.get(&process.parent);
+    for _ in 0..=processes.len() {
+        match above {
+            Some(above) if is_outside(above) => {
+                let unit = above.cgroup.known().and_then(|c| c.unit.as_ref());
+                let is_manager = unit.is_some_and(|u| u.name.0 == "init.scope");
+                return above.key.pid != Pid::INIT && !is_manager;
+            }
+            Some(inside) => above = processes.get(&inside.parent),
+            None => return false,
+        }
+    }
+    false
 }
 
 /// Which engine may know a process's container, by which id; without an id, all of the engine's.
@@ -271,8 +303,12 @@ fn more_questions(places: &[Engine], answers: &[Answer]) -> Vec<Question> {
 /// Whether systemd listens in the engine's stead and would start it for us. A dockerd without live-restore ends, when it
 /// starts, the containers that outlived it [tried, Docker 20.10]: asking would end what it asks about.
 pub fn is_asleep(host: &Host, engine: EngineRef) -> Seen<bool> {
-    if crate::observe::has_systemd(host, &BTreeMap::new()) != Seen::Known(true) {
-        return Seen::Known(false);
+    match crate::observe::has_systemd(host, &BTreeMap::new()) {
+        Seen::Known(true) => {}
+        // Where its `/run` is out of sight, it may listen for the engine all the same.
+        unseen @ (Seen::Known(_) | Seen::Gone | Seen::Denied | Seen::Unreadable(_)) => {
+            return unseen;
+        }
     }
     let manager = manager(engine);
     let unit =
@@ -318,12 +354,17 @@ fn is_not_to_be_asked(host: &Host, engine: &Engine) -> Option<String> {
     }
 }
 
-/// Root's dockerd is up, by its own pidfile: cheaper than to ask systemd.
+/// Root's dockerd is up, by its own pidfile: cheaper than to ask systemd. A stale one may name anybody.
 fn runs(host: &Host) -> bool {
     let pid = host.read_text("run/docker.pid");
-    let pid = pid.known().and_then(|text| text.trim().parse().ok()).map(Pid);
-    let stat = pid.map(|pid| processes::read_stat(host, pid));
-    stat.is_some_and(|stat| stat.known().is_some_and(|s| s.comm == "dockerd" && s.state != 'Z'))
+    let Some(pid) = pid.known().and_then(|text| text.trim().parse().ok()).map(Pid) else {
+        return false;
+    };
+    let process = processes::read(host, pid, Seen::Gone);
+    process.known().is_some_and(|process| {
+        let name = process.exe.known().and_then(|exe| system_name(exe));
+        name == Some("dockerd") && process.uid == Seen::Known(0) && !process.is_dead()
+    })
 }
 
 fn take(containers: &mut Containers, answers: Vec<Answer>) {
@@ -342,7 +383,7 @@ fn take(containers: &mut Containers, answers: Vec<Answer>) {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, os::unix::fs::symlink};
 
     use super::*;
 
@@ -357,8 +398,16 @@ mod tests {
         fs::write(folder.path().join("run/docker.pid"), "77").unwrap();
         let stat = format!("77 (dockerd) S 1 77 77 0 -1{}", " 1".repeat(44));
         fs::write(folder.path().join("proc/77/stat"), stat).unwrap();
+        fs::write(folder.path().join("proc/77/status"), "Uid:\t0\t0\t0\t0\n").unwrap();
+        let exe = folder.path().join("proc/77/exe");
         let host = Host::fixture(folder.path());
-        assert_eq!(is_not_to_be_asked(&host, &engine::at(&host, DOCKER, "run/docker.sock")), None);
+        let roots = engine::at(&host, DOCKER, "run/docker.sock");
+        // A stale pid is anybody's by now.
+        symlink("/home/alice/dockerd", &exe).unwrap();
+        assert!(is_not_to_be_asked(&host, &roots).is_some());
+        fs::remove_file(&exe).unwrap();
+        symlink("/usr/bin/dockerd", &exe).unwrap();
+        assert_eq!(is_not_to_be_asked(&host, &roots), None);
         is_not_to_be_asked(&host, &engine::of_user(&host, DOCKER, 1000))
     }
 

@@ -132,12 +132,26 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
     let more: BTreeSet<Pid> = firsts.union(&fellows).copied().collect();
     add(&mut processes, with_relatives(host, &more, &[], BTreeMap::new(), question).0);
     containers::read_enclosures(host, &mut processes, &more, of_sockets);
-    let containers =
+    let mut containers =
         containers::observe(host, &question.engines, &processes, &candidates, of_sockets);
     // What a forwarder stands for is judged by its container's own process.
     let behind: BTreeSet<Pid> = containers.namespaces.keys().copied().collect();
     add(&mut processes, with_relatives(host, &behind, &[], BTreeMap::new(), question).0);
     let sight = sight(host);
+    for (pid, namespace) in &mut containers.namespaces {
+        // Between two runs a main process may be gone as soon as its namespace was read.
+        let is_gone = || match processes::read_stat(host, *pid) {
+            Seen::Gone => true,
+            Seen::Known(stat) => stat.state == 'Z',
+            Seen::Denied | Seen::Unreadable(_) => false,
+        };
+        if !processes.contains_key(pid) && namespace.known().is_some() && is_gone() {
+            *namespace = Seen::Gone;
+        }
+        if *namespace == Seen::Gone && sight.is_proc_hidden {
+            *namespace = Seen::Denied;
+        }
+    }
     let mut is_torn = holding.iter().any(|pid| !processes.contains_key(pid));
     if let Seen::Known(sockets) = &mut sockets {
         forget_vanished(sockets, &processes, &blurred);

@@ -9,7 +9,7 @@ use std::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::ffi::{OsStrExt, OsStringExt},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -148,12 +148,27 @@ pub fn read_enclosure(host: &Host, pid: Pid) -> Enclosure {
     } else {
         Seen::Unreadable("a folder has no namespaces".to_owned())
     };
+    let layer = host.read(&format!("proc/{pid}/mountinfo")).parse(|text| layer(&text));
     Enclosure {
+        is_layer_there: layer.as_ref().parse(|layer| is_there(host, layer.as_ref()?)),
         pid_namespace: read_pid_namespace(host, pid),
         owner,
-        layer: host.read(&format!("proc/{pid}/mountinfo")).parse(|text| layer(&text)),
+        layer,
         fellows: Seen::Known(BTreeSet::new()),
     }
+}
+
+/// Whether a directory is there, in PID 1's mount namespace: ours may have another `/var/lib` (a container with the host's
+/// pids, a unit's ProtectSystem=). None where that is not known, also where its file system may not be mounted.
+fn is_there(host: &Host, path: &Path) -> Option<bool> {
+    let of_first = |path: &Path| {
+        fs::symlink_metadata(host.path("proc/1/root").join(path.strip_prefix("/").ok()?)).ok()
+    };
+    if of_first(path).is_some() {
+        return Some(true);
+    }
+    // `…/overlay/ID/diff`: the layers' folder stays when one of them goes.
+    of_first(path.parent()?.parent()?).map(|_| false)
 }
 
 /// `/proc/PID/ns/mnt`, to be compared and nothing else.

@@ -35,6 +35,21 @@ impl Main {
         Self(sleep.arg("1000").stdin(Stdio::null()).spawn().unwrap())
     }
 
+    /// Leaves at SIGKILL alone.
+    fn stubborn() -> Self {
+        let mut shell = Command::new("sh");
+        let shell = shell.args(["-c", "trap '' TERM; echo; exec sleep 1000"]);
+        let mut child = shell.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = [0];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
+        // The command line is compared right before the end: it must be sleep's by then.
+        while !std::fs::read(format!("/proc/{}/cmdline", child.id())).unwrap().starts_with(b"sleep")
+        {
+            std::thread::yield_now();
+        }
+        Self(child)
+    }
+
     fn pid(&self) -> u32 {
         self.0.id()
     }
@@ -170,17 +185,27 @@ fn a_stop_that_hangs_is_left_at_its_deadline_and_the_kill_follows() {
 
 #[test]
 fn an_engine_that_refuses_everything_leaves_it_running_and_says_so() {
-    let mut main = Main::plant();
+    let mut main = Main::stubborn();
     let (fake, _) = docker(main.pid(), |_| failed(500, "container state improper"));
     let stopped = climb_for(&fake, &main, false);
     assert_eq!(stopped.end, End::StillRuns);
     assert!(stopped.to_string().contains("container state improper"), "{stopped}");
+    assert!(stopped.took > GRACE, "{:?}", stopped.took);
     assert!(main.lives());
 }
 
 #[test]
-fn what_an_engine_cannot_end_is_ended_by_signals_where_it_was_convicted() {
+fn a_container_whose_stop_was_refused_is_asked_politely_before_it_is_killed() {
     let main = Main::plant();
+    let (fake, orders) = docker(main.pid(), |_| failed(500, "container state improper"));
+    let stopped = climb_for(&fake, &main, false);
+    assert_eq!(stopped.end, End::Graceful, "{stopped}");
+    assert_eq!(*orders.lock().unwrap(), ["POST /stop?t=1"]);
+}
+
+#[test]
+fn what_an_engine_cannot_end_is_ended_by_signals_where_it_was_convicted() {
+    let main = Main::stubborn();
     let (fake, _) = docker(main.pid(), |_| failed(500, "no"));
     let snapshot = look(main.pid());
     let process = snapshot.processes[&Pid(main.pid())].clone();

@@ -129,7 +129,12 @@ fn the_founding_crash_loop_leaves_the_container_and_convicts_the_survivor() {
     // between two runs, and during one that will fail on the port
     let between = alone().docker_says(ContainerState::Restarting, None);
     says(&between, 5, LEFT);
-    let during = alone().docker_says(RUNNING, Some(99)).main_process(99, Seen::Known(ANOTHER));
+    let during = alone()
+        .process(99, 50, SERVER)
+        .contained(99, &[99, 1])
+        .process(50, 1, "containerd-shim")
+        .docker_says(RUNNING, Some(99))
+        .main_process(99, Seen::Known(ANOTHER));
     says(&during, 5, LEFT);
     let just_died = alone().docker_says(RUNNING, Some(99)).main_process(99, Seen::Gone);
     says(&just_died, 5, LEFT);
@@ -176,7 +181,7 @@ fn nameless(user: u32) -> Scene {
     scene.snapshot.containers.listed.insert(podman, Seen::Known(()));
     let store = crate::snapshot::Store {
         root: "/var/lib/docker".into(),
-        driver: "overlay".to_owned(),
+        driver: "overlay2".to_owned(),
         holds_layers: true,
     };
     scene.snapshot.containers.stores.insert(podman, Seen::Known(store));
@@ -186,6 +191,10 @@ fn nameless(user: u32) -> Scene {
 #[test]
 fn a_container_without_a_name_is_known_by_its_root_or_its_pid_namespace() {
     says(&nameless(1000), 5, "orphan: left behind by container that was removed");
+    let is_there = nameless(1000).edit(7, |p| {
+        p.enclosure.as_mut().unwrap().is_layer_there = Seen::Known(true);
+    });
+    says(&is_there, 6, "undecided");
     let known = |state, main: Option<u32>, layer: Option<&str>| {
         let podman = EngineRef { kind: EngineKind::Podman, owner: 1000 };
         let scene = nameless(1000).docker_says(state, main).edit_container(|c| {
@@ -221,7 +230,23 @@ fn another_users_engine_says_nothing_about_a_container() {
 #[test]
 fn a_container_of_the_hosts_pids_without_a_claim_is_known_by_its_root_alone() {
     let scene = nameless(1000).edit(7, |p| p.namespace_pids = Seen::Known(vec![7]));
-    assert_eq!(scene.says(7).0, 5);
+    says(&scene, 6, "undecided");
+    let known = |pid_mode: &str| {
+        let podman = EngineRef { kind: EngineKind::Podman, owner: 1000 };
+        let scene = scene.clone().docker_says(stopped("exited"), None).edit_container(|c| {
+            c.upper_dir = Some("/var/lib/docker/overlay2/7/diff".into());
+            c.pid_mode = pid_mode.to_owned();
+            c.engine = podman;
+        });
+        scene.see(|s| {
+            let said = std::mem::take(&mut s.containers.said);
+            s.containers.said =
+                said.into_iter().map(|((_, id), seen)| ((podman, id), seen)).collect();
+        })
+    };
+    says(&known("host"), 5, LEFT);
+    // nsenter: its files, and not its pids
+    says(&known(""), 6, "undecided");
     // conmon lives: whoever is not in that root supervises it
     let supervised = scene.process(50, 1, "conmon").edit(7, |p| p.parent = Pid(50));
     assert_eq!(supervised.says(7), (3, "spare: live container".to_owned()));
@@ -232,6 +257,40 @@ fn a_container_that_is_too_young_is_not_judged() {
     let scene = alone().docker_says(stopped("exited"), None);
     let young = scene.edit(7, |p| p.key.start_ticks = super::scene::NOW - 100);
     assert_eq!(young.says(7).1, "undecided");
+}
+
+#[test]
+fn what_an_engine_calls_stopped_and_still_has_its_main_process_is_of_the_present_run() {
+    for word in ["stopping", "removing"] {
+        let scene =
+            alone().docker_says(stopped(word), Some(7)).main_process(7, Seen::Known(NAMESPACE));
+        says(&scene, 4, UNSUPERVISED);
+        assert!(!scene.convicts(7));
+        says(&scene.main_process(7, Seen::Gone), 5, LEFT);
+    }
+}
+
+#[test]
+fn a_pid_namespace_within_the_containers_own_is_of_no_earlier_run() {
+    let scene = alone()
+        .edit(7, |p| p.namespace_pids = Seen::Known(vec![7, 5, 1]))
+        .process(20, 1, SERVER)
+        .contained(20, &[20, 1])
+        .docker_says(RUNNING, Some(20))
+        .main_process(20, Seen::Known(ANOTHER));
+    assert_eq!(scene.says(7).1, "undecided");
+    let beside = scene.edit(7, |p| p.namespace_pids = Seen::Known(vec![7, 1]));
+    says(&beside, 5, LEFT);
+}
+
+#[test]
+fn the_main_process_of_a_unit_is_that_units_whatever_its_root() {
+    let sidecar = Scene::mess()
+        .enclosed(7, NAMESPACE)
+        .inside(7, &super::scene::system("sidecar.service"))
+        .unit(&super::scene::system("sidecar.service"), |u| u.main_pid = Some(Pid(7)))
+        .docker_says(RUNNING, Some(20));
+    says(&sidecar, 12, "spare: managed by sidecar.service");
 }
 
 // ---- row 6
@@ -276,6 +335,7 @@ fn forwarder() -> Scene {
     Scene::new()
         .process(7, 1, "/usr/bin/docker-proxy -proto tcp")
         .exe(7, "/usr/bin/docker-proxy")
+        .edit(7, |p| p.uid = Seen::Known(0))
         .listens(7, 8091)
         .process(50, 1, "containerd-shim")
         .process(20, 50, "nginx")

@@ -139,7 +139,7 @@ fn any_process(pid: u32) -> BoxedStrategy<Process> {
         ),
         (seen(line), seen(exe), seen(prop_oneof![9 => Just(1000u32), 1 => Just(0u32)])),
         (seen(namespaces), seen(any_cgroup()), prop::option::of(seen(invocation))),
-        prop::option::weighted(0.2, any_enclosure()),
+        prop::option::weighted(0.25, any_enclosure()),
     )
         .prop_map(
             move |(
@@ -253,12 +253,16 @@ const LAYER: &str = "/var/lib/docker/overlay2/7/diff";
 
 fn any_enclosure() -> impl Strategy<Value = Enclosure> {
     let layer = prop_oneof![3 => Just(Some(LAYER.into())), 2 => Just(None)];
-    let fellows = prop::collection::btree_set((1u32..9).prop_map(Pid), 0..2);
-    (seen(1u64..4), seen(prop_oneof![Just(0u32), Just(1000)]), seen(layer), seen(fellows))
-        .prop_map(|(pid_namespace, owner, layer, fellows)| Enclosure {
+    let fellow = (1u32..9).prop_map(|pid| [Pid(pid)].into());
+    let fellows = prop_oneof![4 => Just(std::collections::BTreeSet::new()), 1 => fellow];
+    let is_there = seen(prop::bool::weighted(0.2));
+    let owner = seen(prop_oneof![Just(0u32), Just(1000)]);
+    (seen(1u64..4), owner, seen(layer), is_there, seen(fellows))
+        .prop_map(|(pid_namespace, owner, layer, is_layer_there, fellows)| Enclosure {
             pid_namespace,
             owner,
             layer,
+            is_layer_there,
             fellows,
         })
         .boxed()
@@ -387,7 +391,7 @@ fn the_random_hosts_reach_every_row() {
     let mut runner = TestRunner::deterministic();
     let mut rows = std::collections::BTreeSet::new();
     let mut convicted = 0;
-    for _ in 0..4000 {
+    for _ in 0..8000 {
         let judgement = any_scene().new_tree(&mut runner).unwrap().current().judge();
         convicted += judgement.convicted().count();
         let decided = judgement.verdicts.iter().filter(|v| v.title() != "undecided");

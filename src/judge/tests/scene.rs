@@ -302,6 +302,7 @@ impl Scene {
                 pid_namespace: Seen::Known(namespace),
                 owner: Seen::Known(0),
                 layer: Seen::Known(Some("/var/lib/docker/overlay2/7/diff".into())),
+                is_layer_there: Seen::Known(false),
                 fellows: Seen::Known([].into()),
             });
         })
@@ -464,6 +465,7 @@ pub(super) enum Fact {
     NamespaceOwner(u32),
     Layer(u32),
     Fellows(u32),
+    LayerThere(u32),
     /// Not in the `Seen` form: rights, and what the walk through `/proc` was refused.
     Sight,
 }
@@ -536,8 +538,13 @@ impl Scene {
         facts.extend((0..containers.stores.len()).map(Fact::Store));
         facts.extend(containers.namespaces.keys().map(|pid| Fact::MainNamespace(pid.0)));
         let enclosed = snapshot.processes.values().filter(|p| p.enclosure.is_some());
-        let of_enclosure: [fn(u32) -> Fact; 4] =
-            [Fact::PidNamespace, Fact::NamespaceOwner, Fact::Layer, Fact::Fellows];
+        let of_enclosure: [fn(u32) -> Fact; 5] = [
+            Fact::PidNamespace,
+            Fact::NamespaceOwner,
+            Fact::Layer,
+            Fact::Fellows,
+            Fact::LayerThere,
+        ];
         facts.extend(enclosed.flat_map(|p| of_enclosure.map(|fact| fact(p.key.pid.0))));
         facts
     }
@@ -642,6 +649,9 @@ impl Scene {
             }),
             Fact::Fellows(pid) => of(pid, &|p| {
                 p.enclosure.iter_mut().for_each(|e| blind(&mut e.fellows, how));
+            }),
+            Fact::LayerThere(pid) => of(pid, &|p| {
+                p.enclosure.iter_mut().for_each(|e| blind(&mut e.is_layer_there, how));
             }),
             Fact::V6Only(at) => {
                 return self.edit_sockets(|s| s.all[*at].v6only = None);
