@@ -81,7 +81,11 @@ pub enum End {
 
 impl fmt::Display for Stopped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.rungs.join("; "))
+        f.write_str(&self.rungs.join("; "))?;
+        match &self.health {
+            Some(health) => write!(f, "; its health was '{health}' before"),
+            None => Ok(()),
+        }
     }
 }
 

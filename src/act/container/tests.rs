@@ -150,6 +150,7 @@ fn a_container_that_leaves_in_time_is_stopped_gracefully_and_its_health_was_note
     let stopped = climb_for(&fake, &main, false);
     assert_eq!(stopped.end, End::Graceful, "{stopped}");
     assert_eq!(stopped.health.as_deref(), Some("unhealthy"));
+    assert!(stopped.to_string().ends_with("its health was 'unhealthy' before"), "{stopped}");
     assert_eq!(*orders.lock().unwrap(), ["POST /stop?t=1"]);
 }
 
