@@ -10,6 +10,7 @@ pub mod processes;
 mod reader;
 pub mod units;
 pub mod users;
+mod wire;
 
 use std::{
     cell::OnceCell,
