@@ -137,7 +137,7 @@ impl Diag {
 
 /// Ranges that cover the ports, adjacent ones joined; the nearest are joined further until the kernel's
 /// filter is short enough.
-fn ranges(ports: &BTreeSet<Port>) -> Vec<(u16, u16)> {
+pub(super) fn ranges(ports: &BTreeSet<Port>) -> Vec<(u16, u16)> {
     let mut ranges: Vec<(u16, u16)> = Vec::new();
     for port in ports.iter().map(|p| p.number()) {
         match ranges.last_mut() {

@@ -10,6 +10,7 @@ pub mod processes;
 mod reader;
 pub mod units;
 pub mod users;
+pub mod watch;
 mod wire;
 
 use std::{
