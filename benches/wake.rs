@@ -151,7 +151,7 @@ fn release(way: Way, cause: Cause, delay: Duration, times: &mut Times) -> Outcom
         }
     };
     let seen = diag.sockets(Proto::Tcp, states::LISTEN, &ports)?;
-    watch.follow(seen.iter().filter_map(|socket| socket.cookie).collect());
+    watch.follow(Some(seen.iter().filter_map(|socket| socket.cookie).collect()));
     let releaser = thread::spawn(move || let_go(holder, delay));
     let until = Instant::now() + DEADLINE;
     let (woken, known) = loop {

@@ -139,7 +139,7 @@ fn a_close_between_the_look_and_the_wait_is_told() {
     stage.within(|| {
         let mut watch = watch(&["7400"]);
         let listener = TcpListener::bind("127.0.0.1:7400").unwrap();
-        watch.follow(listening(7400));
+        watch.follow(Some(listening(7400)));
         let expected = ended(Proto::Tcp, 7400, &listener);
         drop(listener);
         let told = Woken::Released(vec![expected]);
@@ -185,7 +185,7 @@ fn a_followed_listener_is_told_of_and_the_connections_that_it_had_are_not() {
     stage.within(|| {
         let mut watch = watch(&["7400"]);
         let listener = TcpListener::bind("127.0.0.1:7400").unwrap();
-        watch.follow(listening(7400));
+        watch.follow(Some(listening(7400)));
         for _ in 0..100 {
             let client = TcpStream::connect("127.0.0.1:7400").unwrap();
             drop(listener.accept().unwrap());
@@ -209,7 +209,7 @@ fn a_multipath_listener_is_told_of_by_the_cookie_that_the_dump_shows() {
         bind(&listener, &"127.0.0.1:7400".parse::<SocketAddr>().unwrap()).unwrap();
         listen(&listener, 1).unwrap();
         let seen = listening(7400);
-        watch.follow(seen.clone());
+        watch.follow(Some(seen.clone()));
         drop(listener);
         let told: BTreeSet<u64> = released(&mut watch).iter().map(|e| e.cookie).collect();
         assert_eq!(told, seen);
@@ -268,7 +268,7 @@ fn a_socket_is_told_of_however_it_was_held() {
         };
         let mut watch = stage.within(|| {
             let mut watch = watch(&["7400"]);
-            watch.follow(listening(7400));
+            watch.follow(Some(listening(7400)));
             watch
         });
         server.end();
@@ -363,7 +363,7 @@ fn in_a_storm_on_the_wanted_port_itself_the_end_of_what_is_followed_leads_to_a_l
         let mut watch = watch(&["7400/udp"]);
         let socket = UdpSocket::bind("127.0.0.1:7400").unwrap();
         let expected = ended(Proto::Udp, 7400, &socket);
-        watch.follow(BTreeSet::from([expected.cookie]));
+        watch.follow(Some(BTreeSet::from([expected.cookie])));
         thread::scope(|scope| {
             scope.spawn(move || {
                 (0..20_000).for_each(open_and_close);

@@ -5,6 +5,9 @@
 //! Notifications (`SKNLGRP_INET{,6}_{TCP,UDP}_DESTROY`, Linux ≥ 4.3) come when a socket's last descriptor is gone, whoever
 //! had it and however: bound-only sockets, MPTCP listeners, what io_uring held. They do not tell of the end of TIME_WAIT, of
 //! what an engine holds, nor of anything in another network namespace: so no wait is longer than a beat.
+//!
+//! As long as anybody listens to them, every close of a socket in this network namespace takes about a microsecond longer
+//! (20,000 closes: 58 ms without, 72 to 85 ms with): a watch is for waiting, not for keeping.
 
 use std::{
     collections::BTreeSet,
@@ -115,10 +118,11 @@ impl Watch {
         }
     }
 
-    /// From now on only the end of these sockets is told; before the first call, of all on the wanted ports: also of each
-    /// connection that a server on one of them ends.
-    pub fn follow(&mut self, cookies: BTreeSet<u64>) {
-        self.followed = Some(cookies);
+    /// From now on only the end of these sockets is told of: what the last look found in the way. None, as in the beginning:
+    /// of every socket on the wanted ports, also of each connection that a server on one of them ends. That is for a look
+    /// that could not see what is in the way.
+    pub fn follow(&mut self, cookies: Option<BTreeSet<u64>>) {
+        self.followed = cookies;
     }
 
     /// Tells of the end of this process, too. Any descriptor will do that becomes readable once.
@@ -374,4 +378,63 @@ fn read_ended(bytes: &[u8]) -> impl Iterator<Item = Ended> {
         let all = message.port.into_iter().flat_map(|port| protos.iter().map(move |&p| (p, port)));
         all.map(move |(proto, port)| Ended { proto, port, cookie: message.cookie })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The end of a socket on port 8091, as the kernel tells of it.
+    fn message(protocol: u8) -> Vec<u8> {
+        let mut message = 96_u32.to_ne_bytes().to_vec();
+        message.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+        message.resize(16, 0);
+        message.extend([2, 7, 0, 0]);
+        message.extend(8091_u16.to_be_bytes());
+        message.resize(16 + 44, 0);
+        message.extend(42_u64.to_ne_bytes());
+        message.resize(16 + 72, 0);
+        message.extend(5_u16.to_ne_bytes());
+        message.extend(INET_DIAG_PROTOCOL.to_ne_bytes());
+        message.extend([protocol, 0, 0, 0]);
+        message
+    }
+
+    fn protos(bytes: &[u8]) -> Vec<Proto> {
+        read_ended(bytes).map(|ended| ended.proto).collect()
+    }
+
+    #[test]
+    fn a_notification_names_protocol_port_and_cookie() {
+        let expected = Ended { proto: Proto::Udp, port: Port::new(8091).unwrap(), cookie: 42 };
+        assert_eq!(read_ended(&message(17)).collect::<Vec<_>>(), [expected]);
+        assert_eq!(protos(&message(6)), [Proto::Tcp]);
+    }
+
+    #[test]
+    fn a_socket_of_an_unknown_protocol_may_be_any_that_is_wanted() {
+        assert_eq!(protos(&message(132)), [Proto::Tcp, Proto::Udp]);
+        let mut without = message(17);
+        without.truncate(16 + 72);
+        without.splice(..4, 88_u32.to_ne_bytes());
+        assert_eq!(protos(&without), [Proto::Tcp, Proto::Udp]);
+    }
+
+    #[test]
+    fn a_notification_cut_short_at_any_byte_is_read_no_further() {
+        let whole = message(6);
+        for length in 0..whole.len() {
+            assert_eq!(protos(&whole[..length]), [], "cut at {length}");
+        }
+    }
+
+    #[test]
+    fn however_many_ports_are_wanted_the_filters_jumps_stay_within_it() {
+        let ports: BTreeSet<Port> = (1..800).step_by(2).filter_map(Port::new).collect();
+        let program = filter(&ranges(&ports));
+        for (at, step) in program.iter().enumerate() {
+            let furthest = at + 1 + usize::from(step.jt.max(step.jf));
+            assert!(furthest < program.len() || at + 2 >= program.len(), "at {at}");
+        }
+    }
 }
