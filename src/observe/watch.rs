@@ -187,8 +187,7 @@ impl Watch {
         let others = [wake, socket].map(|fd| fd.is_some());
         let all = wake.into_iter().chain(socket).chain(self.holders.iter().map(AsFd::as_fd));
         let mut fds: Vec<_> = all.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        let time = Timespec::try_from(time).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
-        match poll(&mut fds, Some(&time)) {
+        match poll(&mut fds, Some(&timespec(time))) {
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(Ready::default()),
             Err(error) => return Err(error.into()),
@@ -308,35 +307,43 @@ fn filter(ranges: &[(u16, u16)]) -> Vec<libc::sock_filter> {
     program
 }
 
-/// Makes sure that we are told: one may join the groups of a kernel without inet_diag or udp_diag and never hear a word. Ends
-/// a socket of each protocol, bound to nothing, and waits for the news.
+/// Makes sure that we are told: one may join the groups of a kernel without inet_diag or udp_diag and never hear a word.
 fn prove(wanted: &BTreeSet<(Proto, Port)>) -> io::Result<()> {
     let until = Instant::now() + PROOF_DEADLINE;
     let protos: BTreeSet<Proto> = wanted.iter().map(|&(proto, _)| proto).collect();
     for proto in protos {
-        let socket = join(std::iter::once(proto), &[(0, 0)])?;
-        let kind = match proto {
-            Proto::Tcp => SocketType::STREAM,
-            Proto::Udp => SocketType::DGRAM,
-        };
-        let probe = socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None)
-            .or_else(|_| socket_with(AddressFamily::INET6, kind, SocketFlags::CLOEXEC, None))?;
-        let cookie = sockopt::socket_cookie(&probe)?;
-        drop(probe);
-        while !is_told(&socket, cookie)? {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let what = format!("the kernel tells of no {proto} socket that ends");
-                return Err(io::Error::new(io::ErrorKind::Unsupported, what));
-            }
-            let time = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
-            match poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&time)) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+        prove_on(&join([proto].into_iter(), &[(0, 0)])?, proto, until)?;
+    }
+    Ok(())
+}
+
+/// Ends a socket that is bound to nothing, and waits for the news.
+fn prove_on(socket: &OwnedFd, proto: Proto, until: Instant) -> io::Result<()> {
+    let kind = match proto {
+        Proto::Tcp => SocketType::STREAM,
+        Proto::Udp => SocketType::DGRAM,
+    };
+    let probe = socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None)
+        .or_else(|_| socket_with(AddressFamily::INET6, kind, SocketFlags::CLOEXEC, None))?;
+    let cookie = sockopt::socket_cookie(&probe)?;
+    drop(probe);
+    while !is_told(socket, cookie)? {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let what = format!("the kernel tells of no {proto} socket that ends");
+            return Err(io::Error::new(io::ErrorKind::Unsupported, what));
+        }
+        match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&timespec(left))) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(())
+}
+
+/// A duration as poll takes it.
+fn timespec(time: Duration) -> Timespec {
+    Timespec::try_from(time).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 })
 }
 
 /// Whether what has come so far tells of this socket, or is too much to be told.
@@ -383,6 +390,29 @@ fn read_ended(bytes: &[u8]) -> impl Iterator<Item = Ended> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_signal_takes_no_loss_with_it() {
+        use std::{io::Write, os::unix::net::UnixStream};
+
+        let mut watch = Watch::new(&[]);
+        watch.has_lost = true;
+        let (wake, mut ring) = UnixStream::pair().unwrap();
+        ring.write_all(b"x").unwrap();
+        let now = Instant::now();
+        assert_eq!(watch.wait(now, Some(wake.as_fd())), Woken::Signal);
+        assert_eq!(watch.wait(now, None), Woken::LookAgain);
+        assert_eq!(watch.wait(now, None), Woken::Deadline);
+    }
+
+    #[test]
+    fn a_kernel_that_never_tells_is_found_out() {
+        let deaf = join([].into_iter(), &[(0, 0)]).unwrap();
+        let began = Instant::now();
+        let answer = prove_on(&deaf, Proto::Tcp, began + Duration::from_millis(20));
+        assert_eq!(answer.unwrap_err().kind(), io::ErrorKind::Unsupported);
+        assert!(began.elapsed() < Duration::from_secs(5));
+    }
 
     /// The end of a socket on port 8091, as the kernel tells of it.
     fn message(protocol: u8) -> Vec<u8> {
