@@ -2,7 +2,7 @@
 //! processes, by a deadline, by whatever else the caller wants to hear of. Knows no more than that: whatever wakes says
 //! "look again" and never "free". A close may leave TIME_WAIT behind, and another socket may hold the same port.
 //!
-//! Notifications (`SKNLGRP_INET{,6}_{TCP,UDP}_DESTROY`, Linux ≥ 4.3) come when a socket's last descriptor is gone, whoever
+//! Notifications (`SKNLGRP_INET{,6}_{TCP,UDP}_DESTROY`, sock_diag(7)) come when a socket's last descriptor is gone, whoever
 //! had it and however: bound-only sockets, MPTCP listeners, what io_uring held. They do not tell of the end of TIME_WAIT, of
 //! what an engine holds, nor of anything in another network namespace: so no wait is longer than a beat.
 //!
