@@ -1,20 +1,15 @@
 //! Socket diagnostics over netlink (sock_diag(7)): one dump, filtered by local port in the kernel and then
-//! exactly here. Knows the wire format and nothing of services. A dump that is cut short, interrupted
+//! exactly here. Knows nothing of services. A dump that is cut short, interrupted
 //! or refused is an error, never an empty answer.
 
-use std::{
-    collections::BTreeSet,
-    io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::OwnedFd,
-    time::Duration,
-};
+use std::{collections::BTreeSet, io, os::fd::OwnedFd, time::Duration};
 
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, sendto,
     socket_with, sockopt,
 };
 
+use super::wire::{Message, SOCK_DIAG_BY_FAMILY, SocketMessage, cut_short, u32_at};
 use crate::{
     ident::{Port, Proto},
     snapshot::{Socket, SocketState},
@@ -34,7 +29,6 @@ pub mod states {
     pub const CONNECTED: u32 = 0x1fff & !LISTEN & !UNCONNECTED;
 }
 
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// The older question, for TCP alone: its dumps tell of both families, so the kernel walks its tables once and
 /// not twice (`inet_diag_dump_compat`, net/ipv4/inet_diag.c). Sockets come in the same form.
 const TCPDIAG_GETSOCK: u16 = 18;
@@ -127,26 +121,23 @@ impl Diag {
             let buffer: &mut [u8] = &mut self.buffer;
             let (kept, length) = recv(&self.socket, buffer, RecvFlags::TRUNC)?;
             if length > kept || length == 0 {
-                return Err(interrupted("a message was cut short"));
+                return Err(cut_short());
             }
             let bytes = self.buffer.get(..length).unwrap_or_default();
             dump.read_messages(bytes, self.sequence, proto)?;
         }
         if dump.was_interrupted {
-            return Err(interrupted("the socket table changed under the dump"));
+            let why = "the socket table changed under the dump";
+            return Err(io::Error::new(io::ErrorKind::Interrupted, why));
         }
         dump.sockets.retain(|s| ports.contains(&s.port));
         Ok(dump.sockets)
     }
 }
 
-fn interrupted(why: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::Interrupted, why)
-}
-
 /// Ranges that cover the ports, adjacent ones joined; the nearest are joined further until the kernel's
 /// filter is short enough.
-fn ranges(ports: &BTreeSet<Port>) -> Vec<(u16, u16)> {
+pub(super) fn ranges(ports: &BTreeSet<Port>) -> Vec<(u16, u16)> {
     let mut ranges: Vec<(u16, u16)> = Vec::new();
     for port in ports.iter().map(|p| p.number()) {
         match ranges.last_mut() {
@@ -241,33 +232,28 @@ struct Dump {
 
 impl Dump {
     fn read_messages(&mut self, mut bytes: &[u8], sequence: u32, proto: Proto) -> io::Result<()> {
-        let short = || io::Error::new(io::ErrorKind::Interrupted, "a message was cut short");
         while !bytes.is_empty() && !self.is_done {
-            let length = u32_at(bytes, 0).ok_or_else(short)? as usize;
-            let message = bytes.get(..length).filter(|m| m.len() >= 16).ok_or_else(short)?;
-            let kind = u16_at(message, 4).ok_or_else(short)?;
-            let flags = u16_at(message, 6).ok_or_else(short)?;
-            let body = message.get(16..).unwrap_or_default();
-            bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-            if u32_at(message, 8) != Some(sequence) {
+            let message = Message::take(&mut bytes)?;
+            if message.sequence != sequence {
                 continue; // the rest of a dump that we gave up
             }
-            self.was_interrupted |= flags & NLM_F_DUMP_INTR != 0;
-            match kind {
+            self.was_interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
+            match message.kind {
                 NLMSG_DONE => {
                     self.is_done = true;
                     // A dump that failed half-way says so in its last message.
-                    match u32_at(body, 0).unwrap_or_default().cast_signed() {
+                    match u32_at(message.body, 0).unwrap_or_default().cast_signed() {
                         errno if errno < 0 => return Err(io::Error::from_raw_os_error(-errno)),
                         _ => {}
                     }
                 }
                 NLMSG_ERROR => {
-                    let errno = u32_at(body, 0).ok_or_else(short)?.cast_signed();
+                    let errno = u32_at(message.body, 0).ok_or_else(cut_short)?.cast_signed();
                     return Err(io::Error::from_raw_os_error(-errno));
                 }
                 SOCK_DIAG_BY_FAMILY | TCPDIAG_GETSOCK => {
-                    self.sockets.extend(read_socket(body, proto).ok_or_else(short)?);
+                    let found = SocketMessage::read(message.body).ok_or_else(cut_short)?;
+                    self.sockets.extend(socket(&found, proto)?);
                 }
                 _ => {}
             }
@@ -276,71 +262,40 @@ impl Dump {
     }
 }
 
-/// `struct inet_diag_msg` and its attributes; empty for a socket without a local port, none for a message
-/// that is too short.
-fn read_socket(body: &[u8], proto: Proto) -> Option<Vec<Socket>> {
-    let family = *body.first()?;
-    let state = *body.get(1)?;
-    let Some(port) = Port::new(u16_be_at(body, 4)?) else { return Some(Vec::new()) };
-    let address = address_at(body, family, 8)?;
-    let peer = SocketAddr::new(address_at(body, family, 24)?, u16_be_at(body, 6)?);
-    let cookie = u64::from(u32_at(body, 44)?) | u64::from(u32_at(body, 48)?) << 32;
-    let uid = u32_at(body, 64)?;
-    let inode = u64::from(u32_at(body, 68)?);
-    let state = match (proto, state) {
+/// The socket that a message of a dump is about; none without a local port.
+fn socket(found: &SocketMessage<'_>, proto: Proto) -> io::Result<Option<Socket>> {
+    let Some(port) = found.port else { return Ok(None) };
+    let state = match (proto, found.state) {
         (Proto::Tcp, 10) | (Proto::Udp, 7) => SocketState::Listening,
         // A bound-only socket is reported in state CLOSE (7), though 13 asked for it.
         (Proto::Tcp, 7 | 13) => SocketState::Bound,
-        _ if inode == 0 => SocketState::Lingering,
-        _ => SocketState::Connected(peer),
+        _ if found.inode == 0 => SocketState::Lingering,
+        _ => SocketState::Connected(found.peer),
     };
     let mut socket = Socket {
         proto,
         // An IPv4 address in IPv6 clothes (::ffff:127.0.0.1) is in the way of the plain one.
-        address: address.to_canonical(),
+        address: found.address.to_canonical(),
         port,
         state,
-        inode,
-        cookie: Some(cookie),
-        uid,
+        inode: found.inode,
+        cookie: Some(found.cookie),
+        uid: found.uid,
         creator_cgroup: None,
         v6only: None,
     };
-    let mut attributes = body.get(72..)?;
-    while let Some(length) = u16_at(attributes, 0).map(usize::from).filter(|&l| l >= 4) {
-        let value = attributes.get(4..length)?;
-        match u16_at(attributes, 2)? {
+    for attribute in found.attributes.clone() {
+        let (kind, value) = attribute?;
+        match kind {
             INET_DIAG_CGROUP_ID => {
-                socket.creator_cgroup = value.get(..8)?.try_into().ok().map(u64::from_ne_bytes);
+                let id = value.get(..8).ok_or_else(cut_short)?;
+                socket.creator_cgroup = id.try_into().ok().map(u64::from_ne_bytes);
             }
             INET_DIAG_SKV6ONLY => socket.v6only = value.first().map(|&v| v != 0),
             _ => {}
         }
-        attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    Some(vec![socket])
-}
-
-fn address_at(bytes: &[u8], family: u8, at: usize) -> Option<IpAddr> {
-    if u16::from(family) == AddressFamily::INET6.as_raw() {
-        let octets: [u8; 16] = bytes.get(at..at + 16)?.try_into().ok()?;
-        Some(IpAddr::V6(Ipv6Addr::from(octets)))
-    } else {
-        let octets: [u8; 4] = bytes.get(at..at + 4)?.try_into().ok()?;
-        Some(IpAddr::V4(Ipv4Addr::from(octets)))
-    }
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn u16_be_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+    Ok(Some(socket))
 }
 
 #[cfg(test)]

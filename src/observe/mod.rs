@@ -10,6 +10,8 @@ pub mod processes;
 mod reader;
 pub mod units;
 pub mod users;
+pub mod watch;
+mod wire;
 
 use std::{
     cell::OnceCell,

@@ -95,6 +95,28 @@ pub fn socket_peer(socket: BorrowedFd<'_>) -> io::Result<(u32, Option<Pid>)> {
     Ok((peer.uid, pid))
 }
 
+/// Lets a socket receive only what this classic BPF program accepts (SO_ATTACH_FILTER of socket(7)). The kernel checks the
+/// program and takes a copy.
+pub fn attach_filter(socket: BorrowedFd<'_>, program: &mut [libc::sock_filter]) -> io::Result<()> {
+    let too_long = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(too_long)?,
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: `program` and the `len` instructions that it points at are alive for the call and only read by the kernel; the
+    // descriptor is borrowed for the call.
+    let answer = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            std::ptr::from_ref(&program).cast(),
+            u32::try_from(size_of::<libc::sock_fprog>()).unwrap_or_default(),
+        )
+    };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Has the command begin a session of its own (setsid(2)): no terminal of ours that it could type into (TIOCSTI), and a
 /// process group with its pid, by which its children are ended too.
 pub fn begin_session(command: &mut Command) {
