@@ -29,16 +29,13 @@ pub fn observe(host: &Host, endpoint: &Endpoint, may_reuse: bool) -> Seen<Bind> 
     if !host.is_live() {
         return Seen::Unreadable("this host's kernel does not run here".to_owned());
     }
-    match probe(endpoint, false) {
-        // UDP has no TIME_WAIT; there SO_REUSEADDR shares the port with whoever set it, too (socket(7)).
-        Seen::Known(Bind::Busy) if may_reuse && endpoint.proto == Proto::Tcp => {
-            match probe(endpoint, true) {
-                Seen::Known(Bind::Bound) => Seen::Known(Bind::BoundReusing),
-                other => other,
-            }
-        }
-        other => other,
+    let plain = probe(endpoint, false);
+    // UDP has no TIME_WAIT; there SO_REUSEADDR shares the port with whoever set it, too (socket(7)).
+    let reuses = may_reuse && endpoint.proto == Proto::Tcp;
+    if !reuses || plain != Seen::Known(Bind::Busy) {
+        return plain;
     }
+    probe(endpoint, true).map(|bind| if bind == Bind::Bound { Bind::BoundReusing } else { bind })
 }
 
 fn probe(endpoint: &Endpoint, reuse_addr: bool) -> Seen<Bind> {
@@ -46,16 +43,16 @@ fn probe(endpoint: &Endpoint, reuse_addr: bool) -> Seen<Bind> {
     let try_at = |address: IpAddr| {
         of_result(bind_once(SocketAddr::new(address, port), endpoint.proto, reuse_addr))
     };
-    match endpoint.address {
-        Some(address) => try_at(address),
-        None => match try_at(Ipv4Addr::UNSPECIFIED.into()) {
-            Seen::Known(Bind::Bound) => match try_at(Ipv6Addr::UNSPECIFIED.into()) {
-                Seen::Known(Bind::NoSuchAddress | Bind::NoSuchFamily) => Seen::Known(Bind::Bound),
-                other => other,
-            },
-            other => other,
-        },
+    if let Some(address) = endpoint.address {
+        return try_at(address);
     }
+    let first = try_at(Ipv4Addr::UNSPECIFIED.into());
+    if first != Seen::Known(Bind::Bound) {
+        return first;
+    }
+    let both = try_at(Ipv6Addr::UNSPECIFIED.into());
+    let has_no_ipv6 = matches!(both, Seen::Known(Bind::NoSuchAddress | Bind::NoSuchFamily));
+    if has_no_ipv6 { first } else { both }
 }
 
 fn bind_once(at: SocketAddr, proto: Proto, reuse_addr: bool) -> io::Result<()> {

@@ -141,8 +141,7 @@ fn rows<'a>(gated: &'a Gated, passage: &'a Passage) -> Vec<Row<'a>> {
                 .enumerate()
                 .map(|(n, Blocker { pid, next_step })| {
                     let verdict = verdict_on(gated, *pid);
-                    let word =
-                        verdict.map_or_else(|| why.title.to_owned(), |verdict| verdict.title());
+                    let word = verdict.map_or_else(|| why.title.to_owned(), Verdict::title);
                     let process = verdict.map_or(b"-".to_vec(), |v| title_of(&v.process));
                     let mut details: Vec<Detail<'a>> = verdict
                         .map(|v| Detail::Why(Cow::from(v.reason.as_str())))
@@ -207,7 +206,7 @@ struct Document {
 struct Port {
     /// What it is.
     #[serde(flatten)]
-    port: json::Port,
+    state: json::Port,
     /// Whether its service may have it.
     answer: Word,
     /// Who stands in the way, as far as they were seen.
@@ -285,7 +284,7 @@ fn port(passage: &Passage) -> Port {
     let blockers = blockers
         .iter()
         .map(|Blocker { pid, next_step }| Obstacle { pid: pid.0, next_step: next_step.clone() });
-    Port { port: json::port(&passage.port), answer, blockers: blockers.collect(), remarks }
+    Port { state: json::port(&passage.port), answer, blockers: blockers.collect(), remarks }
 }
 
 #[cfg(test)]

@@ -356,7 +356,7 @@ fn blocked(
     priority: Priority,
 ) -> Entry {
     let first = by.iter().find_map(|blocker| gate::verdict_on(gated, blocker.pid));
-    let who = first.map(sentence).unwrap_or_else(|| why.sentence.clone());
+    let who = first.map_or_else(|| why.sentence.clone(), sentence);
     let message = format!("port {}: {}: {who}", port.endpoint.short(), why.title);
     let next = by.iter().filter_map(|Blocker { next_step, .. }| next_step.as_ref());
     Entry::new(Kind::Blocked, priority, &message)
