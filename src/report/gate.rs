@@ -34,8 +34,11 @@ pub enum OnBlocked {
     Warn,
 }
 
-/// 0 it may start, 1 blocked, 2 not known; 1 outranks 2, unless a block is let pass.
+/// 0 it may start, 1 blocked, 2 not known; 1 outranks 2, unless a block is let pass. What was cut short had no time to settle.
 pub fn exit_code(gated: &Gated, on_blocked: OnBlocked) -> u8 {
+    if gated.cut_short.is_some() {
+        return exit::COULD_NOT_TELL;
+    }
     let ports = gated.ports.iter().map(|port| match port.answer {
         Answer::Open(_) => exit::CLEAR,
         Answer::Blocked(_) => match on_blocked {
@@ -44,8 +47,7 @@ pub fn exit_code(gated: &Gated, on_blocked: OnBlocked) -> u8 {
         },
         Answer::Unknown(_) => exit::COULD_NOT_TELL,
     });
-    let cut_short = gated.cut_short.iter().map(|_| exit::COULD_NOT_TELL);
-    ports.chain(cut_short).fold(exit::CLEAR, exit::worse)
+    ports.fold(exit::CLEAR, exit::worse)
 }
 
 /// Who was to be ended first.
@@ -333,7 +335,7 @@ mod tests {
         assert_eq!(codes(vec![blocked(&[7]), Answer::Open(Vec::new())]), (1, 0));
         assert_eq!(codes(vec![blocked(&[7]), Answer::Unknown(unknown())]), (1, 2));
         assert_eq!(codes(vec![Answer::Unknown(unknown())]), (2, 2));
-        let mut interrupted = Gated::sample(Vec::new(), Vec::new());
+        let mut interrupted = gated();
         interrupted.cut_short = Some(unknown());
         assert_eq!((exit_code(&interrupted, Fail), exit_code(&interrupted, Warn)), (2, 2));
     }
