@@ -198,7 +198,9 @@ impl<'a> Gate<'a> {
     }
 
     fn look(&self) -> (Snapshot, Vec<Passage>, Vec<Verdict>) {
-        let (snapshot, judgement) = self.inquiry.look(&self.terms, Reach::Narrow);
+        // Somebody else may share the service's own socket.
+        let reach = if self.wishes.accepts_ours { Reach::Whole } else { Reach::Narrow };
+        let (snapshot, judgement) = self.inquiry.look(&self.terms, reach);
         let asked = judgement.ports.iter().filter(|port| asks_for_bind(port));
         let binds: Binds = asked
             .map(|port| {
