@@ -12,7 +12,7 @@ mod support;
 
 use std::{
     fs,
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     os::fd::OwnedFd,
     process::{Child, Output, Stdio},
     time::{Duration, Instant},
@@ -150,12 +150,12 @@ fn the_probe_of_each_of_nine_binds_is_what_a_service_meets() {
     assert_eq!(free, [true, false, false, true, true, false, false, false, false]);
 }
 
-/// A server that closed its connection first, and went: TIME_WAIT is on the port, whatever it was bound with.
-fn leave_time_wait(stage: &Stage, port: u16) {
+/// A server that closed its connection first, and went: TIME_WAIT is on the port.
+fn leave_time_wait(stage: &Stage, port: u16, reuse_addr: bool) {
     stage.within(|| {
-        let server = TcpListener::bind(("0.0.0.0", port)).unwrap();
+        let server = serve(&format!("0.0.0.0:{port}"), false, reuse_addr).unwrap();
         let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        let (accepted, _) = server.accept().unwrap();
+        let accepted = rustix::net::accept(&server).unwrap();
         drop((accepted, server));
         // The client closes second, so that the server's side lingers.
         drop(client);
@@ -170,13 +170,17 @@ fn leave_time_wait(stage: &Stage, port: u16) {
 #[test]
 fn time_wait_lets_a_server_with_so_reuseaddr_pass_and_blocks_one_without() {
     let Some((stage, config)) = stage() else { return };
-    leave_time_wait(&stage, 7202);
-    leave_time_wait(&stage, 7203);
-    let (web, plain) = stage.within(|| {
+    leave_time_wait(&stage, 7202, true);
+    leave_time_wait(&stage, 7203, true);
+    leave_time_wait(&stage, 7206, false);
+    let met = stage.within(|| {
         let can = |at: &str, reuse| serve(at, false, reuse).is_some();
-        (can("0.0.0.0:7202", true), can("0.0.0.0:7203", false))
+        [can("0.0.0.0:7202", true), can("0.0.0.0:7203", false), can("0.0.0.0:7206", true)]
     });
-    assert_eq!((web, plain), (true, false), "what the services meet");
+    assert_eq!(met, [true, false, false], "what the services meet");
+    // What lingers of a server that did not set it keeps off one that does.
+    let db = document(&stage, &config, &["db"]);
+    assert_eq!(first(&db), ("blocked".into(), "lingering".into(), vec![]), "{db:#}");
     let web = document(&stage, &config, &["web"]);
     assert_eq!(first(&web), ("open".into(), "lingering".into(), vec![]), "{web:#}");
     let plain = document(&stage, &config, &["plain"]);
@@ -418,6 +422,15 @@ fn a_healthy_foreign_holder_blocks_and_is_let_pass_with_a_warning_where_that_is_
     let went_on = gate(&stage, &config, &["db", "--on-blocked", "warn", "--", "echo", "up"]);
     assert_eq!((code(&went_on), text(&went_on.stdout).as_str()), (0, "up\n"));
     assert!(text(&went_on.stderr).contains("postgres"), "{}", text(&went_on.stderr));
+    // Not even a quiet one, or one that writes a file, goes on in silence.
+    let quiet =
+        gate(&stage, &config, &["db", "--on-blocked", "warn", "--quiet", "--", "echo", "up"]);
+    assert_eq!((code(&quiet), text(&quiet.stdout).as_str()), (0, "up\n"));
+    assert!(
+        text(&quiet.stderr).starts_with("warning: port 7206 is blocked"),
+        "{}",
+        text(&quiet.stderr)
+    );
     assert!(postgres.is_alive());
 }
 

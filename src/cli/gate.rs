@@ -15,7 +15,7 @@ use crate::{
     act::interrupt::Interrupt,
     gate::{Gate, Gated, Wishes},
     host::Host,
-    judge::gate::Answer,
+    judge::gate::{Answer, Passage},
     pipeline::Event,
     report::{Style, exit, gate, github, journal::Record, prometheus},
 };
@@ -93,6 +93,12 @@ pub(super) fn run(
     };
     let report = |code: u8, gated: &Gated, record: &mut Record| {
         record.gated(gated, on_blocked);
+        // Where the table is not to be seen, what is let pass is still told.
+        if code == exit::CLEAR && (output.quiet || file.is_some()) {
+            for text in let_pass(gated) {
+                record.tell(Event::Warning(&text));
+            }
+        }
         let text = rendered(gated, on_blocked, output, verbosity, !wish.command.is_empty())?;
         if wish.command.is_empty() || file.is_some() {
             return put(&text, code, output, file);
@@ -125,6 +131,17 @@ pub(super) fn run(
 
 fn before_command(code: u8) -> u8 {
     if code == exit::NOT_CLEAR { BLOCKED } else { NOT_KNOWN }
+}
+
+/// What blocks, of a start that goes on.
+fn let_pass(gated: &Gated) -> impl Iterator<Item = String> {
+    gated.ports.iter().filter_map(|Passage { port, answer }| match answer {
+        Answer::Blocked(block) => {
+            let number = port.endpoint.short();
+            Some(format!("port {number} is blocked, and the start goes on: {}", block.why.sentence))
+        }
+        Answer::Open(_) | Answer::Unknown(_) => None,
+    })
 }
 
 /// Nothing but open ports, of which nothing need be said.

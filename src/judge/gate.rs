@@ -192,7 +192,8 @@ impl Look<'_> {
             Some(Seen::Known(bind)) => *bind,
             Some(Seen::Denied) => {
                 return unknown(
-                    "ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE",
+                    "permission denied: a port below net.ipv4.ip_unprivileged_port_start needs CAP_NET_BIND_SERVICE, \
+                     and a security module may refuse any",
                     Some("run it as root, or with CAP_NET_BIND_SERVICE"),
                 );
             }
@@ -220,6 +221,12 @@ impl Look<'_> {
                 Some(
                     "wait a minute, or have the service set SO_REUSEADDR and drop its 'reuse_addr: false'",
                 ),
+            ),
+            // TIME_WAIT takes SO_REUSEADDR from the socket that it is left of: both must have set it.
+            Bind::Busy if is_lingering => blocked(
+                "lingering",
+                "it cannot be bound with SO_REUSEADDR either: closed connections linger of a server that did not set it, or something is not shown",
+                Some("wait a minute"),
             ),
             Bind::Busy => blocked(
                 "busy",

@@ -77,7 +77,8 @@ pub(super) fn summary(gated: &Gated) -> String {
     let rest = rest.into_iter().filter(|(n, _)| *n > 0).map(|(n, word)| format!(", {n} {word}"));
     let waited = format!("; waited {}", brief(gated.waited));
     if all == 0 {
-        return format!("no port was looked at{waited}");
+        let verb = if gated.cut_short.is_some() { "looked at" } else { "asked about" };
+        return format!("no port was {verb}{waited}");
     }
     format!("{open} of {all} ports open{}{waited}", rest.collect::<String>())
 }
