@@ -442,16 +442,36 @@ fn a_holder_in_no_unit_of_ours_is_never_accepted_as_ours() {
     assert_eq!(code(&gate(&stage, &config, &["web", "--allow-ours"])), 1);
 }
 
+/// Runs gates by a script before the command, all on one `/run`.
+fn by(stage: &Stage, config: &str, script: &str, words: &[&str]) -> Output {
+    let words = [&["gate", "--config", config, "web"], words].concat();
+    stage.portreeve_by(script, &words).output().unwrap()
+}
+
 #[test]
-fn two_gates_at_once_both_find_a_free_port_free_and_neither_calls_the_other_a_holder() {
+fn gates_at_once_all_find_a_free_port_free_and_none_calls_another_a_holder() {
     let Some((stage, config)) = stage() else { return };
+    let four = "four() { all=; for i in 1 2 3 4; do \"$@\" & all=\"$all $!\"; done; for i in $all; do wait $i; done; }; four";
     for _ in 0..10 {
-        let gates = [0; 4].map(|_| start(&stage, &config, &["web", "--timeout", "20s"]));
-        for gate in gates {
-            let output = gate.wait_with_output().unwrap();
-            assert_eq!(code(&output), 0, "{}", text(&output.stdout));
-        }
+        let output = by(&stage, &config, four, &["--timeout", "20s"]);
+        assert_eq!(code(&output), 0, "{}", text(&output.stdout));
     }
+}
+
+#[test]
+fn a_gate_waits_for_another_and_its_command_keeps_nobody_waiting() {
+    let Some((stage, config)) = stage() else { return };
+    let locked = "install -d /run/portreeve; exec flock /run/portreeve/gate.lock";
+    let late = by(&stage, &config, locked, &[]);
+    assert_eq!(code(&late), 2);
+    assert!(text(&late.stdout).contains("another gate is at work"), "{}", text(&late.stdout));
+    assert_eq!(code(&by(&stage, &config, locked, &["--", "true"])), 69);
+    // Somebody who has it for a moment.
+    let moment = "install -d /run/portreeve; flock /run/portreeve/gate.lock sleep 0.3 & exec";
+    assert_eq!(code(&by(&stage, &config, moment, &["--timeout", "20s"])), 0);
+    let command = ["--", "flock", "--nonblock", "/run/portreeve/gate.lock", "true"];
+    let output = by(&stage, &config, "exec", &command);
+    assert_eq!(code(&output), 0, "{}", text(&output.stderr));
 }
 
 #[test]
