@@ -19,6 +19,7 @@ pub mod observe;
 pub mod judge;
 pub mod act;
 pub mod pipeline;
+pub mod gate;
 pub mod doctor;
 pub mod report;
 pub mod cli;

@@ -107,11 +107,12 @@ impl fmt::Display for ScopeError {
 impl std::error::Error for ScopeError {}
 
 /// A question, ready to be asked again and again.
-struct Inquiry<'a> {
+pub(crate) struct Inquiry<'a> {
     host: &'a Host,
     settings: &'a Settings,
     guards: Vec<Guard>,
-    nominate: Option<Nominate>,
+    /// None = no process is looked for by its command line.
+    pub(crate) nominate: Option<Nominate>,
     declared_units: BTreeSet<UnitName>,
     pids: BTreeSet<Pid>,
 }
@@ -200,6 +201,8 @@ const RESPAWN_LOOK: Duration = Duration::from_millis(100);
 pub struct Orders {
     /// Not waited for: this command is left to a transient unit that stops them.
     pub hand_over: Option<Vec<String>>,
+    /// What was started since is left alone, since somebody brings it back; none = since now.
+    pub began_ticks: Option<u64>,
 }
 
 /// Ends the orphans in scope and proves that they are gone.
@@ -216,7 +219,7 @@ pub fn reap(
     let mut terms = inquiry.terms(scope, also);
     let mut deeds: Vec<Deed> = Vec::new();
     let mut shared: BTreeMap<u64, Pid> = BTreeMap::new();
-    let began_ticks = now_ticks(host);
+    let began_ticks = orders.began_ticks.unwrap_or_else(|| now_ticks(host));
     terms.began_ticks = Some(began_ticks);
     for _ in 0..ROUNDS {
         let (_, first) = inquiry.look(&terms, Reach::Narrow);
@@ -310,7 +313,7 @@ fn was_tried(deeds: &[Deed], verdict: &Verdict) -> bool {
     deeds.iter().any(|deed| deed.verdict.key().is_same(&verdict.key()))
 }
 
-fn now_ticks(host: &Host) -> u64 {
+pub(crate) fn now_ticks(host: &Host) -> u64 {
     observe::clock(host).now_ticks.known().copied().unwrap_or_default()
 }
 
@@ -348,7 +351,11 @@ fn engines(settings: &Settings) -> Engines {
 }
 
 impl<'a> Inquiry<'a> {
-    fn new(host: &'a Host, settings: &'a Settings, scope: &Scope) -> Result<Self, ScopeError> {
+    pub(crate) fn new(
+        host: &'a Host,
+        settings: &'a Settings,
+        scope: &Scope,
+    ) -> Result<Self, ScopeError> {
         for name in &scope.services {
             if settings.service(name).is_none() {
                 let known = settings.services.iter().map(|s| s.name.clone()).collect();
@@ -444,7 +451,7 @@ impl<'a> Inquiry<'a> {
         deeds
     }
 
-    fn terms(&self, scope: &Scope, also: Also) -> Terms {
+    pub(crate) fn terms(&self, scope: &Scope, also: Also) -> Terms {
         Terms {
             guards: self.guards.clone(),
             named_services: scope.services.clone(),
@@ -455,7 +462,7 @@ impl<'a> Inquiry<'a> {
         }
     }
 
-    fn look(&self, terms: &Terms, reach: Reach) -> (Snapshot, Judgement) {
+    pub(crate) fn look(&self, terms: &Terms, reach: Reach) -> (Snapshot, Judgement) {
         let question = Question {
             endpoints: self.guards.iter().map(|g| g.endpoint).collect(),
             nominate: self.nominate.clone(),

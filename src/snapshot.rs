@@ -452,6 +452,21 @@ pub struct Sockets {
     pub creator_gone: BTreeSet<u64>,
 }
 
+/// What binding a guarded port came to, the way its service binds it. The socket was closed at once and never listened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bind {
+    /// It could be bound without SO_REUSEADDR: nothing has it.
+    Bound,
+    /// Only with SO_REUSEADDR. That proves nothing where a bound socket may be silent: a thief's bind succeeds likewise.
+    BoundReusing,
+    /// EADDRINUSE.
+    Busy,
+    /// EADDRNOTAVAIL: no interface has the address.
+    NoSuchAddress,
+    /// EAFNOSUPPORT: the kernel has no such family.
+    NoSuchFamily,
+}
+
 /// What the engines that were asked said of containers.
 #[derive(Debug, Clone, Default)]
 pub struct Containers {

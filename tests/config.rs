@@ -19,7 +19,7 @@ use portreeve::{
     cli::config as command,
     config::{
         Loaded, Sources, load,
-        settings::{EngineUse, Engines, ForeignHolder, Ladder, Protect, RunsIn, Service},
+        settings::{EngineUse, Engines, ForeignHolder, Gate, Ladder, Protect, RunsIn, Service},
     },
     ident::ServiceName,
 };
@@ -209,21 +209,37 @@ fn the_question_whether_any_pattern_matches_has_the_same_answer_as_each_pattern(
 // ---- errors, word for word
 
 #[test]
+fn the_gates_times_and_a_services_way_to_bind_are_laid_over_key_by_key() {
+    let above = loaded(&[
+        (
+            "config.yaml",
+            "gate: { timeout: 2m, settle: 1s }\nservices: { redis: { reuse_addr: false } }\n",
+        ),
+        ("conf.d/10.yaml", "gate: { timeout: 0s }\nservices: { redis: { grace: 1s } }\n"),
+    ]);
+    let Gate { timeout, settle } = above.settings.gate;
+    assert_eq!((timeout, settle), (Duration::ZERO, Duration::from_secs(1)));
+    assert!(!service(&above, "redis").reuse_addr);
+    assert!(service(&above, "postgres").reuse_addr);
+    assert_show_is_loadable(&above);
+}
+
+#[test]
 fn a_key_that_is_unknown_is_shown_with_those_that_are_known() {
     assert_eq!(
         errors("defalts: { grace: 5s }\nservices:\n  aidb: { prots: [8091] }\nmodels: {}\n"),
         "\
-config.yaml:1:1: unknown key 'defalts' in the configuration: expected defaults, services, patterns, protect or engines
+config.yaml:1:1: unknown key 'defalts' in the configuration: expected defaults, services, patterns, protect, engines or gate
   1 | defalts: { grace: 5s }
     | ^^^^^^^
 hint: did you mean 'defaults'?
 
-config.yaml:3:11: unknown key 'prots' in service 'aidb': expected enabled, runs_in, ports, patterns, grace or foreign_holder
+config.yaml:3:11: unknown key 'prots' in service 'aidb': expected enabled, runs_in, ports, reuse_addr, patterns, grace or foreign_holder
   3 |   aidb: { prots: [8091] }
     |           ^^^^^
 hint: did you mean 'ports'?
 
-config.yaml:4:1: unknown key 'models' in the configuration: expected defaults, services, patterns, protect or engines
+config.yaml:4:1: unknown key 'models' in the configuration: expected defaults, services, patterns, protect, engines or gate
   4 | models: {}
     | ^^^^^^"
     );
@@ -364,7 +380,7 @@ fn a_value_of_the_wrong_type_is_shown_with_what_was_expected() {
     assert_eq!(
         errors("services:\n  a: 5\n  b: { enabled: yes, foreign_holder: kill }\n  c: { patterns: x }\nprotect: {}\n"),
         "\
-config.yaml:2:6: expected a map with enabled, runs_in, ports, patterns, grace or foreign_holder, found the number 5
+config.yaml:2:6: expected a map with enabled, runs_in, ports, reuse_addr, patterns, grace or foreign_holder, found the number 5
   2 |   a: 5
     |      ^
 
@@ -388,7 +404,7 @@ config.yaml:5:10: expected a list of {unit: GLOB} and {exe: GLOB}, found a map
     assert_eq!(
         errors("- a\n"),
         "\
-config.yaml:1:1: expected a map with defaults, services, patterns, protect or engines, found a list
+config.yaml:1:1: expected a map with defaults, services, patterns, protect, engines or gate, found a list
   1 | - a
     | ^"
     );
@@ -963,7 +979,7 @@ defaults:
       - { match: \"\\U00000009\", portless: true } # /conf.d/10.yaml:6
 ",
         "  - { name: 'ollama-runner', kind: worker, match: '^(\\S*/)?ollama runner( |$)' } # default\nprotect: []\n",
-        "engines:\n  docker: auto # default\n  podman: auto # default\n  timeout: 3s # default\n  stop_timeout: 10s # default\n  kill_timeout: 5s # default\n  remove_timeout: 10s # default\n",
+        "engines:\n  docker: auto # default\n  podman: auto # default\n  timeout: 3s # default\n  stop_timeout: 10s # default\n  kill_timeout: 5s # default\n  remove_timeout: 10s # default\ngate:\n  timeout: 30s # default\n  settle: 500ms # default\n",
         "# 6333/tcp of qdrant (default) is taken over by mine (/conf.d/10.yaml:3)\n",
     ] {
         assert!(shown.contains(expected), "{expected}\nin\n{shown}");
@@ -1071,7 +1087,7 @@ fn every_shipped_file_and_what_show_prints_is_valid_by_the_schema_and_loads() {
 fn the_full_example_has_every_key() {
     let text = fs::read_to_string(in_repository("config/examples/full.yaml")).unwrap();
     let schema: serde_json::Value = serde_json::from_str(&schema()).unwrap();
-    for object in ["", "/$defs/Defaults", "/$defs/Service", "/$defs/Worker"] {
+    for object in ["", "/$defs/Defaults", "/$defs/Gate", "/$defs/Service", "/$defs/Worker"] {
         let properties =
             schema.pointer(&format!("{object}/properties")).unwrap().as_object().unwrap();
         for key in properties.keys() {
@@ -1102,6 +1118,9 @@ fn the_schema_refuses_what_loading_refuses() {
         "patterns: [{ name: a, match: x }]",
         "protect: [{ exe: sshd }]",
         "protect: [{}]",
+        "gate: { timeout: 30 }",
+        "gate: { wait: 30s }",
+        "services: { a: { reuse_addr: maybe } }",
         "engines: { docker: yes }",
         "engines: { docker: run/docker.sock }",
         "engines: { docker: / }",

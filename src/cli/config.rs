@@ -11,7 +11,7 @@ use crate::{
         Loaded,
         fragment::{self, At, PatternFragment, Place, ServiceFragment},
         is_plain,
-        settings::{Defaults, EngineUse, Engines, ForeignHolder, Protect, RunsIn},
+        settings::{Defaults, EngineUse, Engines, ForeignHolder, Gate, Protect, RunsIn},
     },
     ident::Endpoint,
 };
@@ -87,6 +87,16 @@ pub fn show(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
     }
 
     show_engines(loaded, out)?;
+    writeln!(out, "gate:")?;
+    let (typed, otherwise) = (&merged.gate, Gate::default());
+    for (key, typed, otherwise) in [
+        ("timeout", &typed.timeout, otherwise.timeout),
+        ("settle", &typed.settle, otherwise.settle),
+    ] {
+        let typed = typed.as_ref();
+        let (value, place) = typed.map_or((otherwise, None), |at| (at.value, Some(at.place)));
+        writeln!(out, "  {key}: {} # {}", written(value), origin(loaded, place))?;
+    }
 
     for takeover in &loaded.takeovers {
         let (from, to) = (&takeover.from, &takeover.to);
@@ -135,7 +145,8 @@ fn show_service(
     at: &At<ServiceFragment>,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    let ServiceFragment { enabled, runs_in, ports, patterns, grace, foreign_holder } = &at.value;
+    let ServiceFragment { enabled, runs_in, ports, reuse_addr, patterns, grace, foreign_holder } =
+        &at.value;
     if let Some(At { value: false, place }) = enabled {
         return writeln!(out, "  {key}: {{ enabled: false }} # {}", origin(loaded, Some(*place)));
     }
@@ -154,6 +165,9 @@ fn show_service(
     if let Some(ports) = ports {
         let all: Vec<String> = ports.value.iter().map(|port| endpoint(port.value)).collect();
         lines.push((format!("ports: [{}]", all.join(", ")), ports.place));
+    }
+    if let Some(reuse) = reuse_addr {
+        lines.push((format!("reuse_addr: {}", reuse.value), reuse.place));
     }
     if let Some(grace) = grace {
         lines.push((format!("grace: {}", written(grace.value)), grace.place));

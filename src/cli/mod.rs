@@ -3,6 +3,7 @@
 pub mod config;
 mod doctor;
 mod explain;
+mod gate;
 mod output;
 mod reap;
 mod scan;
@@ -46,6 +47,12 @@ const DOCTOR_EXIT_CODES: &str = "Exit codes:
   2  something could not be learnt, or the configuration is broken; 1 outranks it
 With --sysctl: 0 the file was printed, 2 it cannot be complete and nothing was printed";
 
+const GATE_EXIT_CODES: &str = "Exit codes:
+  0  every port is open; or what is blocked is let pass ('--on-blocked warn')
+  1  blocked
+  2  could not tell or could not run: incomplete sight, another gate at work, a signal, bad usage, bad configuration
+With COMMAND: 75 blocked, 69 could not tell or could not run, both before it runs; else its own. Bad usage stays 2";
+
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Report what holds which port, why, and what 'reap' would do; changes nothing
@@ -63,6 +70,18 @@ enum Verb {
         target: Target,
         #[command(flatten)]
         deed: Deed,
+        #[command(flatten)]
+        output: Output,
+        #[command(flatten)]
+        verbosity: Verbosity,
+    },
+    /// Wait until ports are free, or say what blocks them; then become COMMAND, if one is given
+    #[command(after_help = GATE_EXIT_CODES)]
+    Gate {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        wish: gate::Wish,
         #[command(flatten)]
         output: Output,
         #[command(flatten)]
@@ -198,12 +217,14 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     if output.as_ref().is_some_and(|output| output.no_color) {
         anstream::ColorChoice::Never.write_global();
     }
+    // The command's own codes stay its own.
+    let could_not = cli.verb.could_not();
     let result = run_verb(cli.verb, output.as_ref());
     ExitCode::from(match result {
         Ok(code) => code,
         Err(failure) => {
             let _ = writeln!(anstream::stderr(), "error: {failure}");
-            exit::COULD_NOT_TELL
+            could_not
         }
     })
 }
@@ -221,25 +242,40 @@ fn run_verb(verb: Verb, output: Option<&Output>) -> Result<u8, Failure> {
         Verb::Reap { target, deed, output, verbosity } => {
             reap::run(target, &deed, &output, verbosity, &mut text)?
         }
+        Verb::Gate { target, wish, output, verbosity } => {
+            return gate::run(target, &wish, &output, verbosity, file.as_ref());
+        }
         Verb::Explain { asked, file, output, is_verbose } => {
             explain::run(asked, file, &output, is_verbose, &mut text)?
         }
         Verb::Doctor { file, output, sysctl } => doctor::run(file, &output, sysctl, &mut text)?,
         Verb::Config { what } => run_config(what, &mut text)?,
     };
-    if let Some(file) = file {
-        file.replace(&text)?;
-    } else if code != exit::CLEAR || !output.is_some_and(|output| output.quiet) {
-        let mut stdout = anstream::stdout().lock();
-        match stdout.write_all(&text).and_then(|()| stdout.flush()) {
-            // Whoever reads us has seen enough (`| head`).
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                return Err(Failure::Write(error));
-            }
-            Ok(()) | Err(_) => {}
-        }
+    if let Some(output) = output {
+        put(&text, code, output, file.as_ref())?;
+    } else {
+        put_out(&text)?;
     }
     Ok(code)
+}
+
+/// Writes a report where it is wanted.
+fn put(text: &[u8], code: u8, output: &Output, file: Option<&Destination>) -> Result<(), Failure> {
+    match file {
+        Some(file) => file.replace(text)?,
+        None if code == exit::CLEAR && output.quiet => {}
+        None => put_out(text)?,
+    }
+    Ok(())
+}
+
+fn put_out(text: &[u8]) -> Result<(), Failure> {
+    let mut stdout = anstream::stdout().lock();
+    match stdout.write_all(text).and_then(|()| stdout.flush()) {
+        // Whoever reads us has seen enough (`| head`).
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Write(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Says what went wrong beside the report.
@@ -253,9 +289,23 @@ impl Verb {
         match self {
             Self::Scan { output, .. }
             | Self::Reap { output, .. }
+            | Self::Gate { output, .. }
             | Self::Explain { output, .. }
             | Self::Doctor { output, .. } => Some(output),
             Self::Config { .. } => None,
+        }
+    }
+
+    /// The code of a run that came to nothing.
+    fn could_not(&self) -> u8 {
+        match self {
+            Self::Gate { wish, .. } if !wish.command.is_empty() => gate::NOT_KNOWN,
+            Self::Gate { .. }
+            | Self::Scan { .. }
+            | Self::Reap { .. }
+            | Self::Explain { .. }
+            | Self::Doctor { .. }
+            | Self::Config { .. } => exit::COULD_NOT_TELL,
         }
     }
 }

@@ -37,7 +37,7 @@ pub(super) struct Output {
 pub(super) enum Format {
     /// For a person
     Table,
-    /// For a program: docs/schema/report-v1.json, of 'doctor' doctor-v1.json
+    /// For a program: docs/schema/report-v1.json, of 'doctor' doctor-v1.json, of 'gate' gate-v1.json
     Json,
     /// For a step of a GitHub workflow: annotations, and the tables for its job summary
     Github,

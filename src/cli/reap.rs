@@ -34,7 +34,7 @@ pub(super) fn run(
         let command = json::Command::Reap;
         return scan::report_findings(&settings, &scope, also, command, output, verbosity, out);
     }
-    let orders = Orders { hand_over };
+    let orders = Orders { hand_over, began_ticks: None };
     let mut interrupt = Interrupt::install().map_err(Failure::Interrupt)?;
     let mut record = Record::new(verbosity.is_verbose);
     let mut tell = |event: Event<'_>| record.tell(event);

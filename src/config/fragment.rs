@@ -49,6 +49,21 @@ pub struct Fragment {
     /// The container engines that may be asked.
     #[schemars(with = "Option<EnginesFragment>")]
     pub engines: EnginesFragment,
+    /// How long `portreeve gate` waits.
+    #[schemars(with = "Option<GateFragment>")]
+    pub gate: GateFragment,
+}
+
+/// How long `portreeve gate` waits.
+#[derive(Debug, Clone, Default, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "Gate")]
+pub struct GateFragment {
+    /// How long to wait for what blocks (default 30s).
+    #[schemars(with = "Option<DurationText>")]
+    pub timeout: Option<At<Duration>>,
+    /// A port is called blocked only if it has been so for this long (default 500ms).
+    #[schemars(with = "Option<DurationText>")]
+    pub settle: Option<At<Duration>>,
 }
 
 /// The container engines that may be asked.
@@ -106,6 +121,9 @@ pub struct ServiceFragment {
     /// The ports that the service owns.
     #[schemars(with = "Option<Vec<PortText>>")]
     pub ports: Option<At<Vec<At<Endpoint>>>>,
+    /// It sets SO_REUSEADDR before it binds them, as nearly every server does (default true).
+    #[schemars(with = "Option<bool>")]
+    pub reuse_addr: Option<At<bool>>,
     /// Regular expressions for the command lines of its processes.
     #[schemars(with = "Option<Vec<PatternText>>")]
     pub patterns: Option<At<Vec<At<PatternFragment>>>>,

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 
 use super::{
-    fragment::{At, DefaultsFragment, EnginesFragment, Fragment, Place, ServiceFragment},
+    fragment::{
+        At, DefaultsFragment, EnginesFragment, Fragment, GateFragment, Place, ServiceFragment,
+    },
     problem::{Problem, nearest},
     settings::Protect,
     source::Layer,
@@ -24,7 +26,10 @@ pub struct Takeover {
 
 /// Lays a layer over the lower ones.
 pub(super) fn overlay(lower: &mut Fragment, upper: Fragment) {
-    let Fragment { defaults, services, patterns, protect, engines } = upper;
+    let Fragment { defaults, services, patterns, protect, engines, gate } = upper;
+    let GateFragment { timeout: gate_timeout, settle } = gate;
+    replace(&mut lower.gate.timeout, gate_timeout);
+    replace(&mut lower.gate.settle, settle);
     let EnginesFragment { docker, podman, timeout, stop_timeout, kill_timeout, remove_timeout } =
         engines;
     replace(&mut lower.engines.docker, docker);
@@ -60,10 +65,12 @@ pub(super) fn overlay(lower: &mut Fragment, upper: Fragment) {
 }
 
 fn overlay_service(below: &mut At<ServiceFragment>, above: At<ServiceFragment>) {
-    let ServiceFragment { enabled, runs_in, ports, patterns, grace, foreign_holder } = above.value;
+    let ServiceFragment { enabled, runs_in, ports, reuse_addr, patterns, grace, foreign_holder } =
+        above.value;
     replace(&mut below.value.enabled, enabled);
     replace(&mut below.value.runs_in, runs_in);
     replace(&mut below.value.ports, ports);
+    replace(&mut below.value.reuse_addr, reuse_addr);
     replace(&mut below.value.patterns, patterns);
     replace(&mut below.value.grace, grace);
     replace(&mut below.value.foreign_holder, foreign_holder);
@@ -204,9 +211,11 @@ pub(super) fn is_enabled(service: &ServiceFragment) -> bool {
 }
 
 fn says_nothing_else(service: &ServiceFragment) -> bool {
-    let ServiceFragment { enabled: _, runs_in, ports, patterns, grace, foreign_holder } = service;
+    let ServiceFragment { enabled: _, runs_in, ports, reuse_addr, patterns, grace, foreign_holder } =
+        service;
     runs_in.is_none()
         && ports.is_none()
+        && reuse_addr.is_none()
         && patterns.is_none()
         && grace.is_none()
         && foreign_holder.is_none()

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{
     fragment::{
-        At, DefaultsFragment, EnginesFragment, Fragment, PatternFragment, Place, ServiceFragment,
-        WorkerFragment,
+        At, DefaultsFragment, EnginesFragment, Fragment, GateFragment, PatternFragment, Place,
+        ServiceFragment, WorkerFragment,
     },
     problem::{Problem, quoted},
     reader::{Entry, Reader},
@@ -14,12 +14,13 @@ use super::{
 };
 use crate::ident::ServiceName;
 
-const FRAGMENT_KEYS: &[&str] = &["defaults", "services", "patterns", "protect", "engines"];
+const FRAGMENT_KEYS: &[&str] = &["defaults", "services", "patterns", "protect", "engines", "gate"];
 const DEFAULTS_KEYS: &[&str] = &["grace", "min_age", "respawn_watch", "foreign_holder"];
 const ENGINES_KEYS: &[&str] =
     &["docker", "podman", "timeout", "stop_timeout", "kill_timeout", "remove_timeout"];
+const GATE_KEYS: &[&str] = &["timeout", "settle"];
 const SERVICE_KEYS: &[&str] =
-    &["enabled", "runs_in", "ports", "patterns", "grace", "foreign_holder"];
+    &["enabled", "runs_in", "ports", "reuse_addr", "patterns", "grace", "foreign_holder"];
 const WORKER_KEYS: &[&str] = &["name", "kind", "match", "grace"];
 
 /// One text of the configuration: what it says, as far as it says something valid, and all that is wrong with it.
@@ -44,6 +45,15 @@ impl Reader<'_> {
             patterns: fields.get("patterns").map(|n| self.workers(n)).unwrap_or_default(),
             protect: fields.get("protect").map(|n| self.protect(n)).unwrap_or_default(),
             engines: fields.get("engines").map(|n| self.engines(n)).unwrap_or_default(),
+            gate: fields.get("gate").map(|n| self.gate(n)).unwrap_or_default(),
+        }
+    }
+
+    fn gate(&mut self, node: &Node) -> GateFragment {
+        let fields = self.fields(node, "'gate'", GATE_KEYS);
+        GateFragment {
+            timeout: fields.get("timeout").and_then(|n| self.duration(n)),
+            settle: fields.get("settle").and_then(|n| self.duration(n)),
         }
     }
 
@@ -88,6 +98,7 @@ impl Reader<'_> {
             enabled: fields.get("enabled").and_then(|n| self.truth(n)),
             runs_in: fields.get("runs_in").and_then(|n| self.runs_in(n)),
             ports: fields.get("ports").and_then(|n| self.items(n, ports, Self::endpoint)),
+            reuse_addr: fields.get("reuse_addr").and_then(|n| self.truth(n)),
             patterns: fields.get("patterns").and_then(|n| self.items(n, patterns, Self::pattern)),
             grace: fields.get("grace").and_then(|n| self.duration(n)),
             foreign_holder: fields.get("foreign_holder").and_then(|n| self.foreign_holder(n)),
@@ -169,6 +180,7 @@ mod tests {
             ("", FRAGMENT_KEYS),
             ("/$defs/Defaults", DEFAULTS_KEYS),
             ("/$defs/Engines", ENGINES_KEYS),
+            ("/$defs/Gate", GATE_KEYS),
             ("/$defs/Service", SERVICE_KEYS),
             ("/$defs/Worker", WORKER_KEYS),
         ] {

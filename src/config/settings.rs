@@ -20,6 +20,23 @@ pub struct Settings {
     pub protect: Vec<Protect>,
     /// Which container engines are asked.
     pub engines: Engines,
+    /// How long `gate` waits.
+    pub gate: Gate,
+}
+
+/// `gate:`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gate {
+    /// How long to wait for what blocks.
+    pub timeout: Duration,
+    /// A port is called blocked only if it has been so for this long, whatever the timeout.
+    pub settle: Duration,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(30), settle: Duration::from_millis(500) }
+    }
 }
 
 /// `engines:`.
@@ -120,6 +137,8 @@ pub struct Service {
     pub runs_in: Option<RunsIn>,
     /// Its guarded ports.
     pub ports: Vec<Endpoint>,
+    /// It sets SO_REUSEADDR before it binds them.
+    pub reuse_addr: bool,
     /// Command lines of its processes.
     pub patterns: Vec<ServicePattern>,
     /// Time between SIGTERM and SIGKILL.

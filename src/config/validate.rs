@@ -1,9 +1,9 @@
 //! The merged layers → settings.
 
 use super::{
-    fragment::{At, DefaultsFragment, EnginesFragment, Fragment},
+    fragment::{At, DefaultsFragment, EnginesFragment, Fragment, GateFragment},
     merge::is_enabled,
-    settings::{Defaults, Engines, Ladder, Service, ServicePattern, Settings, WorkerPattern},
+    settings::{Defaults, Engines, Gate, Ladder, Service, ServicePattern, Settings, WorkerPattern},
 };
 
 /// What the merged layers say, with the defaults where they say nothing.
@@ -14,6 +14,7 @@ pub(super) fn settings(merged: &Fragment) -> Settings {
         name: name.clone(),
         runs_in: service.runs_in.as_ref().map(|place| place.value.clone()),
         ports: service.ports.iter().flat_map(|ports| &ports.value).map(|port| port.value).collect(),
+        reuse_addr: service.reuse_addr.as_ref().is_none_or(|reuse| reuse.value),
         patterns: service
             .patterns
             .iter()
@@ -40,6 +41,16 @@ pub(super) fn settings(merged: &Fragment) -> Settings {
         workers: workers.collect(),
         protect: merged.protect.iter().map(|rule| rule.value.clone()).collect(),
         engines: engines(&merged.engines),
+        gate: gate(&merged.gate),
+    }
+}
+
+/// `gate:` over those of the settings.
+pub(super) fn gate(typed: &GateFragment) -> Gate {
+    let otherwise = Gate::default();
+    Gate {
+        timeout: typed.timeout.as_ref().map_or(otherwise.timeout, |v| v.value),
+        settle: typed.settle.as_ref().map_or(otherwise.settle, |v| v.value),
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod case;
 pub mod container;
 pub mod explain;
+pub mod gate;
 pub mod orphan;
 pub mod port;
 pub mod truth;

@@ -225,7 +225,7 @@ fn are_unrelated(snapshot: &Snapshot, pids: &[Pid]) -> bool {
 
 /// How to keep the kernel from giving this port to outgoing connections (proc sysctl net.ipv4,
 /// ip_local_reserved_ports): what is reserved already stays so.
-fn reserve(snapshot: &Snapshot, port: Port) -> String {
+pub(super) fn reserve(snapshot: &Snapshot, port: Port) -> String {
     let line = |ports: &str| {
         format!("keep the kernel off it: sysctl -w net.ipv4.ip_local_reserved_ports={ports}")
     };
@@ -236,6 +236,11 @@ fn reserve(snapshot: &Snapshot, port: Port) -> String {
         // A line that we cannot complete would take back what others reserved.
         None => format!("add {port} to what net.ipv4.ip_local_reserved_ports holds"),
     }
+}
+
+/// Whether that is done already, as far as is known.
+pub(super) fn is_reserved(snapshot: &Snapshot, port: Port) -> bool {
+    snapshot.reserved_ports.known().is_some_and(|reserved| is_in(reserved, port))
 }
 
 /// Whether a list such as `8080,9000-9100` has this port.

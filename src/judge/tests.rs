@@ -3,6 +3,7 @@
 
 mod containers;
 mod explain;
+mod gate;
 mod guards;
 mod law;
 mod ports;

@@ -1,5 +1,6 @@
 //! Host → snapshot, reading only what the question needs. Changes nothing.
 
+pub mod bind;
 pub mod cgroup;
 pub mod containers;
 pub mod dbus;

@@ -8,15 +8,17 @@ use std::{
     io::{self, Write},
 };
 
-use super::{doctor, escape::escape, exit, judged, title_of};
+use super::{doctor, escape::escape, exit, gate, judged, title_of};
 use crate::{
     act::{
         Outcome,
         container::{End, Stopped},
     },
     doctor::{Check, State},
+    gate::Gated,
     ident::{Endpoint, ProcessKey},
     judge::{
+        gate::{Advice, Answer, Block, Blocker, Passage},
         port::{PortState, PortVerdict},
         verdict::{Finding, Unknown, Verdict},
     },
@@ -88,6 +90,90 @@ pub fn render_reaped(reaped: &Reaped, out: &mut dyn Write) -> io::Result<()> {
         .collect();
     let all = not_ended.chain(came_back).chain(of_findings(&reaped.after, &told));
     write_annotations(&all.collect::<Vec<_>>(), out)
+}
+
+/// Writes the annotations of what the gate found: an error for what blocks, a warning where it is let pass.
+pub fn render_gated(
+    gated: &Gated,
+    on_blocked: gate::OnBlocked,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let ports = gated.ports.iter().flat_map(|passage| of_passage(gated, passage, on_blocked));
+    let cut_short = gated.cut_short.iter().map(of_unknown);
+    write_annotations(&ports.chain(cut_short).collect::<Vec<_>>(), out)
+}
+
+fn of_passage(
+    gated: &Gated,
+    Passage { port, answer }: &Passage,
+    on_blocked: gate::OnBlocked,
+) -> Vec<Annotation> {
+    let number = port.endpoint.short();
+    let block = match on_blocked {
+        gate::OnBlocked::Fail => Kind::Error,
+        gate::OnBlocked::Warn => Kind::Warning,
+    };
+    let of_advice = |kind, word, advice: &Advice| Annotation {
+        kind,
+        title: format!("port {number} {word}: {}", advice.title),
+        message: advice.sentence.clone(),
+        next: advice.next_step.clone(),
+    };
+    match answer {
+        Answer::Open(advice) => {
+            let advice = advice.iter().filter(|advice| advice.next_step.is_some());
+            advice.map(|advice| of_advice(Kind::Warning, "is open", advice)).collect()
+        }
+        Answer::Blocked(Block { by, why }) if by.is_empty() => {
+            vec![of_advice(block, "is blocked", why)]
+        }
+        Answer::Blocked(Block { by, why }) => by
+            .iter()
+            .map(|Blocker { pid, next_step }| match gate::verdict_on(gated, *pid) {
+                Some(verdict) => Annotation {
+                    kind: block,
+                    title: format!("port {number} is blocked: {}", verdict.title()),
+                    message: format!("pid {pid} ({}): {}", shown(verdict), verdict.reason),
+                    next: next_step.clone(),
+                },
+                None => of_advice(block, "is blocked", why),
+            })
+            .collect(),
+        Answer::Unknown(unknown) => vec![of_unknown(unknown)],
+    }
+}
+
+/// What the gate found as Markdown for `$GITHUB_STEP_SUMMARY`: at most so many bytes, cut at a row.
+pub fn summary_of_gated(gated: &Gated, on_blocked: gate::OnBlocked, room: usize) -> String {
+    let mut text = heading("portreeve gate", gate::exit_code(gated, on_blocked));
+    let ports = gated.ports.iter().flat_map(|passage| {
+        let Passage { port, answer } = passage;
+        let service = port.service.as_ref().map_or("", |name| &name.0);
+        let said = |word: &str, why: &str, next: &Option<String>| {
+            row(&[&port.endpoint.short(), service, word, why, next.as_deref().unwrap_or("")])
+        };
+        match answer {
+            Answer::Open(advice) if advice.is_empty() => vec![said("open", "", &None)],
+            Answer::Open(advice) => advice
+                .iter()
+                .map(|a| said(&format!("open: {}", a.title), &a.sentence, &a.next_step))
+                .collect(),
+            Answer::Blocked(Block { by, why }) => {
+                let next = by.iter().find_map(|blocker| blocker.next_step.clone());
+                vec![said("blocked", &why.sentence, &next.or_else(|| why.next_step.clone()))]
+            }
+            Answer::Unknown(unknown) => vec![said("unknown", &unknown.why, &unknown.remedy)],
+        }
+    });
+    let head = ["port", "service", "answer", "why", "next"];
+    push_table(&mut text, &head, ports.collect::<Vec<_>>().into_iter(), room);
+    let deeds = gate::deeds(gated).map(|deed| {
+        let pid = deed.verdict.key().pid.to_string();
+        row(&[&pid, &shown(&deed.verdict), &deed.verdict.title(), &outcome(&deed.outcome)])
+    });
+    let deeds: Vec<String> = deeds.collect();
+    push_table(&mut text, &["pid", "process", "verdict", "outcome"], deeds.into_iter(), room);
+    text
 }
 
 /// Writes the annotations of what `doctor` found.

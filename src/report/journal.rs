@@ -9,11 +9,15 @@ use std::{
     time::Duration,
 };
 
-use super::{Progress, escape::escape, exit, github::outcome, judged, table::counted, title_of};
+use super::{
+    Progress, escape::escape, exit, gate, github::outcome, judged, table::counted, title_of,
+};
 use crate::{
     act::{Deed, Outcome, Respawn, container::End},
+    gate::Gated,
     ident::{Endpoint, ProcessKey},
     judge::{
+        gate::{Answer, Block, Blocker, Passage},
         port::{PortState, PortVerdict},
         verdict::{Finding, Unknown, Verdict},
     },
@@ -35,6 +39,7 @@ enum Kind {
     Found,
     Taken,
     NotSeen,
+    Blocked,
     Convicted,
     Ended,
     NotEnded,
@@ -50,6 +55,7 @@ impl Kind {
             Self::Found => ("found", "062965c544a44884a5623cfffb852c9a"),
             Self::Taken => ("taken", "7b579566f57441829430044c3ec0f030"),
             Self::NotSeen => ("not_seen", "9bad7eb5b006439c9845c802865495dd"),
+            Self::Blocked => ("blocked", "7edc8846343a4982a1d1017cfb306e1e"),
             Self::Convicted => ("convicted", "fc8a1ddc28ed40399e8b139a4925e45a"),
             Self::Ended => ("ended", "70501eff78bb43e0bc8f6308eb2ae6b4"),
             Self::NotEnded => ("not_ended", "6c9702f754f34525ba06859cd4fa8a2c"),
@@ -123,6 +129,38 @@ impl Record {
             .collect();
         let code = exit::of_reaped(reaped);
         self.state(&reaped.after, &told, code, judged(reaped).count());
+    }
+
+    /// Puts on record what a gate found; its deeds were told as they were done.
+    pub fn gated(&mut self, gated: &Gated, on_blocked: gate::OnBlocked) {
+        self.progress.clear();
+        if self.journal.is_none() && !self.has_lines {
+            return;
+        }
+        let priority = match on_blocked {
+            gate::OnBlocked::Fail => Priority::Error,
+            gate::OnBlocked::Warn => Priority::Warning,
+        };
+        for passage in &gated.ports {
+            match &passage.answer {
+                Answer::Open(_) => {}
+                Answer::Unknown(unknown) => {
+                    let entry = not_seen(unknown).with("PORTREEVE_PORT", &passage.port.endpoint);
+                    self.put(&entry);
+                }
+                Answer::Blocked(block) => self.put(&blocked(gated, passage, block, priority)),
+            }
+        }
+        gated.cut_short.iter().for_each(|unknown| self.put(&not_seen(unknown)));
+        let code = gate::exit_code(gated, on_blocked);
+        let (answer, priority) = match code {
+            exit::CLEAR => ("may start", Priority::Info),
+            exit::NOT_CLEAR => ("blocked", Priority::Warning),
+            _ => ("could not tell", Priority::Warning),
+        };
+        let message = format!("gate: {answer}: {}", gate::summary(gated));
+        let entry = Entry::new(Kind::Summary, priority, &message);
+        self.put(&entry.with("PORTREEVE_EXIT_CODE", &code));
     }
 
     fn state(&mut self, findings: &Findings, told: &[ProcessKey], code: u8, processes: usize) {
@@ -308,6 +346,25 @@ fn taken(port: &PortVerdict) -> Option<Entry> {
         .with_all("PORTREEVE_SERVICE", &port.service)
         .with_all("PORTREEVE_NEXT_STEP", &port.next_step);
     Some(entry)
+}
+
+/// A port on which a service may not start, and who is in its way.
+fn blocked(
+    gated: &Gated,
+    Passage { port, .. }: &Passage,
+    Block { by, why }: &Block,
+    priority: Priority,
+) -> Entry {
+    let first = by.iter().find_map(|blocker| gate::verdict_on(gated, blocker.pid));
+    let who = first.map_or_else(|| why.sentence.clone(), sentence);
+    let message = format!("port {}: {}: {who}", port.endpoint.short(), why.title);
+    let next = by.iter().filter_map(|Blocker { next_step, .. }| next_step.as_ref());
+    Entry::new(Kind::Blocked, priority, &message)
+        .with("PORTREEVE_PORT", &port.endpoint)
+        .with("PORTREEVE_STATE", why.title)
+        .with_all("PORTREEVE_SERVICE", &port.service)
+        .with_all("PORTREEVE_PID", by.iter().map(|blocker| blocker.pid))
+        .with_all("PORTREEVE_NEXT_STEP", next.chain(&why.next_step))
 }
 
 fn not_seen(unknown: &Unknown) -> Entry {

@@ -92,7 +92,7 @@ struct Report {
 /// A guarded port.
 #[derive(Debug, Serialize, JsonSchema)]
 #[allow(clippy::struct_field_names, reason = "the document's word for it")]
-struct Port {
+pub(super) struct Port {
     /// Number and protocol, `8091/tcp`.
     port: String,
     /// Its number.
@@ -151,7 +151,7 @@ enum State {
 
 /// A process and the verdict on it; one that was to be ended is shown with the verdict that was acted on.
 #[derive(Debug, Serialize, JsonSchema)]
-struct Process {
+pub(super) struct Process {
     /// Process id.
     pid: u32,
     /// Start time in clock ticks since boot, field 22 of /proc/PID/stat.
@@ -244,7 +244,7 @@ enum Ending {
 
 /// A process like an ended one.
 #[derive(Debug, Serialize, JsonSchema)]
-struct Respawn {
+pub(super) struct Respawn {
     /// Process id.
     pid: u32,
     /// Start time in clock ticks since boot.
@@ -261,7 +261,7 @@ struct Respawn {
 
 /// A fact that could not be known.
 #[derive(Debug, Serialize, JsonSchema)]
-struct Unknown {
+pub(super) struct Unknown {
     /// The fact, as a phrase.
     fact: String,
     /// Why it is not known.
@@ -299,7 +299,7 @@ fn report(
     }
 }
 
-fn port(port: &PortVerdict) -> Port {
+pub(super) fn port(port: &PortVerdict) -> Port {
     let pids = |pids: &[Pid]| pids.iter().map(|pid| pid.0).collect();
     let (state, holders, peer) = match &port.state {
         PortState::Free => (State::Free, Vec::new(), None),
@@ -335,7 +335,7 @@ fn port(port: &PortVerdict) -> Port {
     }
 }
 
-fn process(verdict: &Verdict, outcome: Option<&act::Outcome>) -> Process {
+pub(super) fn process(verdict: &Verdict, outcome: Option<&act::Outcome>) -> Process {
     let seen = &verdict.process;
     let command_line = seen.command_line.known();
     Process {
@@ -389,7 +389,7 @@ fn ending(outcome: &act::Outcome) -> Outcome {
     Outcome { result, after_ms, detail }
 }
 
-fn respawn(newcomer: &Newcomer) -> Respawn {
+pub(super) fn respawn(newcomer: &Newcomer) -> Respawn {
     Respawn {
         pid: newcomer.key.pid.0,
         start_ticks: newcomer.key.start_ticks,
@@ -400,7 +400,7 @@ fn respawn(newcomer: &Newcomer) -> Respawn {
     }
 }
 
-fn unknown(unknown: &verdict::Unknown) -> Unknown {
+pub(super) fn unknown(unknown: &verdict::Unknown) -> Unknown {
     let verdict::Unknown { fact, why, remedy } = unknown.clone();
     Unknown { fact, why, remedy }
 }

@@ -1,8 +1,6 @@
 //! What a person and what a program read of a look or a reap, and the exit code that goes with it.
 //! Knows how to say things; what is so, the judge and the act have decided.
 
-use std::io::IsTerminal;
-
 use progress::Progress;
 
 use crate::{act::Outcome, judge::verdict::Verdict, pipeline::Reaped, snapshot::Process};
@@ -11,6 +9,7 @@ pub mod doctor;
 pub mod escape;
 pub mod explain;
 pub mod exit;
+pub mod gate;
 pub mod github;
 pub mod journal;
 pub mod json;
@@ -35,16 +34,24 @@ pub struct Style {
 impl Style {
     /// What our standard output can take: columns and colour on a terminal, colour as NO_COLOR, CLICOLOR and TERM wish.
     pub fn of_stdout() -> Self {
-        let stdout = std::io::stdout();
-        let width = stdout.is_terminal().then(|| columns(&stdout)).flatten();
-        let choice = anstream::AutoStream::choice(&stdout);
+        Self::of(&std::io::stdout())
+    }
+
+    /// The same of standard error.
+    pub fn of_stderr() -> Self {
+        Self::of(&std::io::stderr())
+    }
+
+    fn of<S: anstream::stream::RawStream + std::os::fd::AsFd>(stream: &S) -> Self {
+        let width = stream.is_terminal().then(|| columns(stream)).flatten();
+        let choice = anstream::AutoStream::choice(stream);
         let is_coloured = choice != anstream::ColorChoice::Never;
         Self { width, is_coloured, shows_evidence: false }
     }
 }
 
 /// Columns of the terminal behind this stream; none where it has no size (ioctl_tty(2), TIOCGWINSZ).
-fn columns(stream: impl std::os::fd::AsFd) -> Option<usize> {
+fn columns(stream: &impl std::os::fd::AsFd) -> Option<usize> {
     let columns = rustix::termios::tcgetwinsize(stream).ok()?.ws_col;
     (columns > 0).then_some(columns.into())
 }

@@ -7,11 +7,12 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::{doctor as report, exit, judged, summary::Summary};
+use super::{doctor as report, exit, gate, judged, summary::Summary};
 use crate::{
     act::{Outcome, tally::Tally},
     doctor::Check,
-    judge::port::PortState,
+    gate::Gated,
+    judge::{gate::Answer, port::PortState},
     pipeline::{Findings, Reaped},
 };
 
@@ -46,6 +47,41 @@ pub fn render_reaped(reaped: &Reaped, stops: Tally, out: &mut dyn Write) -> io::
     }
     page.family("reap_respawns", "Likes of ended processes that came back during the last reap.");
     page.sample("reap_respawns", &[], reaped.respawns.len());
+    out.write_all(page.0.as_bytes())
+}
+
+/// Writes the metrics of what the gate found, apart from those of the other verbs.
+pub fn render_gated(
+    gated: &Gated,
+    on_blocked: gate::OnBlocked,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let mut page = Page::default();
+    page.family("gate_port", "Answer of the gate for each port: 1 for the one that it has.");
+    for passage in &gated.ports {
+        let endpoint = &passage.port.endpoint;
+        let (number, proto) = (endpoint.port.to_string(), endpoint.proto.to_string());
+        let address = endpoint.address.map(|a| a.to_string()).unwrap_or_default();
+        let answer = match passage.answer {
+            Answer::Open(_) => "open",
+            Answer::Blocked(_) => "blocked",
+            Answer::Unknown(_) => "unknown",
+        };
+        let labels = [
+            ("port", number.as_str()),
+            ("proto", &proto),
+            ("address", &address),
+            ("service", passage.port.service.as_ref().map_or("", |name| &name.0)),
+            ("answer", answer),
+        ];
+        page.sample("gate_port", &labels, 1);
+    }
+    page.family("gate_waited_milliseconds", "How long the gate took, in milliseconds.");
+    let waited = usize::try_from(gated.waited.as_millis()).unwrap_or(usize::MAX);
+    page.sample("gate_waited_milliseconds", &[], waited);
+    page.family("gate_exit_code", "Exit code of gate: 0 open, 1 blocked, 2 could not tell.");
+    page.sample("gate_exit_code", &[], gate::exit_code(gated, on_blocked).into());
+    page.end_of("gate_last_run_timestamp_seconds");
     out.write_all(page.0.as_bytes())
 }
 

@@ -48,7 +48,7 @@ pub(super) const ORPHAN: anstyle::Style = AnsiColor::Red.on_default();
 pub(super) const DOUBT: anstyle::Style = AnsiColor::Yellow.on_default();
 pub(super) const GOOD: anstyle::Style = AnsiColor::Green.on_default();
 pub(super) const SPARED: anstyle::Style = anstyle::Style::new().dimmed();
-const PLAIN: anstyle::Style = anstyle::Style::new();
+pub(super) const PLAIN: anstyle::Style = anstyle::Style::new();
 
 /// Writes what a look found: of `scan` and of `reap --dry-run`.
 pub fn render_findings(findings: &Findings, style: Style, out: &mut dyn Write) -> io::Result<()> {
@@ -223,7 +223,7 @@ fn details(verdict: &Verdict) -> Vec<Detail<'_>> {
         .collect()
 }
 
-fn deed_row(deed: &Deed) -> Row<'_> {
+pub(super) fn deed_row(deed: &Deed) -> Row<'_> {
     let (word, next) = match &deed.outcome {
         Outcome::Terminated(time) => (format!("ended by SIGTERM after {}", brief(*time)), None),
         Outcome::Killed(time) => (format!("ended by SIGKILL after {}", brief(*time)), None),
@@ -275,7 +275,7 @@ fn deed_row(deed: &Deed) -> Row<'_> {
     }
 }
 
-fn respawn_row(newcomer: &Respawn) -> Row<'_> {
+pub(super) fn respawn_row(newcomer: &Respawn) -> Row<'_> {
     Row {
         before: vec![newcomer.key.pid.to_string()],
         process: newcomer.command_line.as_bytes().to_vec(),
@@ -413,7 +413,7 @@ pub(super) fn counted(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
 
-fn brief(time: Duration) -> String {
+pub(super) fn brief(time: Duration) -> String {
     if time < Duration::from_secs(1) {
         format!("{} ms", time.as_millis())
     } else {
@@ -422,18 +422,18 @@ fn brief(time: Duration) -> String {
 }
 
 /// One process or port. Texts are raw: they are escaped where they are laid out.
-struct Row<'a> {
+pub(super) struct Row<'a> {
     /// Cells before the process.
-    before: Vec<String>,
-    process: Vec<u8>,
+    pub(super) before: Vec<String>,
+    pub(super) process: Vec<u8>,
     /// The verdict or outcome in a few words.
-    word: String,
-    colour: anstyle::Style,
-    details: Vec<Detail<'a>>,
+    pub(super) word: String,
+    pub(super) colour: anstyle::Style,
+    pub(super) details: Vec<Detail<'a>>,
 }
 
 /// A line below a row.
-enum Detail<'a> {
+pub(super) enum Detail<'a> {
     /// The reason.
     Why(Cow<'a, str>),
     /// A fact beside it, where they are asked for; not cut.
@@ -505,7 +505,7 @@ impl Page {
         self.line(label, colour, text);
     }
 
-    fn table(&mut self, before: &[&str], word: &str, rows: &[Row]) {
+    pub(super) fn table(&mut self, before: &[&str], word: &str, rows: &[Row]) {
         if rows.is_empty() {
             return;
         }

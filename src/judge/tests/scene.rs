@@ -13,7 +13,7 @@ use super::super::{
 };
 use crate::{
     config::settings::{
-        Defaults, Engines, ForeignHolder, Protect, RunsIn, Service, ServicePattern, Settings,
+        Defaults, Engines, ForeignHolder, Gate, Protect, RunsIn, Service, ServicePattern, Settings,
         WorkerPattern, compile_pattern,
     },
     ident::{Endpoint, EngineKind, EngineRef, Manager, Pid, Port, ProcessKey, Proto, UnitRef},
@@ -54,6 +54,7 @@ fn service(name: &str, runs_in: Option<RunsIn>, ports: &[u16], patterns: &[&str]
         name: name.into(),
         runs_in,
         ports: ports.iter().map(|p| p.to_string().parse().unwrap()).collect(),
+        reuse_addr: true,
         patterns: patterns.iter().map(pattern).collect(),
         grace: Duration::from_secs(5),
         foreign_holder: ForeignHolder::Report,
@@ -82,6 +83,7 @@ fn settings() -> Settings {
         }],
         protect: vec![Protect::Unit(glob("keep*.service")), Protect::Exe(glob("/srv/keep/*"))],
         engines: Engines::default(),
+        gate: Gate::default(),
     }
 }
 

@@ -1,0 +1,177 @@
+//! `portreeve gate`: waits until ports are free, and becomes the command that is to have them.
+
+use std::{
+    ffi::OsString,
+    io::{self, Write},
+    os::unix::process::CommandExt,
+    process::Command,
+    time::Duration,
+};
+
+use clap::{Args, ValueEnum};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::{
+    act::interrupt::Interrupt,
+    gate::{Gate, Gated, Wishes},
+    host::Host,
+    judge::gate::{Answer, Passage},
+    pipeline::Event,
+    report::{Style, exit, gate, github, journal::Record, prometheus},
+};
+
+use super::{
+    Failure, Target, Verbosity,
+    output::{Destination, Format, Output, append_summary},
+    put,
+};
+
+/// EX_TEMPFAIL of sysexits.h: blocked, and COMMAND was not run.
+const BLOCKED: u8 = 75;
+/// EX_UNAVAILABLE: not known, and COMMAND was not run.
+pub(super) const NOT_KNOWN: u8 = 69;
+
+/// How the gate is kept.
+#[derive(Debug, Args)]
+pub(super) struct Wish {
+    /// End orphans first, as 'reap' with the same services and ports does
+    #[arg(long)]
+    reap: bool,
+    /// What becomes of a start whose ports are still blocked when the time is up
+    #[arg(long, value_enum, default_value_t = Blocked::Fail)]
+    on_blocked: Blocked,
+    /// Accept a holder that is the service itself: in the unit or the named container where 'runs_in:' says that it
+    /// runs, or in the unit that this command was started in
+    #[arg(long)]
+    allow_ours: bool,
+    /// How long to wait for what blocks, such as 30s; overrides 'gate: timeout'
+    #[arg(long, value_name = "TIME", value_parser = crate::config::parse_duration)]
+    timeout: Option<Duration>,
+    /// Become this command when all is free, with everything checked once more right before
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(super) command: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Blocked {
+    /// It fails, with 1 (before a COMMAND: 75)
+    Fail,
+    /// It goes on with a warning; never where something is not known
+    Warn,
+}
+
+/// Waits and reports; with a command, becomes it.
+pub(super) fn run(
+    target: Target,
+    wish: &Wish,
+    output: &Output,
+    verbosity: Verbosity,
+    file: Option<&Destination>,
+) -> Result<u8, Failure> {
+    // A reap raises it for its pidfds; the command is to have what it would have had without us.
+    let limit = getrlimit(Resource::Nofile);
+    let scope = target.scope();
+    let settings = target.file.load()?.settings;
+    let host = Host::live();
+    let on_blocked = match wish.on_blocked {
+        Blocked::Fail => gate::OnBlocked::Fail,
+        Blocked::Warn => gate::OnBlocked::Warn,
+    };
+    let wishes = Wishes {
+        timeout: wish.timeout.unwrap_or(settings.gate.timeout),
+        settle: settings.gate.settle,
+        reaps: wish.reap,
+        accepts_ours: wish.allow_ours,
+    };
+    let mut interrupt = Interrupt::install().map_err(Failure::Interrupt)?;
+    let mut record = Record::new(verbosity.is_verbose);
+    let mut gate = Gate::new(&host, &settings, &scope, wishes, &mut |e| record.tell(e))?;
+    let mut keep = |gate: &mut Gate<'_>, record: &mut Record| {
+        let mut tell = |event: Event<'_>| record.tell(event);
+        let gated = gate.keep(&mut interrupt, &mut tell)?;
+        Ok::<_, Failure>((gate::exit_code(&gated, on_blocked), gated, interrupt.count() > 0))
+    };
+    let report = |code: u8, gated: &Gated, record: &mut Record| {
+        record.gated(gated, on_blocked);
+        // Where the table is not to be seen, what is let pass is still told.
+        if code == exit::CLEAR && (output.quiet || file.is_some()) {
+            for text in let_pass(gated) {
+                record.tell(Event::Warning(&text));
+            }
+        }
+        let text = rendered(gated, on_blocked, output, verbosity, !wish.command.is_empty())?;
+        if wish.command.is_empty() || file.is_some() {
+            return put(&text, code, output, file);
+        }
+        // Standard output is the command's.
+        if code != exit::CLEAR || !(output.quiet || is_plain(gated)) {
+            anstream::stderr().write_all(&text)?;
+        }
+        Ok(())
+    };
+    let (code, gated, _) = keep(&mut gate, &mut record)?;
+    report(code, &gated, &mut record)?;
+    let Some((program, arguments)) = wish.command.split_first() else { return Ok(code) };
+    if code != exit::CLEAR {
+        return Ok(before_command(code));
+    }
+    // The report has taken its time.
+    let (code, gated, is_interrupted) = keep(&mut gate, &mut record)?;
+    if code != exit::CLEAR || is_interrupted {
+        report(code, &gated, &mut record)?;
+        return Ok(if is_interrupted { NOT_KNOWN } else { before_command(code) });
+    }
+    drop(record);
+    let Rlimit { current, maximum } = limit;
+    let _ = setrlimit(Resource::Nofile, Rlimit { current, maximum });
+    // What is ours is closed by it, the lock last.
+    let error = Command::new(program).args(arguments).exec();
+    Err(Failure::Usage(format!("'{}' cannot be run: {error}", program.to_string_lossy())))
+}
+
+fn before_command(code: u8) -> u8 {
+    if code == exit::NOT_CLEAR { BLOCKED } else { NOT_KNOWN }
+}
+
+/// What blocks, of a start that goes on.
+fn let_pass(gated: &Gated) -> impl Iterator<Item = String> {
+    gated.ports.iter().filter_map(|Passage { port, answer }| match answer {
+        Answer::Blocked(block) => {
+            let number = port.endpoint.short();
+            Some(format!("port {number} is blocked, and the start goes on: {}", block.why.sentence))
+        }
+        Answer::Open(_) | Answer::Unknown(_) => None,
+    })
+}
+
+/// Nothing but open ports, of which nothing need be said.
+fn is_plain(gated: &Gated) -> bool {
+    gated.reaped.iter().all(|reaped| reaped.deeds.is_empty())
+        && gated.ports.iter().all(|port| port.answer == Answer::Open(Vec::new()))
+}
+
+fn rendered(
+    gated: &Gated,
+    on_blocked: gate::OnBlocked,
+    output: &Output,
+    verbosity: Verbosity,
+    has_command: bool,
+) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    match output.format {
+        Format::Table => {
+            let mut style = output.style(verbosity.is_verbose);
+            if has_command && output.file.is_none() {
+                style = Style { shows_evidence: verbosity.is_verbose, ..Style::of_stderr() };
+            }
+            gate::render(gated, on_blocked, style, &mut text)?;
+        }
+        Format::Json => gate::render_json(gated, on_blocked, &mut text)?,
+        Format::Github => {
+            github::render_gated(gated, on_blocked, &mut text)?;
+            append_summary(|room| github::summary_of_gated(gated, on_blocked, room));
+        }
+        Format::Prometheus => prometheus::render_gated(gated, on_blocked, &mut text)?,
+    }
+    Ok(text)
+}

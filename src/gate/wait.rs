@@ -1,0 +1,96 @@
+//! Until something on a blocked port changes. Who holds it is watched by pidfd, its sockets by short polling.
+
+use std::{
+    collections::BTreeSet,
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    process::{PidfdFlags, pidfd_open},
+};
+
+use crate::{
+    act::interrupt::{Interrupt, timespec},
+    host::Host,
+    ident::{Endpoint, Pid},
+    judge::gate::{Answer, Passage},
+    observe::{Reach, listeners},
+    snapshot::{Seen, Snapshot, Sockets},
+};
+
+/// Between two dumps of the sockets, at a tenth of a millisecond each.
+const POLL: Duration = Duration::from_millis(20);
+/// A whole look, whatever the sockets say: an address may have come, a holder grown old enough to be judged, an engine
+/// answered.
+const LOOK: Duration = Duration::from_secs(1);
+/// The same where no socket is seen that could change: only another bind tells.
+const BIND_AGAIN: Duration = Duration::from_millis(100);
+
+/// Waits until a look is worth it, at most so long; returns whether a signal to ourselves ended the waiting.
+pub(super) fn for_change(
+    host: &Host,
+    snapshot: &Snapshot,
+    ports: &[Passage],
+    interrupt: &mut Interrupt,
+    most: Duration,
+) -> bool {
+    let shut: Vec<&Passage> =
+        ports.iter().filter(|port| !matches!(port.answer, Answer::Open(_))).collect();
+    let endpoints: Vec<Endpoint> = shut.iter().map(|port| port.port.endpoint).collect();
+    let before = marks(&snapshot.sockets, &endpoints);
+    let pause =
+        if before.as_ref().is_some_and(|seen| !seen.is_empty()) { LOOK } else { BIND_AGAIN };
+    let end = Instant::now() + most.min(pause);
+    let holders = living(&shut);
+    // Before anything is waited for: this is where the kernel's own word of a closed socket would wake us.
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return false;
+        }
+        let mut fds: Vec<PollFd<'_>> =
+            vec![PollFd::from_borrowed_fd(interrupt.as_fd(), PollFlags::IN)];
+        fds.extend(holders.iter().map(|holder| PollFd::new(holder, PollFlags::IN)));
+        let woken = poll(&mut fds, Some(&timespec(left.min(POLL))));
+        let has_ended = fds.iter().skip(1).any(|fd| !fd.revents().is_empty());
+        if interrupt.count() > 0 {
+            return true;
+        }
+        if has_ended || woken.is_err() {
+            return false;
+        }
+        if marks(&listeners::observe(host, &endpoints, Reach::Narrow), &endpoints) != before {
+            return false;
+        }
+    }
+}
+
+/// What names the sockets on these ports; none where they were not seen.
+fn marks(sockets: &Seen<Sockets>, endpoints: &[Endpoint]) -> Option<BTreeSet<(u64, u64)>> {
+    let all = &sockets.known()?.all;
+    let on_them = all.iter().filter(|socket| endpoints.iter().any(|e| socket.is_on(e)));
+    Some(on_them.map(|socket| (socket.cookie.unwrap_or_default(), socket.inode)).collect())
+}
+
+/// Who stands in the way and has not ended. A pid that was reused meanwhile wakes us later than it might: the sockets do then.
+fn living(shut: &[&Passage]) -> Vec<OwnedFd> {
+    let pids: BTreeSet<Pid> = shut
+        .iter()
+        .flat_map(|port| match &port.answer {
+            Answer::Blocked(block) => block.by.iter().map(|blocker| blocker.pid).collect(),
+            Answer::Open(_) | Answer::Unknown(_) => Vec::new(),
+        })
+        .collect();
+    let open = |pid: &Pid| {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid.0).ok()?)?;
+        pidfd_open(pid, PidfdFlags::empty()).ok()
+    };
+    let has_ended = |holder: &OwnedFd| {
+        let mut fds = [PollFd::new(holder, PollFlags::IN)];
+        poll(&mut fds, Some(&timespec(Duration::ZERO))).is_ok_and(|ready| ready > 0)
+    };
+    // One that has ended and still holds the port (a thread outlives it) would wake us at once, for ever.
+    pids.iter().filter_map(open).filter(|holder| !has_ended(holder)).collect()
+}

@@ -1,0 +1,332 @@
+//! Whether a service may start: of each of its ports whether it is open, blocked and by whom, or not known. What can be
+//! bound is no proof by itself: beside a socket that is bound and silent, or one that shares its port, a bind succeeds too.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    config::settings::{RunsIn, Service, Settings},
+    ident::{Endpoint, Manager, Pid},
+    snapshot::{Bind, Process, Seen, Snapshot},
+};
+
+use super::{
+    Judgement, Terms, explain,
+    port::{self, PortState, PortVerdict},
+    truth::Truth,
+    verdict::{ContainerRef, Finding, Spare, Unknown, Verdict},
+};
+
+/// What binding each port came to, where it was tried.
+pub type Binds = BTreeMap<Endpoint, Seen<Bind>>;
+
+/// The judge's word on one port that a service is to start on.
+#[derive(Debug, Clone)]
+pub struct Passage {
+    /// What the port is.
+    pub port: PortVerdict,
+    /// Whether its service may have it.
+    pub answer: Answer,
+}
+
+/// Whether a service may have a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// It may; what it should know.
+    Open(Vec<Advice>),
+    /// It may not.
+    Blocked(Block),
+    /// A fact is missing.
+    Unknown(Unknown),
+}
+
+/// A sentence, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Advice {
+    /// What is so, in a few words.
+    pub title: &'static str,
+    /// What is so, in a sentence.
+    pub sentence: String,
+    /// What to do about it.
+    pub next_step: Option<String>,
+}
+
+/// What stands in the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Block {
+    /// Who, and what to do about each; nobody where no process is to be seen.
+    pub by: Vec<Blocker>,
+    /// In what way.
+    pub why: Advice,
+}
+
+/// A process in the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocker {
+    /// Which.
+    pub pid: Pid,
+    /// What to do about it.
+    pub next_step: Option<String>,
+}
+
+/// Whether the port's sockets leave open if it can be bound, and so a bind has to tell.
+pub fn asks_for_bind(port: &PortVerdict) -> bool {
+    match port.state {
+        PortState::Free | PortState::NoListener | PortState::Lingering => true,
+        PortState::Held(_)
+        | PortState::BoundOnly(_)
+        | PortState::Ephemeral { .. }
+        | PortState::Connected { .. }
+        | PortState::KernelOwned
+        | PortState::HolderNotVisible
+        | PortState::Unknown(_) => false,
+    }
+}
+
+/// Whether that bind may set SO_REUSEADDR, should it be busy without: the service does, and closed connections are all that
+/// is to be seen on the port.
+pub fn may_reuse(port: &PortVerdict, settings: &Settings) -> bool {
+    port.state == PortState::Lingering && sets_reuse_addr(port, settings)
+}
+
+fn service_of<'s>(port: &PortVerdict, settings: &'s Settings) -> Option<&'s Service> {
+    settings.service(port.service.as_ref()?)
+}
+
+fn sets_reuse_addr(port: &PortVerdict, settings: &Settings) -> bool {
+    service_of(port, settings).is_none_or(|service| service.reuse_addr)
+}
+
+/// Judges every port of a look. `accepts_ours`: who holds a port and surely is the service itself does not block it.
+pub fn judge(
+    snapshot: &Snapshot,
+    settings: &Settings,
+    terms: &Terms,
+    judgement: &Judgement,
+    binds: &Binds,
+    accepts_ours: bool,
+) -> Vec<Passage> {
+    let look = Look { snapshot, settings, terms, judgement, binds, accepts_ours };
+    judgement
+        .ports
+        .iter()
+        .map(|port| Passage { port: port.clone(), answer: look.answer(port) })
+        .collect()
+}
+
+struct Look<'a> {
+    snapshot: &'a Snapshot,
+    settings: &'a Settings,
+    terms: &'a Terms,
+    judgement: &'a Judgement,
+    binds: &'a Binds,
+    accepts_ours: bool,
+}
+
+impl Look<'_> {
+    fn answer(&self, port: &PortVerdict) -> Answer {
+        let blocked = |title, by| {
+            let (sentence, next_step) = (port.sentence.clone(), port.next_step.clone());
+            Answer::Blocked(Block { by, why: Advice { title, sentence, next_step } })
+        };
+        match &port.state {
+            PortState::Free | PortState::NoListener | PortState::Lingering => self.by_bind(port),
+            PortState::Held(holders) => self.by_holders(port, "held", holders),
+            PortState::BoundOnly(holders) => self.by_holders(port, "bound, not listening", holders),
+            PortState::Ephemeral { holders, .. } => {
+                blocked("outgoing connection", self.blockers(holders))
+            }
+            PortState::Connected { holders, .. } => blocked("a connection", self.blockers(holders)),
+            PortState::KernelOwned => blocked("held by the kernel", Vec::new()),
+            PortState::HolderNotVisible => Answer::Unknown(Unknown {
+                fact: format!("who holds {}", port.endpoint),
+                why: port.sentence.clone(),
+                remedy: port.next_step.clone().or_else(|| {
+                    let as_root = || "run it as root".to_owned();
+                    (!self.snapshot.sight.may_see_all).then(as_root)
+                }),
+            }),
+            PortState::Unknown(unknown) => Answer::Unknown(unknown.clone()),
+        }
+    }
+
+    fn by_holders(&self, port: &PortVerdict, title: &'static str, holders: &[Pid]) -> Answer {
+        let is_ours = |pid: &Pid| {
+            let verdict = self.judgement.verdicts.iter().find(|v| v.key().pid == *pid);
+            self.accepts_ours && verdict.is_some_and(|v| self.is_ours(port, v))
+        };
+        let others: Vec<Pid> = holders.iter().filter(|pid| !is_ours(pid)).copied().collect();
+        if others.is_empty() && !holders.is_empty() {
+            return Answer::Open(vec![Advice {
+                title: "held by the service itself",
+                sentence: port.sentence.clone(),
+                next_step: None,
+            }]);
+        }
+        let why =
+            Advice { title, sentence: port.sentence.clone(), next_step: port.next_step.clone() };
+        Answer::Blocked(Block { by: self.blockers(&others), why })
+    }
+
+    fn blockers(&self, pids: &[Pid]) -> Vec<Blocker> {
+        let next = |pid: Pid| {
+            let said = explain::explain(self.snapshot, self.settings, self.terms, pid);
+            said.map(|explanation| explanation.next)
+        };
+        pids.iter().map(|&pid| Blocker { pid, next_step: next(pid) }).collect()
+    }
+
+    /// No holder is seen: only a bind tells.
+    fn by_bind(&self, port: &PortVerdict) -> Answer {
+        let endpoint = port.endpoint;
+        let fact = || format!("whether {endpoint} can be bound");
+        let unknown = |why: &str, remedy: Option<&str>| {
+            let (why, remedy) = (why.to_owned(), remedy.map(str::to_owned));
+            Answer::Unknown(Unknown { fact: fact(), why, remedy })
+        };
+        let blocked = |title, sentence: &str, next_step: Option<&str>| {
+            let (sentence, next_step) = (sentence.to_owned(), next_step.map(str::to_owned));
+            Answer::Blocked(Block { by: Vec::new(), why: Advice { title, sentence, next_step } })
+        };
+        let is_lingering = port.state == PortState::Lingering;
+        let bind = match self.binds.get(&endpoint) {
+            Some(Seen::Known(bind)) => *bind,
+            Some(Seen::Denied) => {
+                return unknown(
+                    "permission denied: a port below net.ipv4.ip_unprivileged_port_start needs CAP_NET_BIND_SERVICE, \
+                     and a security module may refuse any",
+                    Some("run it as root, or with CAP_NET_BIND_SERVICE"),
+                );
+            }
+            Some(Seen::Unreadable(why)) => return unknown(why, None),
+            Some(Seen::Gone) | None => return unknown("it was not tried", None),
+        };
+        match bind {
+            Bind::Bound => Answer::Open(self.could_be_taken(port).into_iter().collect()),
+            // A silent socket among them would not be seen, and a bind that reuses does not tell.
+            Bind::BoundReusing if !self.sees_bound() => unknown(
+                "closed connections linger on it, and beside them this look sees no socket that is bound and silent",
+                Some("they are gone within a minute: '--timeout 70s' waits for it"),
+            ),
+            Bind::BoundReusing => {
+                let lingering = Advice {
+                    title: "lingering",
+                    sentence: port.sentence.clone(),
+                    next_step: port.next_step.clone(),
+                };
+                Answer::Open([lingering].into_iter().chain(self.could_be_taken(port)).collect())
+            }
+            Bind::Busy if is_lingering && !sets_reuse_addr(port, self.settings) => blocked(
+                "lingering",
+                "no process has it, but closed connections linger (TIME_WAIT), and its service does not set SO_REUSEADDR",
+                Some(
+                    "wait a minute, or have the service set SO_REUSEADDR and drop its 'reuse_addr: false'",
+                ),
+            ),
+            // TIME_WAIT takes SO_REUSEADDR from the socket that it is left of: both must have set it.
+            Bind::Busy if is_lingering => blocked(
+                "lingering",
+                "it cannot be bound with SO_REUSEADDR either: closed connections linger of a server that did not set it, or something is not shown",
+                Some("wait a minute"),
+            ),
+            Bind::Busy => blocked(
+                "busy",
+                "it cannot be bound, and no socket is seen on it: one that is bound and silent, or that came and went",
+                Some("ask again; if it stays, look for a server that is still loading"),
+            ),
+            Bind::NoSuchAddress => blocked(
+                "no such address",
+                "no interface of this host has its address",
+                Some(
+                    "'ip address' shows those there are; start after network-online.target, or mend 'ports:'",
+                ),
+            ),
+            Bind::NoSuchFamily => blocked(
+                "no such family",
+                "this kernel has no addresses of this family",
+                Some("switch IPv6 on, or mend 'ports:'"),
+            ),
+        }
+    }
+
+    fn sees_bound(&self) -> bool {
+        self.snapshot.sockets.known().is_some_and(|sockets| sockets.sees_bound)
+    }
+
+    /// Whether an outgoing connection may take it before its service does.
+    fn could_be_taken(&self, port: &PortVerdict) -> Option<Advice> {
+        let number = port.endpoint.port;
+        let title = "could be taken";
+        match port::is_ephemeral(self.snapshot, number) {
+            Truth::Yes if port::is_reserved(self.snapshot, number) => None,
+            Truth::Yes => Some(Advice {
+                title,
+                sentence: "nothing has it, but the kernel may give it to an outgoing connection before its service binds it".to_owned(),
+                next_step: Some(port::reserve(self.snapshot, number)),
+            }),
+            Truth::No => None,
+            Truth::Unknown(unknown) => {
+                Some(Advice { title, sentence: unknown.to_string(), next_step: unknown.remedy })
+            }
+        }
+    }
+
+    /// Spared, and beyond doubt where the service is declared to run, or in the unit that we were started in.
+    fn is_ours(&self, port: &PortVerdict, verdict: &Verdict) -> bool {
+        let Finding::Spare(spare) = &verdict.finding else { return false };
+        if self.is_in_our_unit(&verdict.process) {
+            return true;
+        }
+        match service_of(port, self.settings).and_then(|service| service.runs_in.as_ref()) {
+            Some(RunsIn::Unit(name)) => match spare {
+                Spare::ManagedBy(unit) | Spare::InUnit(unit) => {
+                    unit.manager == Manager::System && unit.name == *name
+                }
+                Spare::Protected(_)
+                | Spare::LiveContainer(..)
+                | Spare::Forwarder(_)
+                | Spare::Session(_)
+                | Spare::ParentLives(..) => false,
+            },
+            Some(RunsIn::Container(Some(name))) => match spare {
+                Spare::LiveContainer(..) => self.is_in_container(&verdict.process, name),
+                Spare::Forwarder(ContainerRef { engine, name: forwarded, .. }) => {
+                    forwarded == name && self.is_trusted(engine.owner)
+                }
+                Spare::Protected(_)
+                | Spare::ManagedBy(_)
+                | Spare::InUnit(_)
+                | Spare::Session(_)
+                | Spare::ParentLives(..) => false,
+            },
+            Some(RunsIn::Container(None)) | None => false,
+        }
+    }
+
+    fn ourselves(&self) -> Option<&Process> {
+        self.snapshot.processes.get(self.snapshot.ourselves.first()?)
+    }
+
+    /// A login session's scope, or no unit at all, holds other people's processes as well as the service's.
+    fn is_in_our_unit(&self, process: &Process) -> bool {
+        let own = self.ourselves().and_then(|own| own.cgroup.known());
+        let own = own.filter(|cgroup| cgroup.unit.is_some() && cgroup.session.is_none());
+        own.is_some_and(|own| process.cgroup.known().is_some_and(|c| c.path == own.path))
+    }
+
+    fn is_in_container(&self, process: &Process, name: &str) -> bool {
+        let claim = process.cgroup.known().and_then(|cgroup| cgroup.claim.as_ref());
+        let layer = process.enclosure.as_ref().and_then(|enclosure| enclosure.layer.known());
+        let mut known = self.snapshot.containers.known();
+        known.any(|container| {
+            let has_layer = container.upper_dir.is_some() && layer == Some(&container.upper_dir);
+            let is_its = claim.map_or(has_layer, |claim| claim.id == container.id);
+            is_its && container.name == name && self.is_trusted(container.engine.owner)
+        })
+    }
+
+    /// Any user may give a container of theirs any name.
+    fn is_trusted(&self, owner: u32) -> bool {
+        let uid = self.ourselves().and_then(|own| own.uid.known().copied());
+        owner == 0 || uid == Some(owner)
+    }
+}

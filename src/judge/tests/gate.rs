@@ -1,0 +1,219 @@
+//! Whether a service may start on its ports; no fact that could not be read ever opens one.
+
+use super::super::{
+    gate::{Answer, Binds, Passage, judge},
+    verdict::Unknown,
+};
+use super::scene::{BLINDNESSES, Scene, system};
+use crate::{
+    config::settings::RunsIn,
+    ident::{EngineKind, EngineRef, Pid},
+    snapshot::{Bind, ContainerState, Seen, SocketState},
+};
+
+/// The answer for this port, with and without `--allow-ours`; every port of the scene can be bound but as `bind` says. The
+/// law holds on the way.
+fn answers(scene: &Scene, endpoint: &str, bind: &Seen<Bind>) -> [Answer; 2] {
+    [false, true].map(|accepts_ours| {
+        let binds: Binds =
+            scene.terms.guards.iter().map(|guard| (guard.endpoint, bind.clone())).collect();
+        let all = |scene: &Scene| {
+            let (snapshot, settings, terms) = (&scene.snapshot, &scene.settings, &scene.terms);
+            judge(snapshot, settings, terms, &scene.judge(), &binds, accepts_ours)
+        };
+        let sighted = all(scene);
+        let is_open = |passage: &Passage| matches!(passage.answer, Answer::Open(_));
+        for (fact, blindness) in
+            scene.facts().into_iter().flat_map(|fact| BLINDNESSES.map(|b| (fact.clone(), b)))
+        {
+            let blinded = all(&scene.clone().without(&fact, blindness));
+            for (before, after) in sighted.iter().zip(&blinded) {
+                let endpoint = before.port.endpoint;
+                assert!(
+                    is_open(before) || !is_open(after),
+                    "{fact:?} {blindness:?} opens {endpoint}"
+                );
+            }
+        }
+        let endpoint = endpoint.parse().unwrap();
+        sighted.into_iter().find(|passage| passage.port.endpoint == endpoint).unwrap().answer
+    })
+}
+
+/// The same in a word: `open`, `blocked` or `unknown`.
+fn words(scene: &Scene, endpoint: &str) -> [&'static str; 2] {
+    answers(scene, endpoint, &Seen::Known(Bind::Bound)).map(|answer| word(&answer))
+}
+
+fn word(answer: &Answer) -> &'static str {
+    match answer {
+        Answer::Open(_) => "open",
+        Answer::Blocked(_) => "blocked",
+        Answer::Unknown(_) => "unknown",
+    }
+}
+
+fn by_bind(scene: &Scene, endpoint: &str, bind: Bind) -> Answer {
+    let [answer, _] = answers(scene, endpoint, &Seen::Known(bind));
+    answer
+}
+
+fn title(answer: &Answer) -> &'static str {
+    match answer {
+        Answer::Open(advice) => advice.first().map_or("", |advice| advice.title),
+        Answer::Blocked(block) => block.why.title,
+        Answer::Unknown(_) => "unknown",
+    }
+}
+
+fn lingering() -> Scene {
+    Scene::new().socket(&[], "0.0.0.0:8091", SocketState::Lingering)
+}
+
+#[test]
+fn a_port_without_sockets_is_as_open_as_its_bind() {
+    let scene = Scene::new();
+    assert_eq!(by_bind(&scene, "8091", Bind::Bound), Answer::Open(Vec::new()));
+    for (bind, wanted) in [
+        (Bind::Busy, "busy"),
+        (Bind::NoSuchAddress, "no such address"),
+        (Bind::NoSuchFamily, "no such family"),
+    ] {
+        let answer = by_bind(&scene, "8091", bind);
+        assert_eq!((word(&answer), title(&answer)), ("blocked", wanted));
+    }
+    for bind in [Seen::Denied, Seen::Gone, Seen::Unreadable("no".to_owned())] {
+        let [answer, _] = answers(&scene, "8091", &bind);
+        assert_eq!(word(&answer), "unknown", "{bind:?}");
+    }
+    let untried =
+        judge(&scene.snapshot, &scene.settings, &scene.terms, &scene.judge(), &Binds::new(), false);
+    assert!(untried.iter().all(|port| matches!(port.answer, Answer::Unknown(Unknown { .. }))));
+}
+
+#[test]
+fn closed_connections_that_linger_block_only_who_does_not_reuse() {
+    assert_eq!(title(&by_bind(&lingering(), "8091", Bind::BoundReusing)), "lingering");
+    assert_eq!(word(&by_bind(&lingering(), "8091", Bind::BoundReusing)), "open");
+    let plain = lingering().set(|s| s.services.iter_mut().for_each(|s| s.reuse_addr = false));
+    let answer = by_bind(&plain, "8091", Bind::Busy);
+    assert_eq!((word(&answer), title(&answer)), ("blocked", "lingering"));
+    // Left by a server that did not set it.
+    let answer = by_bind(&lingering(), "8091", Bind::Busy);
+    assert_eq!((word(&answer), title(&answer)), ("blocked", "lingering"));
+}
+
+#[test]
+fn a_bind_that_reuses_proves_nothing_where_a_silent_socket_would_not_be_seen() {
+    let blind = lingering().edit_sockets(|s| s.sees_bound = false);
+    assert_eq!(word(&by_bind(&blind, "8091", Bind::BoundReusing)), "unknown");
+    assert_eq!(word(&by_bind(&blind, "8091", Bind::Bound)), "open");
+}
+
+#[test]
+fn a_holder_blocks_though_the_bind_would_succeed_and_its_next_step_is_named() {
+    let scene = Scene::mess();
+    let Answer::Blocked(block) = by_bind(&scene, "8091", Bind::Bound) else {
+        panic!("not blocked")
+    };
+    assert_eq!(block.by[0].pid, Pid(7));
+    assert_eq!(block.by[0].next_step.as_deref(), Some("'portreeve reap --port 8091' ends it"));
+    for state in [SocketState::Bound, SocketState::Connected("10.0.0.1:443".parse().unwrap())] {
+        let scene = Scene::new().process(7, 1, "x").socket(&[7], "0.0.0.0:8091", state);
+        assert_eq!(words(&scene, "8091"), ["blocked"; 2], "{state:?}");
+    }
+}
+
+#[test]
+fn a_port_that_the_kernel_may_give_away_is_open_with_a_warning_until_it_is_reserved() {
+    let answer = by_bind(&Scene::new(), "47334", Bind::Bound);
+    assert_eq!((word(&answer), title(&answer)), ("open", "could be taken"));
+    let reserved = Scene::new().see(|s| s.reserved_ports = Seen::Known("47000-48000".to_owned()));
+    assert_eq!(by_bind(&reserved, "47334", Bind::Bound), Answer::Open(Vec::new()));
+}
+
+/// The service `db`, whose unit is declared, running in it.
+fn db() -> Scene {
+    let unit = system("db.service");
+    Scene::new()
+        .process(7, 1, "postgres -D /data")
+        .inside(7, &unit)
+        .unit(&unit, |u| u.main_pid = Some(Pid(7)))
+        .listens(7, 5432)
+}
+
+#[test]
+fn the_service_itself_in_its_declared_unit_is_accepted_where_that_is_wished() {
+    assert_eq!(words(&db(), "5432"), ["blocked", "open"]);
+    // Another unit's process, and one of this unit's on another service's port.
+    let other = system("other.service");
+    let elsewhere = db().inside(7, &other).unit(&other, |u| u.main_pid = Some(Pid(7)));
+    assert_eq!(words(&elsewhere, "5432"), ["blocked"; 2]);
+    assert_eq!(words(&db().listens(7, 8091), "8091"), ["blocked"; 2]);
+    // A stranger shares the port.
+    let shared = db().process(8, 1, "thief").listens(8, 5432);
+    assert_eq!(words(&shared, "5432"), ["blocked"; 2]);
+}
+
+#[test]
+fn what_is_left_of_an_earlier_run_of_its_unit_is_not_the_service() {
+    let unit = system("db.service");
+    let left = db().edit_unit(&unit, |u| {
+        (u.active_state, u.sub_state, u.main_pid) =
+            ("failed".to_owned(), "failed".to_owned(), None);
+    });
+    assert_eq!(left.verdict(7).title(), "orphan: survived db.service");
+    assert_eq!(words(&left, "5432"), ["blocked"; 2]);
+}
+
+#[test]
+fn the_service_itself_in_its_named_container_is_accepted_and_no_namesake_of_another_user() {
+    let named = |name: &str| {
+        let name = Some(name.to_owned());
+        Scene::new()
+            .set(|s| s.services[0].runs_in = Some(RunsIn::Container(name)))
+            .process(6, 1, "containerd-shim")
+            .exe(6, "/usr/bin/containerd-shim")
+            .process(7, 6, "python3 server.py --config x")
+            .contained(7, &[7, 1])
+            .enclosed(7, 44)
+            .docker_says(ContainerState::Running, Some(7))
+            .listens(7, 8091)
+    };
+    assert_eq!(named("aidb").verdict(7).title(), "spare: live container");
+    assert_eq!(words(&named("aidb"), "8091"), ["blocked", "open"]);
+    assert_eq!(words(&named("other"), "8091"), ["blocked"; 2]);
+    let theirs = named("aidb").edit_container(|c| {
+        c.engine = EngineRef { kind: EngineKind::Podman, owner: 1000 };
+    });
+    assert_eq!(words(&theirs, "8091"), ["blocked"; 2]);
+}
+
+#[test]
+fn who_is_in_the_gates_own_unit_is_accepted_but_not_for_a_shared_login() {
+    let unit = system("my-web.service");
+    let beside = Scene::new()
+        .process(900, 1, "portreeve gate web")
+        .inside(900, &unit)
+        .process(7, 1, "web")
+        .inside(7, &unit)
+        .unit(&unit, |u| u.main_pid = Some(Pid(7)))
+        .listens(7, 3001);
+    assert_eq!(words(&beside, "3001"), ["blocked", "open"]);
+    let login = Scene::new()
+        .process(900, 1, "portreeve gate web")
+        .in_session(900, "active", "running")
+        .process(7, 1, "web")
+        .in_session(7, "active", "running")
+        .listens(7, 3001);
+    assert!(login.verdict(7).title().starts_with("spare: "), "{}", login.verdict(7).title());
+    assert_eq!(words(&login, "3001"), ["blocked"; 2]);
+}
+
+#[test]
+fn who_may_not_be_seen_is_unknown() {
+    let hidden = Scene::new()
+        .socket(&[], "0.0.0.0:8091", SocketState::Listening)
+        .see(|s| s.sight.may_see_all = false);
+    assert_eq!(words(&hidden, "8091"), ["unknown"; 2]);
+}
