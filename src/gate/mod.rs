@@ -10,12 +10,13 @@ use crate::{
     act::interrupt::Interrupt,
     config::settings::Settings,
     host::Host,
+    ident::Endpoint,
     judge::{
         Also, Terms,
         gate::{Answer, Binds, Passage, asks_for_bind, judge, may_reuse},
         verdict::{Unknown, Verdict},
     },
-    observe::{Reach, bind},
+    observe::{Reach, bind, watch::Watch},
     pipeline::{self, Event, Inquiry, Orders, Reaped, Scope, ScopeError},
     snapshot::Snapshot,
 };
@@ -81,6 +82,8 @@ pub struct Gate<'a> {
     inquiry: Inquiry<'a>,
     terms: Terms,
     lock: Option<Lock>,
+    /// From the first look that found something shut.
+    watch: Option<Watch>,
     /// No other gate looks or ends anything while this lives: from a look on until a wait, or our end.
     held: Option<Held>,
     began: Instant,
@@ -119,6 +122,7 @@ impl<'a> Gate<'a> {
             inquiry,
             terms,
             lock,
+            watch: None,
             held: None,
             began: Instant::now(),
             reaps: 0,
@@ -153,6 +157,12 @@ impl<'a> Gate<'a> {
             if is_open || left.is_zero() {
                 return Ok(self.gated(ports, verdicts, None));
             }
+            // Made before the look on which the waiting rests, so that nothing falls between the two.
+            let Some(watch) = &mut self.watch else {
+                let endpoints: Vec<Endpoint> = ports.iter().map(|p| p.port.endpoint).collect();
+                self.watch = Some(Watch::new(&endpoints));
+                continue;
+            };
             self.held = None;
             let settle = self.wishes.settle.saturating_sub(self.began.elapsed());
             if settle.is_zero() {
@@ -160,7 +170,7 @@ impl<'a> Gate<'a> {
             }
             // The first progress line is due when it is settled.
             let most = if settle.is_zero() { left } else { settle.min(left) };
-            if wait::for_change(self.host, &snapshot, &ports, interrupt, most) {
+            if wait::for_change(self.host, watch, &snapshot, &ports, interrupt, most) {
                 return Ok(self.gated(ports, verdicts, Some(interrupted())));
             }
         }

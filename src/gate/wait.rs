@@ -1,4 +1,5 @@
-//! Until something on a blocked port changes. Who holds it is watched by pidfd, its sockets by short polling.
+//! Until something on a blocked port changes: a socket on it ends, who stands in the way ends, or enough time has passed for
+//! what nobody tells of.
 
 use std::{
     collections::BTreeSet,
@@ -16,21 +17,24 @@ use crate::{
     host::Host,
     ident::{Endpoint, Pid},
     judge::gate::{Answer, Passage},
-    observe::{Reach, listeners},
+    observe::{
+        Reach, listeners,
+        watch::{Watch, Woken},
+    },
     snapshot::{Seen, Snapshot, Sockets},
 };
 
-/// Between two dumps of the sockets, at a tenth of a millisecond each.
-const POLL: Duration = Duration::from_millis(20);
 /// A whole look, whatever the sockets say: an address may have come, a holder grown old enough to be judged, an engine
 /// answered.
 const LOOK: Duration = Duration::from_secs(1);
 /// The same where no socket is seen that could change: only another bind tells.
 const BIND_AGAIN: Duration = Duration::from_millis(100);
 
-/// Waits until a look is worth it, at most so long; returns whether a signal to ourselves ended the waiting.
+/// Waits until a look is worth it, at most so long; returns whether a signal to ourselves ended the waiting. The watch was
+/// made before the look.
 pub(super) fn for_change(
     host: &Host,
+    watch: &mut Watch,
     snapshot: &Snapshot,
     ports: &[Passage],
     interrupt: &mut Interrupt,
@@ -40,29 +44,25 @@ pub(super) fn for_change(
         ports.iter().filter(|port| !matches!(port.answer, Answer::Open(_))).collect();
     let endpoints: Vec<Endpoint> = shut.iter().map(|port| port.port.endpoint).collect();
     let before = marks(&snapshot.sockets, &endpoints);
-    let pause =
-        if before.as_ref().is_some_and(|seen| !seen.is_empty()) { LOOK } else { BIND_AGAIN };
-    let end = Instant::now() + most.min(pause);
-    let holders = living(&shut);
-    // Before anything is waited for: this is where the kernel's own word of a closed socket would wake us.
+    let in_the_way = before.as_ref().filter(|seen| !seen.is_empty());
+    let end = Instant::now() + most.min(if in_the_way.is_some() { LOOK } else { BIND_AGAIN });
+    watch.follow(in_the_way.map(|seen| seen.iter().map(|(cookie, _)| *cookie).collect()));
+    watch.forget_holders();
+    for holder in living(&shut) {
+        watch.add_holder(holder);
+    }
     loop {
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return false;
-        }
-        let mut fds: Vec<PollFd<'_>> =
-            vec![PollFd::from_borrowed_fd(interrupt.as_fd(), PollFlags::IN)];
-        fds.extend(holders.iter().map(|holder| PollFd::new(holder, PollFlags::IN)));
-        let woken = poll(&mut fds, Some(&timespec(left.min(POLL))));
-        let has_ended = fds.iter().skip(1).any(|fd| !fd.revents().is_empty());
-        if interrupt.count() > 0 {
-            return true;
-        }
-        if has_ended || woken.is_err() {
-            return false;
-        }
-        if marks(&listeners::observe(host, &endpoints, Reach::Narrow), &endpoints) != before {
-            return false;
+        match watch.wait(end, Some(interrupt.as_fd())) {
+            Woken::Released(_) | Woken::HolderEnded | Woken::Deadline => return false,
+            Woken::Signal if interrupt.count() > 0 => return true,
+            Woken::Signal => {}
+            // A dump costs a tenth of a look.
+            Woken::LookAgain => {
+                let now = listeners::observe(host, &endpoints, Reach::Narrow);
+                if marks(&now, &endpoints) != before {
+                    return false;
+                }
+            }
         }
     }
 }
