@@ -182,6 +182,11 @@ fn time_wait_lets_a_server_with_so_reuseaddr_pass_and_blocks_one_without() {
     let db = document(&stage, &config, &["db"]);
     assert_eq!(first(&db), ("blocked".into(), "lingering".into(), vec![]), "{db:#}");
     let web = document(&stage, &config, &["web"]);
+    if !portreeve::observe::listeners::sees_bound(&Host::live()) {
+        // There a silent socket beside them would not be seen.
+        assert_eq!((&web["ports"][0]["answer"], &web["exit_code"]), (&"unknown".into(), &2.into()));
+        return;
+    }
     assert_eq!(first(&web), ("open".into(), "lingering".into(), vec![]), "{web:#}");
     let plain = document(&stage, &config, &["plain"]);
     assert_eq!(first(&plain), ("blocked".into(), "lingering".into(), vec![]), "{plain:#}");
