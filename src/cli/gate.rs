@@ -110,6 +110,7 @@ pub(super) fn run(
         Ok(())
     };
     let (code, gated, _) = keep(&mut gate, &mut record)?;
+    gate.give_way();
     report(code, &gated, &mut record)?;
     let Some((program, arguments)) = wish.command.split_first() else { return Ok(code) };
     if code != exit::CLEAR {
@@ -118,6 +119,7 @@ pub(super) fn run(
     // The report has taken its time.
     let (code, gated, is_interrupted) = keep(&mut gate, &mut record)?;
     if code != exit::CLEAR || is_interrupted {
+        gate.give_way();
         report(code, &gated, &mut record)?;
         return Ok(if is_interrupted { NOT_KNOWN } else { before_command(code) });
     }

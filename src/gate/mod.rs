@@ -176,6 +176,11 @@ impl<'a> Gate<'a> {
         }
     }
 
+    /// Lets other gates look meanwhile: whoever reads our report may take their time.
+    pub fn give_way(&mut self) {
+        self.held = None;
+    }
+
     fn left(&self) -> Duration {
         self.wishes.timeout.max(self.wishes.settle).saturating_sub(self.began.elapsed())
     }
