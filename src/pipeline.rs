@@ -115,6 +115,8 @@ pub(crate) struct Inquiry<'a> {
     pub(crate) nominate: Option<Nominate>,
     declared_units: BTreeSet<UnitName>,
     pids: BTreeSet<Pid>,
+    /// Whether it matters what a container is called.
+    pub(crate) by_name: bool,
 }
 
 /// Looks once and reports: the dry run.
@@ -347,7 +349,7 @@ fn engines(settings: &Settings) -> Engines {
         },
         podman: engines.podman != EngineUse::Off,
     };
-    Engines { which, timeout: engines.timeout }
+    Engines { which, timeout: engines.timeout, by_name: false }
 }
 
 impl<'a> Inquiry<'a> {
@@ -403,7 +405,8 @@ impl<'a> Inquiry<'a> {
                 Some(RunsIn::Container(_)) | None => None,
             })
             .collect();
-        Ok(Self { host, settings, guards, nominate, declared_units, pids: BTreeSet::new() })
+        let pids = BTreeSet::new();
+        Ok(Self { host, settings, guards, nominate, declared_units, pids, by_name: false })
     }
 
     /// Ends the convicted of one look: processes by signals, unsupervised containers by their engines.
@@ -469,7 +472,7 @@ impl<'a> Inquiry<'a> {
             declared_units: self.declared_units.clone(),
             reach,
             pids: self.pids.clone(),
-            engines: engines(self.settings),
+            engines: Engines { by_name: self.by_name, ..engines(self.settings) },
         };
         let snapshot = observe::observe(self.host, &question);
         let judgement = judge::judge(&snapshot, self.settings, terms);

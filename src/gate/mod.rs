@@ -103,6 +103,7 @@ impl<'a> Gate<'a> {
         let mut inquiry = Inquiry::new(host, settings, scope)?;
         // Only holders matter here; a reap looks for portless orphans by itself.
         inquiry.nominate = None;
+        inquiry.by_name = wishes.accepts_ours;
         let mut terms = inquiry.terms(scope, Also::default());
         // What somebody brings back after our first look would be brought back for ever.
         terms.began_ticks = wishes.reaps.then(|| pipeline::now_ticks(host));

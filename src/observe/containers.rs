@@ -23,13 +23,15 @@ pub struct Engines {
     pub which: Which,
     /// Deadline of all questions of one look.
     pub timeout: Duration,
+    /// Whether a container's name is worth running `podman` for: where it tells whose a port is.
+    pub by_name: bool,
 }
 
 impl Engines {
     /// None may be asked.
     pub fn none() -> Self {
         let which = Which { docker: false, docker_socket: None, podman: false };
-        Self { which, timeout: Duration::ZERO }
+        Self { which, timeout: Duration::ZERO, by_name: false }
     }
 }
 
@@ -203,7 +205,10 @@ pub fn observe(
     places.retain(|place| {
         wanted.get(&place.name).is_some_and(|wanted| {
             // For a name alone nobody's podman is run: it would leave what it always leaves (its pause process, folders).
-            wanted.is_in_doubt || place.name.kind == EngineKind::Docker || place.look().is_ok()
+            wanted.is_in_doubt
+                || engines.by_name
+                || place.name.kind == EngineKind::Docker
+                || place.look().is_ok()
         })
     });
     let end = Instant::now() + engines.timeout;
