@@ -121,7 +121,7 @@ pub fn end(
     interrupt: &mut Interrupt,
     say: &mut dyn FnMut(&str),
 ) -> (Vec<super::Deed>, Vec<Stopped>) {
-    let mut of_container: BTreeMap<ContainerRef, Vec<(Verdict, Option<OwnedFd>)>> = BTreeMap::new();
+    let mut of_container: BTreeMap<ContainerRef, Vec<(Verdict, Seen<OwnedFd>)>> = BTreeMap::new();
     for verdict in verdicts {
         if let Finding::Unsupervised(container) = &verdict.finding {
             // Captured before the first order: afterwards its pid may be another's.
@@ -157,13 +157,16 @@ fn outcomes(
     host: &Host,
     snapshot: &Snapshot,
     stopped: &Stopped,
-    processes: Vec<(Verdict, Option<OwnedFd>)>,
+    processes: Vec<(Verdict, Seen<OwnedFd>)>,
     interrupt: &mut Interrupt,
     say: &mut dyn FnMut(&str),
 ) -> Vec<super::Deed> {
     let deed = |verdict, outcome| super::Deed { verdict, outcome };
-    let is_gone = |pidfd: &Option<OwnedFd>| {
-        pidfd.as_ref().is_none_or(|pidfd| processes::ends_within(pidfd, EXIT_TIME))
+    // Whose end cannot be watched is not called ended.
+    let is_gone = |pidfd: &Seen<OwnedFd>| match pidfd {
+        Seen::Known(pidfd) => processes::ends_within(pidfd, EXIT_TIME),
+        Seen::Gone => true,
+        Seen::Denied | Seen::Unreadable(_) => false,
     };
     let mut deeds = Vec::new();
     let mut left = Vec::new();
@@ -337,26 +340,35 @@ fn look_again(target: &Target, timeout: Duration) -> Result<(Container, OwnedFd)
         Some(Seen::Unreadable(why)) => return Err(End::LeftAlone(why)),
         None => return Err(End::LeftAlone("its engine did not answer".to_owned())),
     };
-    if let ContainerState::NotRunning(_) = container.state {
-        return Err(End::AlreadyStopped);
+    // Whatever its engine calls it: "stopping" may still serve.
+    let is_down = matches!(container.state, ContainerState::NotRunning(_));
+    match container.main_pid {
+        None if is_down => return Err(End::AlreadyStopped),
+        Some(pid) if pid == target.main.key.pid => {}
+        Some(_) | None => {
+            return Err(End::LeftAlone(format!("{name} began another run meanwhile")));
+        }
     }
-    let another_run = || End::LeftAlone(format!("{name} began another run meanwhile"));
-    if container.main_pid != Some(target.main.key.pid) {
-        return Err(another_run());
+    match open(target.main.key) {
+        Seen::Known(main) => Ok((container, main)),
+        Seen::Gone => Err(End::AlreadyStopped),
+        Seen::Denied => Err(End::LeftAlone("its main process: permission denied".to_owned())),
+        Seen::Unreadable(why) => Err(End::LeftAlone(format!("its main process: {why}"))),
     }
-    let main = open(target.main.key).ok_or_else(another_run)?;
-    Ok((container, main))
 }
 
-/// A descriptor of this very process; none where it is gone.
-fn open(key: ProcessKey) -> Option<OwnedFd> {
-    let Seen::Known(pidfd) = processes::open_pidfd(key.pid) else { return None };
+/// A descriptor of this very process.
+fn open(key: ProcessKey) -> Seen<OwnedFd> {
+    let pidfd = match processes::open_pidfd(key.pid) {
+        Seen::Known(pidfd) => pidfd,
+        unseen @ (Seen::Gone | Seen::Denied | Seen::Unreadable(_)) => return unseen,
+    };
     let is_same = match (processes::pidfd_inode(&pidfd), key.pidfd_inode) {
         (Some(now), Some(then)) => now == then,
         // Before Linux 6.9 its start time must do.
         (_, _) => processes::start_of(key.pid) == Some(key.start_ticks),
     };
-    (is_same && !processes::has_ended(&pidfd)).then_some(pidfd)
+    if is_same && !processes::has_ended(&pidfd) { Seen::Known(pidfd) } else { Seen::Gone }
 }
 
 fn words(rung: &str, deed: &Deed, took: Duration) -> String {

@@ -35,10 +35,13 @@ pub struct Tally {
     pub failed: u64,
 }
 
-/// What was counted so far; zero where nothing ever was, and where the file cannot be read.
-pub fn read(host: &Host) -> Tally {
-    let file = host.path(FOLDER).join("stops.json");
-    fs::read(file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+/// What was counted so far; zero where nothing ever was. A file that is there and cannot be read is an error, not zero.
+pub fn read(host: &Host) -> io::Result<Tally> {
+    match fs::read(host.path(FOLDER).join("stops.json")) {
+        Ok(text) => Ok(serde_json::from_slice(&text)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Tally::default()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Adds what this run did; the message says what was lost where it cannot be written.
@@ -58,7 +61,7 @@ pub fn add(host: &Host, stopped: &[Stopped]) -> Result<(), String> {
     let add = || -> io::Result<()> {
         fs::create_dir_all(&folder)?;
         let _lock = lock(folder.join("stops.lock"))?;
-        let old = read(host);
+        let old = read(host)?;
         let sum = Tally {
             graceful: old.graceful + new.graceful,
             forced: old.forced + new.forced,
@@ -114,12 +117,12 @@ mod tests {
     fn stops_are_counted_over_all_runs_and_what_did_nothing_counts_for_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let host = Host::fixture(folder.path());
-        assert_eq!(read(&host), Tally::default());
+        assert_eq!(read(&host).unwrap(), Tally::default());
         add(&host, &[stopped(End::LeftAlone("no".to_owned()))]).unwrap();
         assert!(!folder.path().join(FOLDER).exists());
         add(&host, &[stopped(End::Graceful), stopped(End::Forced)]).unwrap();
         add(&host, &[stopped(End::Forced), stopped(End::StillRuns)]).unwrap();
-        assert_eq!(read(&host), Tally { graceful: 1, forced: 2, failed: 1 });
+        assert_eq!(read(&host).unwrap(), Tally { graceful: 1, forced: 2, failed: 1 });
     }
 
     #[test]
@@ -131,7 +134,19 @@ mod tests {
                 scope.spawn(|| (0..10).for_each(|_| add(&host, &[stopped(End::Forced)]).unwrap()));
             }
         });
-        assert_eq!(read(&host).forced, 80);
+        assert_eq!(read(&host).unwrap().forced, 80);
+    }
+
+    #[test]
+    fn a_count_that_cannot_be_read_is_not_begun_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let host = Host::fixture(folder.path());
+        add(&host, &[stopped(End::Forced)]).unwrap();
+        let file = folder.path().join(FOLDER).join("stops.json");
+        fs::write(&file, "{\"forced\": 7").unwrap();
+        assert!(read(&host).is_err());
+        assert!(add(&host, &[stopped(End::Forced)]).is_err());
+        assert_eq!(fs::read(&file).unwrap(), b"{\"forced\": 7");
     }
 
     #[test]

@@ -2,10 +2,15 @@
 
 use std::{
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use crate::{host::Host, observe, snapshot::Seen};
+use crate::{
+    host::Host,
+    ident::Pid,
+    observe::{self, processes},
+    snapshot::Seen,
+};
 
 /// Where distributions put it; `$PATH` is not asked by somebody with root.
 const PLACES: [&str; 3] =
@@ -34,18 +39,17 @@ pub fn start(host: &Host, command: &[String]) -> Result<String, String> {
         .stderr(Stdio::null())
         .spawn()
         .map_err(|error| format!("systemd-run cannot be started: {error}"))?;
-    let end = Instant::now() + DEADLINE;
-    loop {
-        match run.try_wait() {
-            Ok(Some(status)) if status.success() => return Ok(name),
-            Ok(Some(status)) => return Err(format!("systemd-run failed: {status}")),
-            Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(5)),
-            Ok(None) => {
-                let _ = run.kill();
-                let _ = run.wait();
-                return Err("systemd did not take it in time".to_owned());
-            }
-            Err(error) => return Err(format!("systemd-run cannot be waited for: {error}")),
-        }
+    // Its end wakes us; before Linux 5.3 there is no such descriptor, and systemd-run keeps its own time.
+    if let Seen::Known(pidfd) = processes::open_pidfd(Pid(run.id()))
+        && !processes::ends_within(&pidfd, DEADLINE)
+    {
+        let _ = run.kill();
+        let _ = run.wait();
+        return Err("systemd did not take it in time".to_owned());
+    }
+    match run.wait() {
+        Ok(status) if status.success() => Ok(name),
+        Ok(status) => Err(format!("systemd-run failed: {status}")),
+        Err(error) => Err(format!("systemd-run cannot be waited for: {error}")),
     }
 }

@@ -49,7 +49,7 @@ pub(super) fn run(
             append_summary(|room| github::summary_of_reaped(&reaped, room));
         }
         Format::Prometheus => {
-            prometheus::render_reaped(&reaped, tally::read(&Host::live()), out)?;
+            prometheus::render_reaped(&reaped, tally::read(&Host::live()).ok(), out)?;
         }
     }
     Ok(exit::of_reaped(&reaped))

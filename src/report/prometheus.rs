@@ -17,17 +17,27 @@ use crate::{
 };
 
 /// Writes the metrics of what a look found.
-pub fn render_findings(findings: &Findings, stops: Tally, out: &mut dyn Write) -> io::Result<()> {
+pub fn render_findings(
+    findings: &Findings,
+    stops: Option<Tally>,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     let mut page = Page::default();
-    page.stops(stops);
+    // A series that is missing is told from one that is zero.
+    if let Some(stops) = stops {
+        page.stops(stops);
+    }
     page.state(findings, &Summary::of_findings(findings), exit::of_findings(findings));
     out.write_all(page.0.as_bytes())
 }
 
 /// Writes the metrics of a reap and of what it left.
-pub fn render_reaped(reaped: &Reaped, stops: Tally, out: &mut dyn Write) -> io::Result<()> {
+pub fn render_reaped(reaped: &Reaped, stops: Option<Tally>, out: &mut dyn Write) -> io::Result<()> {
     let mut page = Page::default();
-    page.stops(stops);
+    // A series that is missing is told from one that is zero.
+    if let Some(stops) = stops {
+        page.stops(stops);
+    }
     page.state(&reaped.after, &Summary::of_reaped(reaped), exit::of_reaped(reaped));
     let outcomes = || judged(reaped).filter_map(|(_, outcome)| outcome);
     let count = |wanted: fn(&Outcome) -> bool| outcomes().filter(|o| wanted(o)).count();
@@ -203,7 +213,7 @@ mod tests {
     #[test]
     fn each_port_has_one_state_and_no_pid_or_command_line_is_in_the_text() {
         let mut out = Vec::new();
-        render_findings(&sample::mess(), STOPS, &mut out).unwrap();
+        render_findings(&sample::mess(), Some(STOPS), &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         let ports: Vec<&str> =
             samples(&text).into_iter().filter(|l| l.starts_with("portreeve_port_state")).collect();
@@ -223,7 +233,7 @@ mod tests {
     #[test]
     fn a_reap_says_how_many_ended_in_which_way() {
         let mut out = Vec::new();
-        render_reaped(&sample::reaped_badly(), STOPS, &mut out).unwrap();
+        render_reaped(&sample::reaped_badly(), Some(STOPS), &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         let of_reap: Vec<&str> =
             samples(&text).into_iter().filter(|l| l.starts_with("portreeve_reap")).collect();

@@ -251,6 +251,36 @@ fn another_run_than_the_one_that_was_judged_is_left_alone() {
 }
 
 #[test]
+fn what_its_engine_calls_stopping_and_still_lives_is_stopped() {
+    let main = Main::plant();
+    let pid = main.pid();
+    let state = json!({ "Status": "stopping", "Running": false, "Pid": pid });
+    let fake = Fake::podman(move |path| {
+        if path.starts_with("GET") {
+            return Act::Answer(200, container_json(1, &state));
+        }
+        send(pid, Signal::TERM);
+        done()
+    });
+    let snapshot = look(pid);
+    let target = Target::new(&snapshot, &[fake.only()], &reference(), GRACE).unwrap();
+    assert_eq!(climb(&target, LIMITS, Duration::from_secs(5)).end, End::Graceful);
+}
+
+#[test]
+fn a_process_whose_end_cannot_be_watched_is_not_called_ended() {
+    let main = Main::plant();
+    let snapshot = look(main.pid());
+    let process = snapshot.processes[&Pid(main.pid())].clone();
+    let verdict = Verdict::sample(process, Finding::Unsupervised(reference()));
+    let stopped = Stopped { end: End::Graceful, health: None, rungs: vec![], took: GRACE };
+    let members = vec![(verdict, Seen::Unreadable("too many open files".to_owned()))];
+    let mut interrupt = Interrupt::install().unwrap();
+    let deeds = outcomes(&Host::live(), &snapshot, &stopped, members, &mut interrupt, &mut |_| {});
+    assert!(!deeds[0].outcome.is_gone(), "{:?}", deeds[0].outcome);
+}
+
+#[test]
 fn an_engine_that_does_not_answer_is_given_no_order_and_costs_its_deadline_only() {
     let mut main = Main::plant();
     let fake = Fake::at("run/docker.sock", |_| Act::Hang);
