@@ -213,6 +213,80 @@ impl ContainerId {
     }
 }
 
+/// How a GPU is named in the settings and on the command line.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum GpuName {
+    /// `all`: every GPU with memory of its own.
+    All,
+    /// `0`: the number that `nvidia-smi` shows; GPUs of AMD and Intel are counted on in the order of their buses.
+    Index(u32),
+    /// `GPU-…`, or `MIG-…` for a part of one: as `nvidia-smi -L` shows them. Lower case behind the prefix.
+    Uuid(String),
+    /// `0000:01:00.0`: its place on the PCI bus, as `lspci -D` shows it. Lower case.
+    Bus(String),
+}
+
+impl fmt::Display for GpuName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Index(index) => index.fmt(f),
+            Self::Uuid(text) | Self::Bus(text) => text.fmt(f),
+        }
+    }
+}
+
+/// Why a text names no GPU; the sentence says what was expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GpuNameError(pub &'static str);
+
+impl fmt::Display for GpuNameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for GpuNameError {}
+
+impl FromStr for GpuName {
+    type Err = GpuNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const FORMS: GpuNameError = GpuNameError(
+            "expected a GPU: a number as nvidia-smi shows it, a UUID (GPU-…, MIG-…), a PCI address such as 0000:01:00.0, or 'all'",
+        );
+        let is_hex = |part: &str, length: usize| {
+            part.len() == length && part.bytes().all(|b| b.is_ascii_hexdigit())
+        };
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+            return text.parse().map(Self::Index).map_err(|_| FORMS);
+        }
+        if let Some((prefix @ ("GPU" | "MIG"), rest)) = text.split_once('-') {
+            let groups: Vec<&str> = rest.split('-').collect();
+            let lengths = [8, 4, 4, 4, 12];
+            let is_uuid = groups.len() == lengths.len()
+                && groups.iter().zip(lengths).all(|(group, length)| is_hex(group, length));
+            let uuid = format!("{prefix}-{}", rest.to_ascii_lowercase());
+            return if is_uuid { Ok(Self::Uuid(uuid)) } else { Err(FORMS) };
+        }
+        pci_address(text).map(Self::Bus).ok_or(FORMS)
+    }
+}
+
+/// `0000:01:00.0` in lower case, whatever the width of its domain: `nvidia-smi` writes eight digits, sysfs four.
+pub fn pci_address(text: &str) -> Option<String> {
+    let mut parts = text.split([':', '.']);
+    let mut next = || parts.next().and_then(|part| u32::from_str_radix(part, 16).ok());
+    let (domain, bus, device, function) = (next()?, next()?, next()?, next()?);
+    let is_written = text.bytes().all(|b| b.is_ascii_hexdigit() || b == b':' || b == b'.');
+    let is_whole = parts.next().is_none() && is_written && text.len() >= "0:0:0.0".len();
+    let fits = bus <= 0xff && device <= 0x1f && function <= 7;
+    (is_whole && fits).then(|| format!("{domain:04x}:{bus:02x}:{device:02x}.{function:x}"))
+}
+
 /// Which service manager runs a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Manager {
@@ -300,6 +374,30 @@ mod tests {
             ["", "0", "65536", "+80", "80/sctp", "::1:80", "host:80", "[127.0.0.1]:80", "80 "]
         {
             assert!(text.parse::<Endpoint>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn every_written_form_of_a_gpu_is_read() {
+        for (text, printed) in [
+            ("all", "all"),
+            ("0", "0"),
+            (
+                "GPU-2C1E4A5B-0000-1111-2222-0123456789AB",
+                "GPU-2c1e4a5b-0000-1111-2222-0123456789ab",
+            ),
+            (
+                "MIG-2c1e4a5b-0000-1111-2222-0123456789ab",
+                "MIG-2c1e4a5b-0000-1111-2222-0123456789ab",
+            ),
+            ("00000000:3B:00.0", "0000:3b:00.0"),
+            ("0000:01:00.0", "0000:01:00.0"),
+        ] {
+            assert_eq!(text.parse::<GpuName>().unwrap().to_string(), printed);
+        }
+        for text in ["", "-1", "ALL", "GPU-1", "GPU-", "card0", "99999999999", "1:00.0", "0:0:20.0"]
+        {
+            assert!(text.parse::<GpuName>().is_err(), "{text:?}");
         }
     }
 

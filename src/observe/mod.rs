@@ -184,6 +184,7 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
         lingering: answers.lingering,
         containers,
         receipts: Vec::new(),
+        gpus: None,
     };
     (snapshot, is_torn)
 }

@@ -142,6 +142,7 @@ impl Scene {
             lingering: [(1000, Seen::Known(false))].into(),
             containers: Containers::default(),
             receipts: Vec::new(),
+            gpus: None,
         };
         let scene = Self { snapshot, settings, terms };
         scene.process(1, 0, "/sbin/init").edit(1, |p| p.exe = Seen::Known("/sbin/init".into()))
