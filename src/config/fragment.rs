@@ -5,8 +5,8 @@ use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::settings::{EngineUse, ForeignHolder, Pattern, Protect, RunsIn};
-use crate::ident::{Endpoint, ServiceName};
+use super::settings::{EngineUse, ForeignHolder, GpuNeed, Pattern, Protect, RunsIn};
+use crate::ident::{Endpoint, GpuName, ServiceName};
 
 /// Where a value stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +52,24 @@ pub struct Fragment {
     /// How long `portreeve gate` waits.
     #[schemars(with = "Option<GateFragment>")]
     pub gate: GateFragment,
+    /// Who is asked about GPUs.
+    #[schemars(with = "Option<GpuSourcesFragment>")]
+    pub gpus: GpuSourcesFragment,
+}
+
+/// Who is asked about GPUs. Nobody is, unless a service or the command line names one.
+#[derive(Debug, Clone, Default, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "GpuSources")]
+pub struct GpuSourcesFragment {
+    /// NVIDIA's management library, libnvidia-ml.so.1: where it is found, never, or this file (default auto).
+    #[schemars(with = "Option<GpuSourceText>")]
+    pub nvml: Option<At<EngineUse>>,
+    /// nvidia-smi, where the library gives no answer: where it is found, never, or this file (default auto).
+    #[schemars(with = "Option<GpuSourceText>")]
+    pub nvidia_smi: Option<At<EngineUse>>,
+    /// How long either may take for one answer; a run's first one loads the driver (default 5s).
+    #[schemars(with = "Option<DurationText>")]
+    pub timeout: Option<At<Duration>>,
 }
 
 /// How long `portreeve gate` waits.
@@ -64,6 +82,12 @@ pub struct GateFragment {
     /// A port is called blocked only if it has been so for this long (default 500ms).
     #[schemars(with = "Option<DurationText>")]
     pub settle: Option<At<Duration>>,
+    /// The same for a GPU's memory that no process holds: drivers give it back a while after the exit (default 10s).
+    #[schemars(with = "Option<DurationText>")]
+    pub gpu_settle: Option<At<Duration>>,
+    /// How much of a GPU must be free for a service that does not say how much it needs (default 90%).
+    #[schemars(with = "Option<GpuNeedText>")]
+    pub gpu_free: Option<At<GpuNeed>>,
 }
 
 /// The container engines that may be asked.
@@ -124,6 +148,12 @@ pub struct ServiceFragment {
     /// It sets SO_REUSEADDR before it binds them, as nearly every server does (default true).
     #[schemars(with = "Option<bool>")]
     pub reuse_addr: Option<At<bool>>,
+    /// The GPUs that the service computes on: one, or a list.
+    #[schemars(with = "Option<GpusText>")]
+    pub gpus: Option<At<Vec<At<GpuName>>>>,
+    /// How much memory it needs on each of them (default: 'gpu_free' of 'gate').
+    #[schemars(with = "Option<GpuNeedText>")]
+    pub gpu_free: Option<At<GpuNeed>>,
     /// Regular expressions for the command lines of its processes.
     #[schemars(with = "Option<Vec<PatternText>>")]
     pub patterns: Option<At<Vec<At<PatternFragment>>>>,
@@ -204,6 +234,27 @@ written! {
         "anyOf": [
             { "type": "integer", "minimum": 1, "maximum": 65535 },
             { "type": "string", "pattern": "^([0-9.]+:|\\[[0-9A-Fa-f:.]+\\]:)?[0-9]+(/(tcp|udp))?$" }
+        ]
+    }
+    GpuSourceText = "GpuSource" {
+        "anyOf": [{ "enum": ["auto", "off"] }, { "type": "string", "pattern": "^/.", "maxLength": 4096 }]
+    }
+    GpuNeedText = "GpuNeed" {
+        "type": "string",
+        "description": "A share of the GPU's memory, at most 100%, or an amount in MiB or GiB.",
+        "pattern": "^([0-9]{1,3}%|[0-9]+(MiB|GiB))$",
+        "examples": ["90%", "40GiB"]
+    }
+    GpusText = "Gpus" {
+        "description": "A GPU's number as nvidia-smi shows it, its UUID (GPU-…, MIG-…), its PCI address (0000:01:00.0), or 'all': every \
+                        GPU with memory of its own.",
+        "anyOf": [
+            { "type": "integer", "minimum": 0, "maximum": 4_294_967_295_u32 },
+            { "type": "string", "minLength": 1, "maxLength": 64 },
+            { "type": "array", "items": { "anyOf": [
+                { "type": "integer", "minimum": 0, "maximum": 4_294_967_295_u32 },
+                { "type": "string", "minLength": 1, "maxLength": 64 }
+            ] } }
         ]
     }
     RegexText = "Regex" {

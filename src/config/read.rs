@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{
     fragment::{
-        At, DefaultsFragment, EnginesFragment, Fragment, GateFragment, PatternFragment, Place,
-        ServiceFragment, WorkerFragment,
+        At, DefaultsFragment, EnginesFragment, Fragment, GateFragment, GpuSourcesFragment,
+        PatternFragment, Place, ServiceFragment, WorkerFragment,
     },
     problem::{Problem, quoted},
     reader::{Entry, Reader},
@@ -14,13 +14,24 @@ use super::{
 };
 use crate::ident::ServiceName;
 
-const FRAGMENT_KEYS: &[&str] = &["defaults", "services", "patterns", "protect", "engines", "gate"];
+const FRAGMENT_KEYS: &[&str] =
+    &["defaults", "services", "patterns", "protect", "engines", "gate", "gpus"];
 const DEFAULTS_KEYS: &[&str] = &["grace", "min_age", "respawn_watch", "foreign_holder"];
 const ENGINES_KEYS: &[&str] =
     &["docker", "podman", "timeout", "stop_timeout", "kill_timeout", "remove_timeout"];
-const GATE_KEYS: &[&str] = &["timeout", "settle"];
-const SERVICE_KEYS: &[&str] =
-    &["enabled", "runs_in", "ports", "reuse_addr", "patterns", "grace", "foreign_holder"];
+const GATE_KEYS: &[&str] = &["timeout", "settle", "gpu_settle", "gpu_free"];
+const GPU_SOURCES_KEYS: &[&str] = &["nvml", "nvidia_smi", "timeout"];
+const SERVICE_KEYS: &[&str] = &[
+    "enabled",
+    "runs_in",
+    "ports",
+    "reuse_addr",
+    "gpus",
+    "gpu_free",
+    "patterns",
+    "grace",
+    "foreign_holder",
+];
 const WORKER_KEYS: &[&str] = &["name", "kind", "match", "grace"];
 
 /// One text of the configuration: what it says, as far as it says something valid, and all that is wrong with it.
@@ -46,6 +57,7 @@ impl Reader<'_> {
             protect: fields.get("protect").map(|n| self.protect(n)).unwrap_or_default(),
             engines: fields.get("engines").map(|n| self.engines(n)).unwrap_or_default(),
             gate: fields.get("gate").map(|n| self.gate(n)).unwrap_or_default(),
+            gpus: fields.get("gpus").map(|n| self.gpu_sources(n)).unwrap_or_default(),
         }
     }
 
@@ -54,14 +66,27 @@ impl Reader<'_> {
         GateFragment {
             timeout: fields.get("timeout").and_then(|n| self.duration(n)),
             settle: fields.get("settle").and_then(|n| self.duration(n)),
+            gpu_settle: fields.get("gpu_settle").and_then(|n| self.duration(n)),
+            gpu_free: fields.get("gpu_free").and_then(|n| self.gpu_need(n)),
+        }
+    }
+
+    fn gpu_sources(&mut self, node: &Node) -> GpuSourcesFragment {
+        let fields = self.fields(node, "'gpus'", GPU_SOURCES_KEYS);
+        GpuSourcesFragment {
+            nvml: fields.get("nvml").and_then(|n| self.engine_use(n, Some("a library"))),
+            nvidia_smi: fields
+                .get("nvidia_smi")
+                .and_then(|n| self.engine_use(n, Some("a program"))),
+            timeout: fields.get("timeout").and_then(|n| self.positive_duration(n)),
         }
     }
 
     fn engines(&mut self, node: &Node) -> EnginesFragment {
         let fields = self.fields(node, "'engines'", ENGINES_KEYS);
         EnginesFragment {
-            docker: fields.get("docker").and_then(|n| self.engine_use(n, true)),
-            podman: fields.get("podman").and_then(|n| self.engine_use(n, false)),
+            docker: fields.get("docker").and_then(|n| self.engine_use(n, Some("a socket"))),
+            podman: fields.get("podman").and_then(|n| self.engine_use(n, None)),
             timeout: fields.get("timeout").and_then(|n| self.positive_duration(n)),
             stop_timeout: fields.get("stop_timeout").and_then(|n| self.positive_duration(n)),
             kill_timeout: fields.get("kill_timeout").and_then(|n| self.positive_duration(n)),
@@ -99,6 +124,8 @@ impl Reader<'_> {
             runs_in: fields.get("runs_in").and_then(|n| self.runs_in(n)),
             ports: fields.get("ports").and_then(|n| self.items(n, ports, Self::endpoint)),
             reuse_addr: fields.get("reuse_addr").and_then(|n| self.truth(n)),
+            gpus: fields.get("gpus").and_then(|n| self.gpus(n)),
+            gpu_free: fields.get("gpu_free").and_then(|n| self.gpu_need(n)),
             patterns: fields.get("patterns").and_then(|n| self.items(n, patterns, Self::pattern)),
             grace: fields.get("grace").and_then(|n| self.duration(n)),
             foreign_holder: fields.get("foreign_holder").and_then(|n| self.foreign_holder(n)),
@@ -181,6 +208,7 @@ mod tests {
             ("/$defs/Defaults", DEFAULTS_KEYS),
             ("/$defs/Engines", ENGINES_KEYS),
             ("/$defs/Gate", GATE_KEYS),
+            ("/$defs/GpuSources", GPU_SOURCES_KEYS),
             ("/$defs/Service", SERVICE_KEYS),
             ("/$defs/Worker", WORKER_KEYS),
         ] {

@@ -8,11 +8,13 @@ use super::{
     fragment::{At, Kind},
     problem::quoted,
     reader::Reader,
-    settings::{EngineUse, ForeignHolder, PATTERN_NEST_LIMIT, Pattern, RunsIn, compile_pattern},
+    settings::{
+        EngineUse, ForeignHolder, GpuNeed, PATTERN_NEST_LIMIT, Pattern, RunsIn, compile_pattern,
+    },
     source::DEFAULT_LAYER,
     yaml::{Node, TextSpan, Value},
 };
-use crate::ident::{Endpoint, UnitName};
+use crate::ident::{Endpoint, GpuName, UnitName};
 
 /// Longer than any wait that a person would want, and short of every overflow.
 const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
@@ -49,16 +51,50 @@ impl Reader<'_> {
         }
     }
 
-    /// `auto`, `off`, or a socket where one may be named.
-    pub(super) fn engine_use(&mut self, node: &Node, takes_path: bool) -> Option<At<EngineUse>> {
-        let what = if takes_path { "auto, off or the path of a socket" } else { "auto or off" };
+    /// `auto`, `off`, or the path of such a thing where one may be named.
+    pub(super) fn engine_use(&mut self, node: &Node, at: Option<&str>) -> Option<At<EngineUse>> {
+        let what = match at {
+            Some(thing) => format!("auto, off or the path of {thing}"),
+            None => "auto or off".to_owned(),
+        };
         match node.value.text() {
             Some("auto") => Some(self.at(node, EngineUse::Auto)),
             Some("off") => Some(self.at(node, EngineUse::Off)),
-            Some(path) if takes_path && path.len() > 1 && path.starts_with('/') => {
+            Some(path) if at.is_some() && path.len() > 1 && path.starts_with('/') => {
                 Some(self.at(node, EngineUse::At(path.into())))
             }
-            Some(_) | None => self.expected(node, what, None),
+            Some(_) | None => self.expected(node, &what, None),
+        }
+    }
+
+    /// One GPU, or a list of them.
+    pub(super) fn gpus(&mut self, node: &Node) -> Option<At<Vec<At<GpuName>>>> {
+        if matches!(node.value, Value::List(_)) {
+            return self.items(node, "a list of GPUs", Self::gpu);
+        }
+        let one = self.gpu(node)?;
+        Some(self.at(node, vec![one]))
+    }
+
+    fn gpu(&mut self, node: &Node) -> Option<At<GpuName>> {
+        let text = node.value.text().or(node.value.bare()).unwrap_or_default();
+        match text.parse() {
+            Ok(name) => Some(self.at(node, name)),
+            Err(error) => {
+                self.refuse(node, format!("{error}; found {}", node.value.describe()), None)
+            }
+        }
+    }
+
+    /// `90%`, `40GiB`.
+    pub(super) fn gpu_need(&mut self, node: &Node) -> Option<At<GpuNeed>> {
+        match node.value.text().and_then(|text| text.parse().ok()) {
+            Some(need) => Some(self.at(node, need)),
+            None => self.expected(
+                node,
+                "a share such as 90%, or an amount such as 40GiB or 500MiB",
+                None,
+            ),
         }
     }
 

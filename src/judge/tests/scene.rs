@@ -13,8 +13,8 @@ use super::super::{
 };
 use crate::{
     config::settings::{
-        Defaults, Engines, ForeignHolder, Gate, Protect, RunsIn, Service, ServicePattern, Settings,
-        WorkerPattern, compile_pattern,
+        Defaults, Engines, ForeignHolder, Gate, GpuNeed, GpuSources, Protect, RunsIn, Service,
+        ServicePattern, Settings, WorkerPattern, compile_pattern,
     },
     ident::{Endpoint, EngineKind, EngineRef, Manager, Pid, Port, ProcessKey, Proto, UnitRef},
     snapshot::{
@@ -55,6 +55,8 @@ fn service(name: &str, runs_in: Option<RunsIn>, ports: &[u16], patterns: &[&str]
         runs_in,
         ports: ports.iter().map(|p| p.to_string().parse().unwrap()).collect(),
         reuse_addr: true,
+        gpus: Vec::new(),
+        gpu_free: GpuNeed::Share(90),
         patterns: patterns.iter().map(pattern).collect(),
         grace: Duration::from_secs(5),
         foreign_holder: ForeignHolder::Report,
@@ -84,6 +86,7 @@ fn settings() -> Settings {
         protect: vec![Protect::Unit(glob("keep*.service")), Protect::Exe(glob("/srv/keep/*"))],
         engines: Engines::default(),
         gate: Gate::default(),
+        gpus: GpuSources::default(),
     }
 }
 
