@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod containers;
 pub mod dbus;
 pub mod diag;
+pub mod gpus;
 pub mod holders;
 pub mod listeners;
 pub mod processes;
