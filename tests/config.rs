@@ -455,7 +455,7 @@ config.yaml:5:10: expected a list of {unit: GLOB} and {exe: GLOB}, found a map
     assert_eq!(
         errors("- a\n"),
         "\
-config.yaml:1:1: expected a map with defaults, services, patterns, protect, engines or gate, found a list
+config.yaml:1:1: expected a map with defaults, services, patterns, protect, engines, gate or gpus, found a list
   1 | - a
     | ^"
     );

@@ -56,7 +56,7 @@ impl GpuNeed {
     /// What this comes to on a GPU with so much memory.
     pub fn bytes_of(self, total_bytes: u64) -> u64 {
         match self {
-            Self::Share(hundredths) => total_bytes / 100 * u64::from(hundredths),
+            Self::Share(hundredths) => total_bytes.saturating_mul(u64::from(hundredths)) / 100,
             Self::Bytes(bytes) => bytes,
         }
     }
