@@ -4,6 +4,7 @@ pub mod config;
 mod doctor;
 mod explain;
 mod gate;
+mod nvml;
 mod output;
 mod reap;
 mod scan;
@@ -115,6 +116,13 @@ enum Verb {
     Config {
         #[command(subcommand)]
         what: ConfigVerb,
+    },
+    /// Ask NVIDIA's library, once for each line on standard input: the process that another run starts for it
+    #[command(name = crate::observe::gpus::VERB, hide = true)]
+    NvmlReader {
+        /// The library, instead of the one that the loader finds
+        #[arg(long, value_name = "PATH")]
+        library: Option<PathBuf>,
     },
 }
 
@@ -253,6 +261,7 @@ fn run_verb(verb: Verb, output: Option<&Output>) -> Result<u8, Failure> {
         }
         Verb::Doctor { file, output, sysctl } => doctor::run(file, &output, sysctl, &mut text)?,
         Verb::Config { what } => run_config(what, &mut text)?,
+        Verb::NvmlReader { library } => return nvml::run(library.as_deref()),
     };
     if let Some(output) = output {
         put(&text, code, output, file.as_ref())?;
@@ -295,7 +304,7 @@ impl Verb {
             | Self::Gate { output, .. }
             | Self::Explain { output, .. }
             | Self::Doctor { output, .. } => Some(output),
-            Self::Config { .. } => None,
+            Self::Config { .. } | Self::NvmlReader { .. } => None,
         }
     }
 
@@ -308,7 +317,8 @@ impl Verb {
             | Self::Reap { .. }
             | Self::Explain { .. }
             | Self::Doctor { .. }
-            | Self::Config { .. } => exit::COULD_NOT_TELL,
+            | Self::Config { .. }
+            | Self::NvmlReader { .. } => exit::COULD_NOT_TELL,
         }
     }
 }

@@ -195,7 +195,10 @@ impl Search<'_> {
 }
 
 /// Calls `look` with each name but `.` and `..`; returns whether any look, or the listing itself, was refused.
-fn each_entry(directory: &OwnedFd, mut look: impl FnMut(&std::ffi::CStr) -> bool) -> bool {
+pub(super) fn each_entry(
+    directory: &OwnedFd,
+    mut look: impl FnMut(&std::ffi::CStr) -> bool,
+) -> bool {
     let mut space = [MaybeUninit::uninit(); 8192];
     let mut entries = RawDir::new(directory, &mut space);
     let mut was_refused = false;

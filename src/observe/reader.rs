@@ -1,4 +1,4 @@
-//! Reading one file of many processes, where any of them may be sick: a read of `cmdline` or `environ` takes the
+//! Reading files of many processes, where any of them may be sick: a read of `cmdline` or `environ` takes the
 //! target's memory lock and may block (proc_pid_cmdline(5)); each has a deadline.
 
 use std::{
@@ -32,15 +32,13 @@ struct Queue<T> {
 }
 /// What the readers share.
 struct Work<F, T> {
-    host: Host,
     pids: Vec<Pid>,
-    file: &'static str,
     read: F,
     queue: Mutex<Queue<T>>,
     /// Told when a reader finishes, not at each answer: thousands would wake whoever waits.
     finished: Condvar,
 }
-impl<F: Fn(&mut Vec<u8>) -> T, T> Work<F, T> {
+impl<F: Fn(Pid, &mut Vec<u8>) -> Seen<T>, T> Work<F, T> {
     fn queue(&self) -> MutexGuard<'_, Queue<T>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -50,8 +48,7 @@ impl<F: Fn(&mut Vec<u8>) -> T, T> Work<F, T> {
         let mut bytes = Vec::with_capacity(USUAL_BYTES);
         let mut next = self.take(reader, None);
         while let Some(pid) = next {
-            let done = read_limited(&self.host.of_process(pid, self.file), &mut bytes);
-            let answer = seen(done).map(|()| (self.read)(&mut bytes));
+            let answer = (self.read)(pid, &mut bytes);
             next = self.take(reader, Some((pid, answer)));
         }
     }
@@ -73,20 +70,30 @@ impl<F: Fn(&mut Vec<u8>) -> T, T> Work<F, T> {
     }
 }
 
-/// Reads `/proc/PID/file` of many processes on a few threads. A thread that hangs in one read longer than
-/// [`READ_DEADLINE`] is written off with that process, and two others take its place: a thousand sick
-/// processes cost ten deadlines, not a thousand.
+/// Reads `/proc/PID/file` of many processes, each within the deadline.
 pub(super) fn read_with_deadline<T: Send + 'static>(
     host: &Host,
     pids: &[Pid],
     file: &'static str,
     read: impl Fn(&mut Vec<u8>) -> T + Send + Sync + 'static,
 ) -> BTreeMap<Pid, Seen<T>> {
+    let host = host.clone();
+    look_with_deadline(pids, move |pid, bytes| {
+        let done = read_limited(&host.of_process(pid, file), bytes);
+        seen(done).map(|()| read(bytes))
+    })
+}
+
+/// Looks at many processes on a few threads, each of which has a buffer for what it reads. A thread that hangs in one look
+/// longer than [`READ_DEADLINE`] is written off with that process, and two others take its place: a thousand sick processes
+/// cost ten deadlines, not a thousand.
+pub(super) fn look_with_deadline<T: Send + 'static>(
+    pids: &[Pid],
+    read: impl Fn(Pid, &mut Vec<u8>) -> Seen<T> + Send + Sync + 'static,
+) -> BTreeMap<Pid, Seen<T>> {
     let queue = Queue { next: 0, in_hand: BTreeMap::new(), answers: BTreeMap::new() };
     let work = Arc::new(Work {
-        host: host.clone(),
         pids: pids.to_vec(),
-        file,
         read,
         queue: Mutex::new(queue),
         finished: Condvar::new(),
@@ -132,7 +139,8 @@ pub(super) fn read_with_deadline<T: Send + 'static>(
     answers
 }
 
-fn read_limited(path: &std::path::Path, bytes: &mut Vec<u8>) -> std::io::Result<()> {
+/// Reads a file into the buffer, from its beginning.
+pub(super) fn read_limited(path: &std::path::Path, bytes: &mut Vec<u8>) -> std::io::Result<()> {
     bytes.clear();
     fs::File::open(path)?.take(MOST_BYTES).read_to_end(bytes)?;
     Ok(())

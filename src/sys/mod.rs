@@ -13,6 +13,8 @@ use std::{
 
 use crate::ident::Pid;
 
+pub mod nvml;
+
 /// File handle type of kernfs (`FILEID_KERNFS`, include/linux/exportfs.h).
 const FILEID_KERNFS: libc::c_int = 0xfe;
 
