@@ -484,6 +484,13 @@ impl<'a> Inquiry<'a> {
         })
     }
 
+    /// Ends what looks at GPUs for us; a further look starts it anew.
+    pub(crate) fn rest(&self) {
+        if let Some(reader) = &self.reader {
+            *reader.borrow_mut() = gpus::Reader::new(sources(self.settings));
+        }
+    }
+
     /// Ends the convicted of one look: processes by signals, unsupervised containers by their engines.
     fn end(
         &self,
