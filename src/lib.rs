@@ -11,6 +11,7 @@
 
 pub mod ident;
 pub mod sys;
+pub mod command;
 pub mod snapshot;
 pub mod host;
 pub mod engine;

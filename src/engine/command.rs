@@ -4,24 +4,13 @@
 use std::{
     collections::VecDeque,
     fs, io,
-    io::Read,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::{
-            fs::{MetadataExt, PermissionsExt},
-            process::CommandExt,
-        },
-    },
+    os::unix::{fs::MetadataExt, process::CommandExt},
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
-};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use super::{
@@ -30,10 +19,10 @@ use super::{
     way::NoAnswer,
 };
 use crate::{
+    command::{self, Said, Unheard},
     host::Host,
     ident::{ContainerId, EngineKind, EngineRef},
     snapshot::{Container, Seen},
-    sys,
 };
 
 /// Where a distribution puts it; the last is NixOS's.
@@ -42,17 +31,11 @@ const PROGRAMS: [&str; 3] = ["usr/bin/podman", "bin/podman", "run/current-system
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin:/run/wrappers/bin:/run/current-system/sw/bin";
 /// Commands of one user at a time; each takes some 25 to 100 ms.
 const MOST_COMMANDS: usize = 2;
-/// A list of thousands of ids, or a container with its labels.
-const MOST_BYTES: usize = 1 << 20;
-/// How long a killed command may take to be gone.
-const LAST_WAIT: Duration = Duration::from_millis(200);
 
 /// The command on this host. A fixture's is never run.
 pub(super) fn program(host: &Host) -> Option<PathBuf> {
     let mut paths = PROGRAMS.iter().map(|path| host.path(path)).filter(|_| host.is_live());
-    paths.find(|path| {
-        fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
-    })
+    paths.find(|path| command::is_program(path))
 }
 
 /// Podman's command as one user.
@@ -72,14 +55,6 @@ struct User {
     home: PathBuf,
     /// `/run/user/UID`, where that is this user's folder; without it Podman keeps what it needs in `/tmp`.
     runtime_folder: Option<PathBuf>,
-}
-
-/// What a command said.
-#[derive(Debug)]
-pub(super) struct Said {
-    code: Option<i32>,
-    out: Vec<u8>,
-    pub(super) errors: Vec<u8>,
 }
 
 impl Podman {
@@ -129,7 +104,7 @@ impl Podman {
 
     fn version(&self) -> Result<Version, NoAnswer> {
         // `podman version 4.3.1`; touches no store.
-        let said = self.run(&["--version"])?.succeeded()?;
+        let said = succeeded(self.run(&["--version"])?)?;
         let text = String::from_utf8_lossy(&said);
         let version = text.trim().strip_prefix("podman version ");
         let why = || NoAnswer::Strange(format!("it says '{}'", shown(&text)));
@@ -140,13 +115,13 @@ impl Podman {
         let name = self.name;
         match part {
             Part::Store => {
-                let said = self.run(&["info", "--format", "json"]).and_then(Said::succeeded);
+                let said = self.run(&["info", "--format", "json"]).and_then(succeeded);
                 let store = said.and_then(|json| answer::podman_store(&json));
                 PartAnswer::Store(store.map_or_else(|why| why.of(name), Seen::Known))
             }
             Part::List => {
                 let arguments = ["ps", "--all", "--no-trunc", "--format", "json"];
-                let said = self.run(&arguments).and_then(Said::succeeded);
+                let said = self.run(&arguments).and_then(succeeded);
                 let all = said.and_then(|json| answer::listed(&json));
                 PartAnswer::List(all.map_or_else(|why| why.of(name), Seen::Known))
             }
@@ -161,8 +136,8 @@ impl Podman {
         let arguments = ["inspect", "--type", "container", "--format", "json", &id.0];
         match self.run(&arguments) {
             Err(why) => why.of(self.name),
-            Ok(said) if said.code == Some(125) && said.knows_no(id) => Seen::Gone,
-            Ok(said) => match said.succeeded() {
+            Ok(said) if said.code == Some(125) && knows_no(&said, id) => Seen::Gone,
+            Ok(said) => match succeeded(said) {
                 Ok(json) => answer::read_listed(&json, self.name, id),
                 Err(why) => why.of(self.name),
             },
@@ -180,7 +155,7 @@ impl Podman {
         let (message, is_conflict) = (shown(&errors), answer::is_in_wrong_state(&errors));
         match said.code {
             Some(0) => Deed::Done,
-            Some(1 | 125) if said.knows_no(id) => Deed::Gone,
+            Some(1 | 125) if knows_no(&said, id) => Deed::Gone,
             Some(_) if is_conflict => Deed::Conflict(message),
             Some(code) => Deed::Failed(u16::try_from(code).unwrap_or(u16::MAX), message),
             None => Deed::NoAnswer("podman was ended by a signal".to_owned()),
@@ -188,27 +163,14 @@ impl Podman {
     }
 
     pub(super) fn run(&self, arguments: &[&str]) -> Result<Said, NoAnswer> {
-        if Instant::now() >= self.deadline {
-            return Err(NoAnswer::Late);
-        }
-        let child = self.command(arguments).spawn();
-        let mut child = child.map_err(|error| {
-            let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
-            if is_denied { NoAnswer::Denied } else { NoAnswer::NoWay(error.to_string()) }
-        })?;
-        let said = listen(&mut child, self.deadline);
-        if said.is_err() {
-            end(&mut child);
-        }
-        said
+        Ok(command::run(self.command(arguments), self.deadline)?)
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
         let User { uid, gid, home, runtime_folder } = &self.user;
         let mut command = Command::new(&self.program);
         // A configured remote is another machine, whose word says nothing of this one's processes.
-        command.arg("--remote=false").args(arguments).current_dir("/").stdin(Stdio::null());
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.arg("--remote=false").args(arguments).current_dir("/");
         command.env_clear().env("PATH", PATH).env("HOME", home).env("LC_ALL", "C");
         if let Some(folder) = runtime_folder {
             command.env("XDG_RUNTIME_DIR", folder);
@@ -217,27 +179,38 @@ impl Podman {
             // With a uid, std drops root's supplementary groups as well.
             command.uid(*uid).gid(*gid);
         }
-        sys::begin_session(&mut command);
         command
     }
 }
 
-impl Said {
-    fn succeeded(self) -> Result<Vec<u8>, NoAnswer> {
-        match self.code {
-            Some(0) => Ok(self.out),
-            Some(code) => {
-                let words = shown(&String::from_utf8_lossy(&self.errors));
-                Err(NoAnswer::Strange(format!("podman failed with {code}: {words}")))
-            }
-            None => Err(NoAnswer::Strange("podman was ended by a signal".to_owned())),
+/// What a command that succeeded put out.
+fn succeeded(said: Said) -> Result<Vec<u8>, NoAnswer> {
+    match said.code {
+        Some(0) => Ok(said.out),
+        Some(code) => {
+            let words = shown(&String::from_utf8_lossy(&said.errors));
+            Err(NoAnswer::Strange(format!("podman failed with {code}: {words}")))
         }
+        None => Err(NoAnswer::Strange("podman was ended by a signal".to_owned())),
     }
+}
 
-    /// Whether it says so of this container: `no such container`, with the id before or behind it, by version and verb.
-    fn knows_no(&self, id: &ContainerId) -> bool {
-        let text = String::from_utf8_lossy(&self.errors);
-        text.lines().any(|line| line.contains(&id.0) && line.contains("no such container"))
+/// Whether it says so of this container: `no such container`, with the id before or behind it, by version and verb.
+fn knows_no(said: &Said, id: &ContainerId) -> bool {
+    let text = String::from_utf8_lossy(&said.errors);
+    text.lines().any(|line| line.contains(&id.0) && line.contains("no such container"))
+}
+
+impl From<Unheard> for NoAnswer {
+    fn from(unheard: Unheard) -> Self {
+        match unheard {
+            Unheard::NotStarted(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Self::Denied
+            }
+            Unheard::NotStarted(error) => Self::NoWay(error.to_string()),
+            Unheard::Late => Self::Late,
+            Unheard::TooMuch(_) | Unheard::Lost(_) => Self::Strange(unheard.to_string()),
+        }
     }
 }
 
@@ -261,97 +234,6 @@ fn entry(passwd: &str, uid: u32) -> Option<(u32, PathBuf)> {
         let is_it = user.parse() == Ok(uid) && home.starts_with('/');
         is_it.then_some((group.parse().ok()?, PathBuf::from(home)))
     })
-}
-
-/// All that it says until it exits. Who else has its output open (Podman leaves a process behind that keeps a user's
-/// namespace) is not waited for.
-fn listen(child: &mut Child, deadline: Instant) -> Result<Said, NoAnswer> {
-    let strange = |error: io::Error| NoAnswer::Strange(error.to_string());
-    let own = |error: rustix::io::Errno| strange(error.into());
-    let pid = Pid::from_child(child);
-    let exit = pidfd_open(pid, PidfdFlags::empty()).map_err(own)?;
-    let out: Option<OwnedFd> = child.stdout.take().map(Into::into);
-    let errors: Option<OwnedFd> = child.stderr.take().map(Into::into);
-    let mut pipes = [Pipe::new(out).map_err(strange)?, Pipe::new(errors).map_err(strange)?];
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(NoAnswer::Late);
-        }
-        let has_exited = wait(&exit, &pipes, left).map_err(own)?;
-        for pipe in &mut pipes {
-            pipe.drain().map_err(strange)?;
-            if pipe.text.len() > MOST_BYTES {
-                return Err(NoAnswer::Strange(format!("it says more than {MOST_BYTES} bytes")));
-            }
-        }
-        if has_exited {
-            break;
-        }
-    }
-    let code = child.wait().map_err(strange)?.code();
-    let [out, errors] = pipes.map(|pipe| pipe.text);
-    Ok(Said { code, out, errors })
-}
-
-/// Waits for an exit or for something to read; tells whether it is the exit.
-fn wait(exit: &OwnedFd, pipes: &[Pipe], left: Duration) -> rustix::io::Result<bool> {
-    let mut fds = vec![PollFd::new(exit, PollFlags::IN)];
-    fds.extend(pipes.iter().filter_map(|p| p.fd.as_ref()).map(|fd| PollFd::new(fd, PollFlags::IN)));
-    let left = Timespec::try_from(left).ok();
-    match poll(&mut fds, left.as_ref()) {
-        Ok(_) => Ok(fds.first().is_some_and(|exit| !exit.revents().is_empty())),
-        Err(rustix::io::Errno::INTR) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// One end of a pipe, and what came out of it.
-struct Pipe {
-    fd: Option<OwnedFd>,
-    text: Vec<u8>,
-}
-
-impl Pipe {
-    fn new(fd: Option<OwnedFd>) -> io::Result<Self> {
-        if let Some(fd) = &fd {
-            rustix::io::ioctl_fionbio(fd.as_fd(), true)?;
-        }
-        Ok(Self { fd, text: Vec::new() })
-    }
-
-    /// Reads what is there, and a little beyond the limit at most.
-    fn drain(&mut self) -> io::Result<()> {
-        let Some(fd) = self.fd.take() else { return Ok(()) };
-        let mut pipe = fs::File::from(fd);
-        let mut part = [0; 8192];
-        while self.text.len() <= MOST_BYTES {
-            match pipe.read(&mut part) {
-                Ok(0) => return Ok(()),
-                Ok(length) => self.text.extend(part.get(..length).unwrap_or_default()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.fd = Some(pipe.into());
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Kills the command and its children: its group is a child's that was not waited for, so the number is still theirs.
-fn end(child: &mut Child) {
-    let pid = Pid::from_child(child);
-    // Before setsid there is no such group yet.
-    if kill_process_group(pid, Signal::KILL).is_err() {
-        drop(child.kill());
-    }
-    let Ok(exit) = pidfd_open(pid, PidfdFlags::empty()) else { return };
-    if matches!(wait(&exit, &[], LAST_WAIT), Ok(true)) {
-        drop(child.wait());
-    }
 }
 
 #[cfg(test)]
