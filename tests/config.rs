@@ -44,7 +44,7 @@ impl Etc {
     }
 
     fn sources(&self) -> Sources {
-        Sources { etc: self.0.path().to_owned(), explicit: None, is_privileged: false }
+        Sources { etc: self.0.path().to_owned(), is_privileged: false, ..Sources::default() }
     }
 
     /// What is wrong, with the directory's name left out.
@@ -917,7 +917,7 @@ fn a_privileged_run_reads_roots_files_through_sticky_directories_and_links() {
     mode(&etc.path("store"), 0o1775);
     symlink("store/../store/./abc-etc", etc.path("static")).unwrap();
     symlink(etc.path("static/portreeve"), etc.path("linked")).unwrap();
-    let sources = Sources { etc: etc.path("linked"), explicit: None, is_privileged: true };
+    let sources = Sources { etc: etc.path("linked"), is_privileged: true, ..Sources::default() };
     assert_eq!(ports(&load(&sources).unwrap(), "mine"), ["9000/tcp"]);
 }
 

@@ -107,6 +107,20 @@ pub fn show(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
             takeover.endpoint, from.value, to.value
         )?;
     }
+    show_composed(loaded, out)
+}
+
+/// Who read which compose files, and what of them guards nothing: comments, since what they publish stands above.
+fn show_composed(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
+    for composed in &loaded.composed {
+        let At { value: entry, place } = &composed.entry;
+        let files: Vec<String> = entry.files.iter().map(|f| text(&f.to_string_lossy())).collect();
+        let (files, by) = (files.join(", "), composed.by);
+        writeln!(out, "# {files} ({}) is read by {by}", origin(loaded, Some(*place)))?;
+        for remark in &composed.remarks {
+            writeln!(out, "#   {remark}")?;
+        }
+    }
     Ok(())
 }
 

@@ -26,7 +26,8 @@ pub struct Takeover {
 
 /// Lays a layer over the lower ones.
 pub(super) fn overlay(lower: &mut Fragment, upper: Fragment) {
-    let Fragment { defaults, services, patterns, protect, engines, gate } = upper;
+    let Fragment { defaults, services, patterns, protect, engines, gate, compose } = upper;
+    lower.compose.extend(compose);
     let GateFragment { timeout: gate_timeout, settle } = gate;
     replace(&mut lower.gate.timeout, gate_timeout);
     replace(&mut lower.gate.settle, settle);
@@ -172,7 +173,11 @@ pub(super) fn take_over(merged: &mut Fragment, layers: &[Layer]) -> (Vec<Takeove
         let ports =
             merged.services.get_mut(&takeover.from.value).and_then(|s| s.value.ports.as_mut());
         if let Some(ports) = ports {
-            ports.value.retain(|port| port.place != takeover.from.place);
+            let lost = |port: &At<Endpoint>| {
+                // All ports of a compose file have one place.
+                port.place == takeover.from.place && port.value == takeover.endpoint
+            };
+            ports.value.retain(|port| !lost(port));
         }
     }
     (takeovers, problems)
