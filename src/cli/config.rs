@@ -113,10 +113,9 @@ pub fn show(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
 /// Who read which compose files, and what of them guards nothing: comments, since what they publish stands above.
 fn show_composed(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
     for composed in &loaded.composed {
-        let At { value: entry, place } = &composed.entry;
-        let files: Vec<String> = entry.files.iter().map(|f| text(&f.to_string_lossy())).collect();
-        let (files, by) = (files.join(", "), composed.by);
-        writeln!(out, "# {files} ({}) is read by {by}", origin(loaded, Some(*place)))?;
+        let files = &composed.entry.value.files;
+        let files: Vec<String> = files.iter().map(|file| text(&file.to_string_lossy())).collect();
+        writeln!(out, "# {} is read by {}", files.join(", "), composed.by)?;
         for remark in &composed.remarks {
             writeln!(out, "#   {remark}")?;
         }

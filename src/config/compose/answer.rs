@@ -136,7 +136,8 @@ impl Service {
     fn add(&mut self, published: Published, replicas: u64) -> Result<(), String> {
         let Published { address, ports, targets, proto } = published;
         let Some(ports) = ports else {
-            self.remarks.push("leaves the choice of a port to the engine".to_owned());
+            let why = "leaves the choice of a port to the engine: nothing to guard";
+            self.remarks.push(why.to_owned());
             return Ok(());
         };
         let proto = match proto {
@@ -151,7 +152,9 @@ impl Service {
         let count = ports.clone().count() as u64;
         if count > targets && count > replicas {
             let (first, last) = (ports.start(), ports.end());
-            let why = format!("leaves the choice of a port from {first} to {last} to the engine");
+            let why = format!(
+                "leaves the choice of a port from {first} to {last} to the engine: nothing to guard"
+            );
             self.remarks.push(why);
             return Ok(());
         }
@@ -268,4 +271,141 @@ fn get<'n>(node: &'n Node, key: &str) -> Option<&'n Node> {
 /// A text, or what looked like a number to YAML.
 fn text(node: &Node) -> Option<&str> {
     node.value.text().or(node.value.bare())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    const V2: &str = include_str!("../../../tests/compose/docker-compose-2.26.json");
+    const V1: &str = include_str!("../../../tests/compose/docker-compose-1.29.yaml");
+    const PODMAN: &str = include_str!("../../../tests/compose/podman-compose-1.6.yaml");
+
+    fn answer(by: &'static str, text: &str, profiles: &[&str]) -> BTreeMap<String, Service> {
+        let told = Told { by, text: text.to_owned(), warnings: Vec::new() };
+        let entry = ComposeFragment {
+            files: vec![PathBuf::from("/srv/ai/compose.yaml")],
+            profiles: profiles.iter().map(|&profile| profile.to_owned()).collect(),
+            prefix: None,
+        };
+        read(&told, &entry).unwrap_or_else(|failure| panic!("{}", failure.message))
+    }
+
+    fn ports(service: &Service) -> Vec<String> {
+        service.ports.iter().map(ToString::to_string).collect()
+    }
+
+    /// What of the recorded file has to be found, whoever read it.
+    fn assert_recorded(services: &BTreeMap<String, Service>) {
+        for (name, expected) in [
+            ("aidb", &["18091/tcp", "127.0.0.1:8791/tcp"][..]),
+            ("qdrant", &["6333/tcp", "[::1]:6335/udp"]),
+            (
+                "ranges",
+                &["8000/tcp", "8001/tcp", "8002/tcp", "127.0.0.1:8200/udp", "127.0.0.1:8201/udp"],
+            ),
+            ("every", &["8300/tcp"]),
+            ("two", &["7000/tcp", "7001/tcp", "7002/tcp"]),
+            ("vllm", &[]),
+            ("asleep", &[]),
+            ("inside", &[]),
+        ] {
+            assert_eq!(ports(&services[name]), expected, "{name}");
+        }
+        let silent: Vec<&str> = services
+            .iter()
+            .filter(|(_, service)| !service.has_something_to_say())
+            .map(|(name, _)| name.as_str())
+            .filter(|name| *name != "debug")
+            .collect();
+        assert_eq!(silent, ["asleep", "inside"]);
+        assert_eq!(
+            services["ranges"].remarks,
+            [
+                "leaves the choice of a port from 8100 to 8110 to the engine: nothing to guard",
+                "leaves the choice of a port to the engine: nothing to guard"
+            ]
+        );
+        assert!(services["vllm"].remarks[0].starts_with("is in the host's network"));
+    }
+
+    #[test]
+    fn the_same_ports_are_read_from_every_kind_of_compose() {
+        for (by, text) in [("docker compose", V2), ("docker-compose", V1), (PODMAN_COMPOSE, PODMAN)]
+        {
+            assert_recorded(&answer(by, text, &[]));
+        }
+    }
+
+    #[test]
+    fn a_containers_name_is_told_only_where_it_is_certain() {
+        let name = |services: &BTreeMap<String, Service>, service: &str| match &services[service]
+            .runs_in
+        {
+            RunsIn::Container(name) => name.clone(),
+            RunsIn::Unit(_) => panic!("no unit"),
+        };
+        let (v2, v1) = (answer("docker compose", V2, &[]), answer("docker-compose", V1, &[]));
+        for services in [&v2, &v1] {
+            assert_eq!(name(services, "aidb").as_deref(), Some("local-ai-aidb"));
+            assert_eq!(name(services, "two"), None, "it has two");
+        }
+        assert_eq!(name(&v2, "qdrant").as_deref(), Some("ai-qdrant-1"));
+        assert_eq!(name(&v1, "qdrant"), None);
+        assert_eq!(name(&answer(PODMAN_COMPOSE, V2, &[]), "qdrant"), None, "it may join with '_'");
+    }
+
+    #[test]
+    fn version_1_answers_with_all_profiles_and_only_those_asked_for_count() {
+        assert_eq!(ports(&answer("docker-compose", V1, &[])["debug"]), [""; 0]);
+        assert_eq!(ports(&answer("docker-compose", V1, &["debug"])["debug"]), ["9229/tcp"]);
+        // Version 2 has `COMPOSE_PROFILES` of a .env in its answer already.
+        let text = "{name: x, services: {debug: {profiles: [debug], ports: ['9229:9229']}}}";
+        assert_eq!(ports(&answer("docker compose", text, &[])["debug"]), ["9229/tcp"]);
+    }
+
+    #[test]
+    fn every_form_of_a_port_is_read_and_what_is_none_is_refused() {
+        for (written, expected) in [
+            ("'8000:80'", &["8000/tcp"][..]),
+            ("8000:80/udp", &["8000/udp"]),
+            ("80", &[]),
+            ("'3000-3005'", &[]),
+            (":80", &[]),
+            ("0:80", &[]),
+            ("127.0.0.1:8001:80", &["127.0.0.1:8001/tcp"]),
+            ("'[::1]:8001:80'", &["[::1]:8001/tcp"]),
+            ("::1:8001:80/tcp", &["[::1]:8001/tcp"]),
+            ("127.0.0.1:5000-5001:80-81", &["127.0.0.1:5000/tcp", "127.0.0.1:5001/tcp"]),
+            ("5000-5009:80", &[]),
+            ("9:80/sctp", &[]),
+            ("{target: 80, published: '8000'}", &["8000/tcp"]),
+            ("{target: 80, published: 8000, protocol: udp, host_ip: '::'}", &["[::]:8000/udp"]),
+            ("{target: 80, published: ''}", &[]),
+        ] {
+            let text = format!("{{name: x, services: {{a: {{ports: [{written}]}}}}}}");
+            assert_eq!(ports(&answer("docker compose", &text, &[])["a"]), expected, "{written}");
+        }
+        for written in [
+            "''",
+            "x:80",
+            "8000:x",
+            "70000:80",
+            "9-8:80",
+            "host:8000:80",
+            "[1]",
+            "~",
+            "+8:80",
+            "{published: [1]}",
+            "{published: 8000, host_ip: everywhere}",
+            "0-9:80-89",
+        ] {
+            let text = format!("{{name: x, services: {{a: {{ports: [{written}]}}}}}}");
+            let told = Told { by: "docker compose", text, warnings: Vec::new() };
+            let entry = ComposeFragment { files: Vec::new(), profiles: Vec::new(), prefix: None };
+            assert!(read(&told, &entry).is_err(), "{written}");
+        }
+    }
 }
