@@ -25,7 +25,7 @@ pub use problem::ConfigErrors;
 use problem::Problem;
 pub(crate) use problem::is_plain;
 use settings::Settings;
-pub use source::{Layer, Origin, Sources};
+pub use source::{Layer, Origin, Programs, Sources};
 
 /// The configuration as it is in effect.
 #[derive(Debug)]

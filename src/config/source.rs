@@ -10,6 +10,7 @@ use std::{
     io::{self, Read},
     os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::{Component, Path, PathBuf},
+    time::Duration,
 };
 
 use rustix::{
@@ -30,7 +31,7 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 const MAX_LINKS: usize = 40;
 
 /// Where distributions, Docker's own packages and administrators put programs; the last two are NixOS's.
-const PROGRAMS: [&str; 8] = [
+const FOLDERS: [&str; 8] = [
     "/usr/local/sbin",
     "/usr/local/bin",
     "/usr/sbin",
@@ -50,8 +51,25 @@ pub struct Sources {
     pub explicit: Option<PathBuf>,
     /// Whether this run has rights that others have not (euid 0).
     pub is_privileged: bool,
-    /// The folders of the programs that `compose:` needs.
-    pub programs: Vec<PathBuf>,
+    /// How compose is asked, where a file names one.
+    pub programs: Programs,
+}
+
+/// Other programs that a configuration asks.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// Where they are looked for, in this order.
+    pub folders: Vec<PathBuf>,
+    /// How long one may take from its start to its exit.
+    pub timeout: Duration,
+}
+
+impl Default for Programs {
+    fn default() -> Self {
+        // Compose takes some 25 to 300 ms.
+        let timeout = Duration::from_secs(10);
+        Self { folders: FOLDERS.map(PathBuf::from).to_vec(), timeout }
+    }
 }
 
 impl Default for Sources {
@@ -60,7 +78,7 @@ impl Default for Sources {
             etc: PathBuf::from("/etc/portreeve"),
             explicit: None,
             is_privileged: rustix::process::geteuid().is_root(),
-            programs: PROGRAMS.map(PathBuf::from).to_vec(),
+            programs: Programs::default(),
         }
     }
 }

@@ -15,8 +15,6 @@ use super::super::{
 };
 use crate::command::{self, Said, Unheard};
 
-/// From its start to its exit. It takes some 25 to 300 ms.
-const DEADLINE: Duration = Duration::from_secs(10);
 /// Lines of its own words that are shown, and characters of each.
 const MOST_LINES: usize = 12;
 const MOST_CHARACTERS: usize = 300;
@@ -62,6 +60,7 @@ pub(super) struct Compose {
     way: &'static Way,
     program: PathBuf,
     path: OsString,
+    timeout: Duration,
     is_privileged: bool,
 }
 
@@ -77,19 +76,21 @@ pub(super) struct Told {
 impl Compose {
     /// The first that is installed.
     pub(super) fn find(sources: &Sources) -> Result<Self, Failure> {
+        let programs = &sources.programs;
         let mut words = String::new();
         for way in &WAYS {
-            let mut paths = sources.programs.iter().map(|folder| folder.join(way.program));
+            let mut paths = programs.folders.iter().map(|folder| folder.join(way.program));
             let Some(program) = paths.find(|path| command::is_program(path)) else { continue };
-            let path = std::env::join_paths(&sources.programs).unwrap_or_default();
-            let compose = Self { way, program, path, is_privileged: sources.is_privileged };
+            let path = std::env::join_paths(&programs.folders).unwrap_or_default();
+            let (timeout, is_privileged) = (programs.timeout, sources.is_privileged);
+            let compose = Self { way, program, path, timeout, is_privileged };
             // Docker's command may be there without its plugin.
             match compose.has_compose() {
                 Ok(()) => return Ok(compose),
                 Err(why) => words = why,
             }
         }
-        let folders: Vec<String> = sources.programs.iter().map(|folder| shown(folder)).collect();
+        let folders: Vec<String> = programs.folders.iter().map(|folder| shown(folder)).collect();
         Err(Failure {
             message: format!(
                 "no compose is installed: no 'docker compose', 'docker-compose' or 'podman-compose' in {}{words}",
@@ -108,7 +109,7 @@ impl Compose {
         }
         let mut command = self.command(Path::new("/"));
         command.arg("version");
-        match command::run(command, Instant::now() + DEADLINE) {
+        match command::run(command, Instant::now() + self.timeout) {
             Ok(Said { code: Some(0), .. }) => Ok(()),
             Ok(said) => Err(own_words(self.way.by, &said.errors)),
             Err(why) => Err(format!("\n  {}: {why}", self.way.by)),
@@ -139,12 +140,15 @@ impl Compose {
             message: format!("{by} does not read '{files}': {why}{words}"),
             hint: hint(),
         };
-        let said = command::run(command, Instant::now() + DEADLINE).map_err(|why| match why {
-            Unheard::Late => failed(&format!("no answer within {} s", DEADLINE.as_secs()), ""),
-            Unheard::NotStarted(_) | Unheard::TooMuch(_) | Unheard::Lost(_) => {
-                failed(&why.to_string(), "")
-            }
-        })?;
+        let said =
+            command::run(command, Instant::now() + self.timeout).map_err(|why| match why {
+                Unheard::Late => {
+                    failed(&format!("no answer within {} s", self.timeout.as_secs()), "")
+                }
+                Unheard::NotStarted(_) | Unheard::TooMuch(_) | Unheard::Lost(_) => {
+                    failed(&why.to_string(), "")
+                }
+            })?;
         match said.code {
             Some(0) => {}
             Some(code) => {
