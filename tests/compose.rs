@@ -23,7 +23,11 @@ use portreeve::{
     config::{Loaded, Programs, Sources, load, settings::RunsIn},
     ident::ServiceName,
 };
-use support::{DEADLINE, skip, wait_until};
+use support::{
+    DEADLINE, TestBox,
+    engines::{Engine, Kind},
+    skip, wait_until,
+};
 use tempfile::TempDir;
 
 /// A stack of which three kinds of compose said the answers beside it.
@@ -424,4 +428,84 @@ fn a_real_compose_says_the_same_and_reads_the_env_file_beside_it() {
         errors.contains(" does not read 'ai/compose.yaml': exit code ") && errors.contains("imag"),
         "{errors}"
     );
+}
+
+/// In a box: exit code and all that was said.
+fn said(test_box: &TestBox, words: &[&str]) -> (i32, String) {
+    let output = test_box.run(&[&["/build/portreeve"], words].concat());
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code().unwrap(), String::from_utf8(said).unwrap())
+}
+
+#[test]
+fn as_root_compose_wakes_no_docker_and_runs_nothing_from_the_home_of_a_user() {
+    let test_box = match TestBox::boot("compose-asleep") {
+        Ok(test_box) => test_box,
+        Err(reason) => return skip(&reason),
+    };
+    test_box.unit("docker.service", "[Service]\nExecStart=/usr/bin/touch /run/woken\n");
+    test_box.unit("docker.socket", "[Socket]\nListenStream=/run/docker.sock\n");
+    test_box.sh("systemctl start docker.socket; mkdir -p /srv/ai");
+    test_box.write("/srv/ai/compose.yaml", STACK);
+    test_box.write("/etc/portreeve/config.yaml", "compose: /srv/ai/compose.yaml\n");
+    // What docker takes a plugin's description from, and then the plugin itself.
+    test_box.sh("install -d /home/alice/.docker/cli-plugins");
+    let plugin = "/home/alice/.docker/cli-plugins/docker-compose";
+    test_box.write(plugin, "#!/bin/sh\ntouch /run/trapped\n");
+    test_box.sh(&format!("chmod 755 {plugin}"));
+    for home in ["HOME=/home/alice", "DOCKER_CONFIG=/home/alice/.docker"] {
+        let show = ["env", home, "AIDB_PORT=18092", "/build/portreeve", "config", "show"];
+        let shown = test_box.run(&show);
+        let text = String::from_utf8_lossy(&shown.stdout);
+        assert!(shown.status.success(), "{text}{}", String::from_utf8_lossy(&shown.stderr));
+        assert!(text.contains("ports: [18092/tcp, 127.0.0.1:8791/tcp]"), "{text}");
+        assert!(!test_box.inside("/run/trapped").exists(), "{home}");
+    }
+    assert!(!test_box.inside("/run/woken").exists());
+    assert_eq!(test_box.sh("systemctl show --property=NConnections --value docker.socket"), "0");
+}
+
+#[test]
+fn a_stack_is_gated_by_its_compose_file_alone() {
+    let test_box = match TestBox::boot("compose-gate") {
+        Ok(test_box) => test_box,
+        Err(reason) => return skip(&reason),
+    };
+    let engine = Engine::start(&test_box, Kind::DockerSystemd);
+    test_box.sh("mkdir -p /srv/ai");
+    test_box.write("/srv/ai/.env", "API_PORT=9191\n");
+    test_box.write(
+        "/srv/ai/compose.yaml",
+        "services:\n  api:\n    image: plant\n    container_name: my-api\n    network_mode: bridge\n    \
+         ports: ['${API_PORT}:80']\n    command: [plant, --listen, '80']\n",
+    );
+    test_box.write(
+        "/etc/portreeve/config.yaml",
+        "compose: /srv/ai/compose.yaml\ngate: { timeout: 0s, settle: 50ms }\n",
+    );
+    let compose = |words: &str| {
+        test_box.sh(&format!(
+            "cd /srv/ai; if docker compose version; then docker compose {words}; else docker-compose {words}; fi"
+        ));
+    };
+    let gate = |words: &[&str]| said(&test_box, &[&["gate", "api"], words].concat());
+    assert_eq!(gate(&["--", "true"]).0, 0);
+    compose("up --detach");
+    engine.wait_for_status("my-api", "running");
+    let (blocked, text) = gate(&[]);
+    assert_eq!(blocked, 1, "{text}");
+    assert!(text.contains("9191") && text.contains("my-api"), "{text}");
+    let (ours, text) = gate(&["--allow-ours"]);
+    assert_eq!(ours, 0, "{text}");
+    compose("down");
+    assert_eq!(gate(&["--timeout", "10s"]).0, 0);
+    // A start without the stack's file is none.
+    test_box.sh("mv /srv/ai/compose.yaml /srv/ai/moved.yaml");
+    let (failed, text) = gate(&["--", "touch", "/run/started"]);
+    assert_eq!(failed, 69, "{text}");
+    assert!(
+        text.contains("compose file '/srv/ai/compose.yaml': cannot be read: no such file"),
+        "{text}"
+    );
+    assert!(!test_box.inside("/run/started").exists());
 }
