@@ -313,13 +313,13 @@ fn a_compose_that_hangs_is_ended_with_its_children_at_the_deadline() {
         .program("docker", "[ \"$2\" = version ] && exit\nsleep 1000 &\necho $! >HERE/child\nwait");
     let mut sources = scene.sources();
     sources.programs.timeout = Duration::from_secs(1);
-    let start = Instant::now();
+    let begin = Instant::now();
     let errors = scene.errors(&sources);
     assert!(
         errors.contains("docker compose does not read 'ai/compose.yaml': no answer within 1 s\n"),
         "{errors}"
     );
-    assert!(start.elapsed() < DEADLINE / 2);
+    assert!(begin.elapsed() < DEADLINE / 2);
     let child = fs::read_to_string(scene.path("child")).unwrap();
     let stat = PathBuf::from(format!("/proc/{}/stat", child.trim()));
     // Whoever reaps it here may take its time.
@@ -337,6 +337,10 @@ fn an_answer_that_is_none_is_an_error_and_never_an_empty_list() {
         ("services: []\n", "its services are no map"),
         ("services: {a: {ports: 8000}}\n", "service 'a': its ports are the number 8000"),
         ("services: {a: {ports: ['x:80']}}\n", "service 'a': its port is the text 'x:80'"),
+        (
+            "services: {a: {ports: [{target: 80, published: x}]}}\n",
+            "service 'a': its port is {target: the number 80, published: the text 'x'}",
+        ),
         (
             "services: {a: {deploy: {replicas: many}}}\n",
             "service 'a': its replicas are the text 'many'",

@@ -101,7 +101,7 @@ impl Reader<'_> {
         }
         for port in items(get(node, "ports"))? {
             let published =
-                published(port).ok_or_else(|| format!("its port is {}", port.value.describe()))?;
+                published(port).ok_or_else(|| format!("its port is {}", described(port)))?;
             service.add(published, replicas)?;
         }
         Ok(service)
@@ -241,6 +241,16 @@ fn range(written: &str) -> Option<Option<RangeInclusive<u16>>> {
         0 if last == 0 => Some(None),
         _ => (first <= last).then_some(Some(first..=last)),
     }
+}
+
+/// For the sentence "its port is …".
+fn described(port: &Node) -> String {
+    let Value::Map(entries) = &port.value else { return port.value.describe() };
+    let pairs: Vec<String> = entries
+        .iter()
+        .filter_map(|(key, value)| Some(format!("{}: {}", text(key)?, value.value.describe())))
+        .collect();
+    quoted(&format!("{{{}}}", pairs.join(", ")), 200)
 }
 
 fn replicas(node: &Node) -> Result<u64, String> {
