@@ -31,7 +31,8 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// A service without a port of the host's says nothing about who may have one.
+    /// A service without a port of the host's says nothing about who may have one. Its GPUs (`gpus:`, and
+    /// `deploy.resources.reservations.devices` with the capability `gpu`) are not read yet; they belong here.
     pub(super) fn has_something_to_say(&self) -> bool {
         !self.ports.is_empty() || self.is_on_host
     }
