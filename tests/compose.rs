@@ -457,7 +457,10 @@ fn as_root_compose_wakes_no_docker_and_runs_nothing_from_the_home_of_a_user() {
     let plugin = "/home/alice/.docker/cli-plugins/docker-compose";
     test_box.write(plugin, "#!/bin/sh\ntouch /run/trapped\n");
     test_box.sh(&format!("chmod 755 {plugin}"));
-    for home in ["HOME=/home/alice", "DOCKER_CONFIG=/home/alice/.docker"] {
+    // What Python runs first wherever it is found; the compose of some releases is written in it.
+    test_box.write("/home/alice/sitecustomize.py", "open('/run/trapped', 'w')\n");
+    for home in ["HOME=/home/alice", "DOCKER_CONFIG=/home/alice/.docker", "PYTHONPATH=/home/alice"]
+    {
         let show = ["env", home, "AIDB_PORT=18092", "/build/portreeve", "config", "show"];
         let shown = test_box.run(&show);
         let text = String::from_utf8_lossy(&shown.stdout);

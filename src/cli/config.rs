@@ -113,8 +113,8 @@ pub fn show(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
 /// Who read which compose files, and what of them guards nothing: comments, since what they publish stands above.
 fn show_composed(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
     for composed in &loaded.composed {
-        let files = &composed.entry.value.files;
-        let files: Vec<String> = files.iter().map(|file| text(&file.to_string_lossy())).collect();
+        let files: Vec<String> =
+            composed.files.iter().map(|file| text(&file.to_string_lossy())).collect();
         writeln!(out, "# {} is read by {}", files.join(", "), composed.by)?;
         for remark in &composed.remarks {
             writeln!(out, "#   {remark}")?;

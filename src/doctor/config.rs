@@ -26,7 +26,7 @@ pub(super) fn checks(config: Result<&Loaded, &ConfigErrors>) -> Vec<Check> {
     }
     for composed in &loaded.composed {
         let files: Vec<String> =
-            composed.entry.value.files.iter().map(|file| file.display().to_string()).collect();
+            composed.files.iter().map(|file| file.display().to_string()).collect();
         let read = format!("is read by {}", composed.by);
         let said: Vec<String> = [read].into_iter().chain(composed.remarks.clone()).collect();
         checks.push(new(&files.join(", "), State::Good, said.join("; ")));

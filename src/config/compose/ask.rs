@@ -24,6 +24,9 @@ const NO_ENGINE: &str = "unix:///dev/null/none";
 /// Root's, whoever's environment we were started with: plugins are run from there.
 const ROOTS_HOME: &str = "/root";
 
+/// Where compose would find code besides: plugins of docker, modules of Python.
+const OTHERS_CODE: [&str; 4] = ["DOCKER_CONFIG", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE"];
+
 /// A way to ask: a program, and what stands before and behind the files.
 struct Way {
     /// As it is called in messages.
@@ -118,7 +121,6 @@ impl Compose {
 
     /// What an entry's files mean, with the variables of the environment and of `.env` put in.
     pub(super) fn ask(&self, entry: &ComposeFragment) -> Result<Told, Failure> {
-        let by = self.way.by;
         let mut command = self.command(entry.folder());
         for file in &entry.files {
             command.arg("--file").arg(file);
@@ -127,38 +129,36 @@ impl Compose {
             command.args(["--profile", profile]);
         }
         command.args(self.way.behind);
-        let files: Vec<String> = entry.files.iter().map(|file| shown(file)).collect();
-        let files = files.join("', '");
-        let hint = || {
-            let line: Vec<String> = [by.to_owned()]
-                .into_iter()
-                .chain(entry.files.iter().map(|file| format!("--file '{}'", shown(file))))
-                .collect();
-            Some(format!("see it with: {} config", line.join(" ")))
-        };
-        let failed = |why: &str, words: &str| Failure {
-            message: format!("{by} does not read '{files}': {why}{words}"),
-            hint: hint(),
-        };
+        let failed = |why: &str, errors: &[u8]| self.failed(entry, why, errors);
         let said =
             command::run(command, Instant::now() + self.timeout).map_err(|why| match why {
                 Unheard::Late => {
-                    failed(&format!("no answer within {} s", self.timeout.as_secs()), "")
+                    failed(&format!("no answer within {} s", self.timeout.as_secs()), &[])
                 }
                 Unheard::NotStarted(_) | Unheard::TooMuch(_) | Unheard::Lost(_) => {
-                    failed(&why.to_string(), "")
+                    failed(&why.to_string(), &[])
                 }
             })?;
         match said.code {
             Some(0) => {}
-            Some(code) => {
-                return Err(failed(&format!("exit code {code}"), &own_words(by, &said.errors)));
-            }
-            None => return Err(failed("ended by a signal", &own_words(by, &said.errors))),
+            Some(code) => return Err(failed(&format!("exit code {code}"), &said.errors)),
+            None => return Err(failed("ended by a signal", &said.errors)),
         }
         let text = String::from_utf8(said.out)
-            .map_err(|_| failed("its answer is not UTF-8", &own_words(by, &said.errors)))?;
-        Ok(Told { by, text, warnings: lines(&said.errors) })
+            .map_err(|_| failed("its answer is not UTF-8", &said.errors))?;
+        Ok(Told { by: self.way.by, text, warnings: lines(&said.errors) })
+    }
+
+    /// Ours, then its own words.
+    fn failed(&self, entry: &ComposeFragment, why: &str, errors: &[u8]) -> Failure {
+        let by = self.way.by;
+        let files: Vec<String> =
+            entry.files.iter().map(|file| format!("'{}'", shown(file))).collect();
+        let words = own_words(by, errors);
+        Failure {
+            message: format!("{by} does not read {}: {why}{words}", files.join(", ")),
+            hint: Some(format!("see it with: {by} --file {} config", files.join(" --file "))),
+        }
     }
 
     /// The program with what stands before the files, in this folder. The environment is a source of variables, so it is
@@ -169,7 +169,10 @@ impl Compose {
         command.env("PWD", folder).env("PATH", &self.path).env("DOCKER_HOST", NO_ENGINE);
         command.env_remove("DOCKER_CONTEXT");
         if self.is_privileged {
-            command.env("HOME", ROOTS_HOME).env_remove("DOCKER_CONFIG");
+            command.env("HOME", ROOTS_HOME);
+            for name in OTHERS_CODE {
+                command.env_remove(name);
+            }
         }
         command
     }

@@ -3,7 +3,7 @@
 mod ask;
 mod answer;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use self::{
     answer::Service,
@@ -11,7 +11,7 @@ use self::{
 };
 use super::{
     fragment::{At, ComposeFragment, Fragment, Place, ServiceFragment},
-    problem::{Problem, shown},
+    problem::{Problem, quoted, shown},
     source::{self, Layer, Sources},
     values::is_word,
 };
@@ -20,8 +20,8 @@ use crate::ident::{Endpoint, ServiceName};
 /// What became of one entry of `compose:`.
 #[derive(Debug, Clone)]
 pub struct Composed {
-    /// The entry, and where it stands.
-    pub entry: At<ComposeFragment>,
+    /// Its files.
+    pub files: Vec<PathBuf>,
     /// Who answered: `docker compose`, `docker-compose` or `podman-compose`.
     pub by: &'static str,
     /// What guards nothing, and why: sentences.
@@ -54,7 +54,7 @@ pub(super) fn derive(
             compose.as_ref().map_err(Clone::clone)?.ask(&entry.value)
         });
         let wrong = match told.and_then(|told| Ok((answer::read(&told, &entry.value)?, told))) {
-            Ok((services, told)) => derived.add(entry, place, services, told),
+            Ok((services, told)) => derived.add(&entry.value, place, services, told),
             Err(failure) => vec![failure],
         };
         let problem = |ask::Failure { message, hint }| naming.problem(place, message, hint);
@@ -79,7 +79,7 @@ fn trusted(entry: &ComposeFragment, sources: &Sources) -> Result<(), ask::Failur
 impl Derived {
     fn add(
         &mut self,
-        entry: &At<ComposeFragment>,
+        entry: &ComposeFragment,
         place: Place,
         services: BTreeMap<String, Service>,
         told: Told,
@@ -90,14 +90,13 @@ impl Derived {
             if !service.has_something_to_say() {
                 continue;
             }
-            let name = format!("{}{name}", entry.value.prefix.as_deref().unwrap_or_default());
+            let name = format!("{}{name}", entry.prefix.as_deref().unwrap_or_default());
             if let Err(failure) = self.add_service(&name, place, service) {
                 wrong.push(failure);
             }
         }
-        let warnings = told.warnings;
-        let entry = At { value: entry.value.clone(), place };
-        self.composed.push(Composed { entry, by: told.by, remarks, warnings });
+        let (files, warnings) = (entry.files.clone(), told.warnings);
+        self.composed.push(Composed { files, by: told.by, remarks, warnings });
         wrong
     }
 
@@ -111,8 +110,8 @@ impl Derived {
             Some(format!("give the entry a prefix: {{ file: FILE, prefix: {prefix} }}"))
         };
         if !is_word(name) || name.len() > 64 {
-            let message =
-                format!("compose service '{}' has no name for a service here", safe(name));
+            let name = quoted(name, 64);
+            let message = format!("compose service '{name}' has no name for a service here");
             return Err(ask::Failure { message, hint: hint("ai-") });
         }
         let name = ServiceName::from(name);
@@ -131,8 +130,4 @@ impl Derived {
         self.fragment.services.insert(name, At { value: fragment, place });
         Ok(())
     }
-}
-
-fn safe(name: &str) -> String {
-    super::problem::quoted(name, 64)
 }
