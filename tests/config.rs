@@ -47,7 +47,7 @@ impl Etc {
     }
 
     fn sources(&self) -> Sources {
-        Sources { etc: self.0.path().to_owned(), explicit: None, is_privileged: false }
+        Sources { etc: self.0.path().to_owned(), is_privileged: false, ..Sources::default() }
     }
 
     /// What is wrong, with the directory's name left out.
@@ -280,7 +280,7 @@ fn a_key_that_is_unknown_is_shown_with_those_that_are_known() {
     assert_eq!(
         errors("defalts: { grace: 5s }\nservices:\n  aidb: { prots: [8091] }\nmodels: {}\n"),
         "\
-config.yaml:1:1: unknown key 'defalts' in the configuration: expected defaults, services, patterns, protect, engines, gate or gpus
+config.yaml:1:1: unknown key 'defalts' in the configuration: expected defaults, services, patterns, protect, engines, gate, gpus or compose
   1 | defalts: { grace: 5s }
     | ^^^^^^^
 hint: did you mean 'defaults'?
@@ -290,7 +290,7 @@ config.yaml:3:11: unknown key 'prots' in service 'aidb': expected enabled, runs_
     |           ^^^^^
 hint: did you mean 'ports'?
 
-config.yaml:4:1: unknown key 'models' in the configuration: expected defaults, services, patterns, protect, engines, gate or gpus
+config.yaml:4:1: unknown key 'models' in the configuration: expected defaults, services, patterns, protect, engines, gate, gpus or compose
   4 | models: {}
     | ^^^^^^"
     );
@@ -455,7 +455,7 @@ config.yaml:5:10: expected a list of {unit: GLOB} and {exe: GLOB}, found a map
     assert_eq!(
         errors("- a\n"),
         "\
-config.yaml:1:1: expected a map with defaults, services, patterns, protect, engines, gate or gpus, found a list
+config.yaml:1:1: expected a map with defaults, services, patterns, protect, engines, gate, gpus or compose, found a list
   1 | - a
     | ^"
     );
@@ -968,7 +968,7 @@ fn a_privileged_run_reads_roots_files_through_sticky_directories_and_links() {
     mode(&etc.path("store"), 0o1775);
     symlink("store/../store/./abc-etc", etc.path("static")).unwrap();
     symlink(etc.path("static/portreeve"), etc.path("linked")).unwrap();
-    let sources = Sources { etc: etc.path("linked"), explicit: None, is_privileged: true };
+    let sources = Sources { etc: etc.path("linked"), is_privileged: true, ..Sources::default() };
     assert_eq!(ports(&load(&sources).unwrap(), "mine"), ["9000/tcp"]);
 }
 
@@ -1138,7 +1138,14 @@ fn every_shipped_file_and_what_show_prints_is_valid_by_the_schema_and_loads() {
 fn the_full_example_has_every_key() {
     let text = fs::read_to_string(in_repository("config/examples/full.yaml")).unwrap();
     let schema: serde_json::Value = serde_json::from_str(&schema()).unwrap();
-    for object in ["", "/$defs/Defaults", "/$defs/Gate", "/$defs/Service", "/$defs/Worker"] {
+    for object in [
+        "",
+        "/$defs/Defaults",
+        "/$defs/Gate",
+        "/$defs/Service",
+        "/$defs/Worker",
+        "/$defs/ComposeEntry/anyOf/1",
+    ] {
         let properties =
             schema.pointer(&format!("{object}/properties")).unwrap().as_object().unwrap();
         for key in properties.keys() {
@@ -1178,6 +1185,12 @@ fn the_schema_refuses_what_loading_refuses() {
         "engines: { podman: /run/podman/podman.sock }",
         "engines: { timeout: 3 }",
         "engines: { stop: {} }",
+        "compose: compose.yaml",
+        "compose: 7",
+        "compose: {}",
+        "compose: { file: [] }",
+        "compose: { file: /srv/compose.yaml, env: x }",
+        "compose: [{ file: /srv/compose.yaml, profiles: ['--x'] }]",
         "[]",
     ] {
         assert!(!validator.is_valid(&independent(text)), "{text}");

@@ -28,7 +28,12 @@ fn hosts() -> Vec<PathBuf> {
 
 fn settings(folder: &Path) -> Settings {
     let explicit = Some(folder.join("config.yaml")).filter(|file| file.exists());
-    let sources = Sources { etc: folder.join("etc/portreeve"), explicit, is_privileged: false };
+    let sources = Sources {
+        etc: folder.join("etc/portreeve"),
+        explicit,
+        is_privileged: false,
+        ..Sources::default()
+    };
     config::load(&sources).unwrap().settings
 }
 

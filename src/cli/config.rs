@@ -114,6 +114,19 @@ pub fn show(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
             takeover.endpoint, from.value, to.value
         )?;
     }
+    show_composed(loaded, out)
+}
+
+/// Who read which compose files, and what of them guards nothing: comments, since what they publish stands above.
+fn show_composed(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
+    for composed in &loaded.composed {
+        let files: Vec<String> =
+            composed.files.iter().map(|file| text(&file.to_string_lossy())).collect();
+        writeln!(out, "# {} is read by {}", files.join(", "), composed.by)?;
+        for remark in &composed.remarks {
+            writeln!(out, "#   {remark}")?;
+        }
+    }
     Ok(())
 }
 

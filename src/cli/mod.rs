@@ -334,7 +334,12 @@ fn run_config(what: ConfigVerb, out: &mut dyn Write) -> Result<u8, Failure> {
 
 impl ConfigFile {
     fn load(self) -> Result<Loaded, ConfigErrors> {
-        load(&Sources { explicit: self.config, ..Sources::default() })
+        let loaded = load(&Sources { explicit: self.config, ..Sources::default() })?;
+        for composed in &loaded.composed {
+            // Not seldom a variable that is not set, and with it a port that nobody guards.
+            composed.warnings.iter().for_each(|line| warn(&format!("{}: {line}", composed.by)));
+        }
+        Ok(loaded)
     }
 }
 

@@ -1,7 +1,12 @@
 //! What one file of the configuration says, as it was typed: every value optional, every value with its place.
 //! The JSON schema is derived from these types; `read` fills them.
 
-use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
@@ -55,6 +60,9 @@ pub struct Fragment {
     /// Who is asked about GPUs.
     #[schemars(with = "Option<GpuSourcesFragment>")]
     pub gpus: GpuSourcesFragment,
+    /// Compose files: their services and published ports are a layer right below this file.
+    #[schemars(with = "Option<ComposeText>")]
+    pub compose: Vec<At<ComposeFragment>>,
 }
 
 /// Who is asked about GPUs. Nobody is, unless a service or the command line names one.
@@ -70,6 +78,24 @@ pub struct GpuSourcesFragment {
     /// How long either may take for one answer; a run's first one loads the driver (default 5s).
     #[schemars(with = "Option<DurationText>")]
     pub timeout: Option<At<Duration>>,
+}
+
+/// A stack's compose files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ComposeFragment {
+    /// Absolute paths, at least one; compose lays the later over the earlier.
+    pub files: Vec<PathBuf>,
+    /// The profiles that are started.
+    pub profiles: Vec<String>,
+    /// Stands before the name of each service.
+    pub prefix: Option<String>,
+}
+
+impl ComposeFragment {
+    /// The project's folder, which has its `.env`: that of the first file.
+    pub fn folder(&self) -> &Path {
+        self.files.first().and_then(|file| file.parent()).unwrap_or(Path::new("/"))
+    }
 }
 
 /// How long `portreeve gate` waits.
@@ -200,6 +226,15 @@ pub enum Kind {
     Worker,
 }
 
+/// How `compose:` is written.
+#[derive(JsonSchema)]
+#[schemars(untagged, rename = "Compose")]
+#[expect(dead_code, reason = "it exists for its schema only")]
+enum ComposeText {
+    One(ComposeEntry),
+    Several(Vec<ComposeEntry>),
+}
+
 /// A type that exists for its schema only: how a value is written.
 macro_rules! written {
     ($($name:ident = $title:literal $schema:tt)*) => {$(
@@ -295,6 +330,39 @@ written! {
                 "additionalProperties": false,
                 "required": ["unit"],
                 "properties": { "unit": { "type": "string", "pattern": "^[A-Za-z0-9:_.\\\\@-]+\\.(service|scope)$" } }
+            }
+        ]
+    }
+    ComposeEntry = "ComposeEntry" {
+        "anyOf": [
+            { "type": "string", "pattern": "^/.", "maxLength": 4096 },
+            {
+                "type": "object",
+                "additionalProperties": false,
+                "required": ["file"],
+                "properties": {
+                    "file": {
+                        "description": "An absolute path, or several: compose lays the later over the earlier.",
+                        "anyOf": [
+                            { "type": "string", "pattern": "^/.", "maxLength": 4096 },
+                            {
+                                "type": "array",
+                                "minItems": 1,
+                                "items": { "type": "string", "pattern": "^/.", "maxLength": 4096 }
+                            }
+                        ]
+                    },
+                    "profiles": {
+                        "description": "The profiles that are started.",
+                        "type": ["array", "null"],
+                        "items": { "type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]*$" }
+                    },
+                    "prefix": {
+                        "description": "Stands before the name of each service.",
+                        "type": ["string", "null"],
+                        "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+                    }
+                }
             }
         ]
     }

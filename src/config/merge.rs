@@ -27,7 +27,8 @@ pub struct Takeover {
 
 /// Lays a layer over the lower ones.
 pub(super) fn overlay(lower: &mut Fragment, upper: Fragment) {
-    let Fragment { defaults, services, patterns, protect, engines, gate, gpus } = upper;
+    let Fragment { defaults, services, patterns, protect, engines, gate, gpus, compose } = upper;
+    lower.compose.extend(compose);
     let GpuSourcesFragment { nvml, nvidia_smi, timeout: gpu_timeout } = gpus;
     replace(&mut lower.gpus.nvml, nvml);
     replace(&mut lower.gpus.nvidia_smi, nvidia_smi);
@@ -190,7 +191,11 @@ pub(super) fn take_over(merged: &mut Fragment, layers: &[Layer]) -> (Vec<Takeove
         let ports =
             merged.services.get_mut(&takeover.from.value).and_then(|s| s.value.ports.as_mut());
         if let Some(ports) = ports {
-            ports.value.retain(|port| port.place != takeover.from.place);
+            let lost = |port: &At<Endpoint>| {
+                // All ports of a compose file have one place.
+                port.place == takeover.from.place && port.value == takeover.endpoint
+            };
+            ports.value.retain(|port| !lost(port));
         }
     }
     (takeovers, problems)

@@ -1,11 +1,11 @@
 //! Nodes → fragment. Tells everything that is wrong and goes on; what was wrong is left out of the fragment.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use super::{
     fragment::{
-        At, DefaultsFragment, EnginesFragment, Fragment, GateFragment, GpuSourcesFragment,
-        PatternFragment, Place, ServiceFragment, WorkerFragment,
+        At, ComposeFragment, DefaultsFragment, EnginesFragment, Fragment, GateFragment,
+        GpuSourcesFragment, PatternFragment, Place, ServiceFragment, WorkerFragment,
     },
     problem::{Problem, quoted},
     reader::{Entry, Reader},
@@ -15,7 +15,7 @@ use super::{
 use crate::ident::ServiceName;
 
 const FRAGMENT_KEYS: &[&str] =
-    &["defaults", "services", "patterns", "protect", "engines", "gate", "gpus"];
+    &["defaults", "services", "patterns", "protect", "engines", "gate", "gpus", "compose"];
 const DEFAULTS_KEYS: &[&str] = &["grace", "min_age", "respawn_watch", "foreign_holder"];
 const ENGINES_KEYS: &[&str] =
     &["docker", "podman", "timeout", "stop_timeout", "kill_timeout", "remove_timeout"];
@@ -33,6 +33,7 @@ const SERVICE_KEYS: &[&str] = &[
     "foreign_holder",
 ];
 const WORKER_KEYS: &[&str] = &["name", "kind", "match", "grace"];
+const COMPOSE_KEYS: &[&str] = &["file", "profiles", "prefix"];
 
 /// One text of the configuration: what it says, as far as it says something valid, and all that is wrong with it.
 pub(super) fn read(layer: usize, file: &str, text: &str) -> (Fragment, Vec<Problem>) {
@@ -58,7 +59,53 @@ impl Reader<'_> {
             engines: fields.get("engines").map(|n| self.engines(n)).unwrap_or_default(),
             gate: fields.get("gate").map(|n| self.gate(n)).unwrap_or_default(),
             gpus: fields.get("gpus").map(|n| self.gpu_sources(n)).unwrap_or_default(),
+            compose: fields.get("compose").map(|n| self.compose(n)).unwrap_or_default(),
         }
+    }
+
+    /// One entry, or a list of them.
+    fn compose(&mut self, node: &Node) -> Vec<At<ComposeFragment>> {
+        if !matches!(node.value, Value::List(_)) {
+            return self.compose_entry(node).into_iter().collect();
+        }
+        let entries = self.items(node, "a list of compose files", Self::compose_entry);
+        entries.map(|entries| entries.value).unwrap_or_default()
+    }
+
+    fn compose_entry(&mut self, node: &Node) -> Option<At<ComposeFragment>> {
+        if node.value.text().is_some() {
+            let files = vec![self.absolute_path(node)?.value];
+            return Some(
+                self.at(node, ComposeFragment { files, profiles: Vec::new(), prefix: None }),
+            );
+        }
+        if !matches!(node.value, Value::Map(_)) {
+            return self.expected(node, "the path of a compose file, or a map with 'file'", None);
+        }
+        let fields = self.fields(node, "an entry of 'compose'", COMPOSE_KEYS);
+        let profiles = fields.get("profiles");
+        let profiles = profiles.and_then(|n| self.items(n, "a list of profiles", Self::profile));
+        let prefix = fields.get("prefix").and_then(|n| self.prefix(n));
+        let Some(file) = fields.get("file") else {
+            return self.refuse(
+                node,
+                "an entry of 'compose' needs the key 'file'".to_owned(),
+                None,
+            );
+        };
+        let files: Vec<PathBuf> = if matches!(file.value, Value::List(_)) {
+            let files = self.items(file, "a list of paths", Self::absolute_path)?.value;
+            files.into_iter().map(|file| file.value).collect()
+        } else {
+            vec![self.absolute_path(file)?.value]
+        };
+        if files.is_empty() {
+            return self.expected(file, "the path of a compose file", None);
+        }
+        let profiles = profiles.into_iter().flat_map(|list| list.value);
+        let profiles = profiles.map(|profile| profile.value).collect();
+        let prefix = prefix.map(|prefix| prefix.value);
+        Some(self.at(node, ComposeFragment { files, profiles, prefix }))
     }
 
     fn gate(&mut self, node: &Node) -> GateFragment {
@@ -204,6 +251,7 @@ mod tests {
     fn the_reader_and_the_schema_know_the_same_keys() {
         let schema = super::super::fragment::schema().to_value();
         for (object, known) in [
+            ("/$defs/ComposeEntry/anyOf/1", COMPOSE_KEYS),
             ("", FRAGMENT_KEYS),
             ("/$defs/Defaults", DEFAULTS_KEYS),
             ("/$defs/Engines", ENGINES_KEYS),

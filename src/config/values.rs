@@ -1,6 +1,6 @@
 //! Single values: ports, durations, patterns, globs, names. Each says what it expected.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use globset::{GlobBuilder, GlobMatcher};
 
@@ -18,6 +18,8 @@ use crate::ident::{Endpoint, GpuName, UnitName};
 
 /// Longer than any wait that a person would want, and short of every overflow.
 const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
+/// PATH_MAX of path_resolution(7).
+const MAX_PATH_BYTES: usize = 4096;
 const MAX_PATTERN_CHARS: usize = 4096;
 /// Nothing bounds the compiled form of a glob but the length of its text.
 const MAX_GLOB_CHARS: usize = 256;
@@ -96,6 +98,30 @@ impl Reader<'_> {
                 None,
             ),
         }
+    }
+
+    pub(super) fn absolute_path(&mut self, node: &Node) -> Option<At<PathBuf>> {
+        let text = self.text_of(node, "the path of a compose file")?;
+        if text.len() < 2 || text.len() > MAX_PATH_BYTES || !text.starts_with('/') {
+            return self.expected(node, "an absolute path", None);
+        }
+        Some(self.at(node, PathBuf::from(text)))
+    }
+
+    /// Compose's own rule for the names of profiles.
+    pub(super) fn profile(&mut self, node: &Node) -> Option<At<String>> {
+        let name = self.text_of(node, "the name of a profile")?;
+        if is_word(name) {
+            return Some(self.at(node, name.to_owned()));
+        }
+        let name = quoted(name, 64);
+        let message = format!("bad profile '{name}': expected letters, digits, '_', '.' and '-'");
+        self.refuse(node, message, None)
+    }
+
+    pub(super) fn prefix(&mut self, node: &Node) -> Option<At<String>> {
+        let prefix = self.text_of(node, "a prefix")?;
+        self.is_name(node, prefix, "prefix").then(|| self.at(node, prefix.to_owned()))
     }
 
     /// A duration in which something can be done.
@@ -256,7 +282,7 @@ impl Reader<'_> {
     }
 }
 
-fn is_word(name: &str) -> bool {
+pub(super) fn is_word(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
 }
