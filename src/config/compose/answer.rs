@@ -14,8 +14,9 @@ use super::{
         yaml::{self, Node, Value},
     },
     ask::{Failure, PODMAN_COMPOSE, Told},
+    gpu,
 };
-use crate::ident::{Endpoint, Port, Proto};
+use crate::ident::{Endpoint, GpuName, Port, Proto};
 
 /// A stack of hundreds of services with their environments.
 const MOST_VALUES: usize = 1 << 18;
@@ -24,6 +25,7 @@ const MOST_VALUES: usize = 1 << 18;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Service {
     pub(super) ports: Vec<Endpoint>,
+    pub(super) gpus: Vec<GpuName>,
     pub(super) runs_in: RunsIn,
     pub(super) is_on_host: bool,
     /// What of it guards nothing, as the end of a sentence.
@@ -31,10 +33,9 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// A service without a port of the host's says nothing about who may have one. Its GPUs (`gpus:`, and
-    /// `deploy.resources.reservations.devices` with the capability `gpu`) are not read yet; they belong here.
+    /// A service without a port of the host's and without a GPU says nothing about who may have one.
     pub(super) fn has_something_to_say(&self) -> bool {
-        !self.ports.is_empty() || self.is_on_host
+        !self.ports.is_empty() || !self.gpus.is_empty() || self.is_on_host
     }
 }
 
@@ -79,6 +80,7 @@ impl Reader<'_> {
         let replicas = replicas(node)?;
         let mut service = Service {
             ports: Vec::new(),
+            gpus: Vec::new(),
             runs_in: RunsIn::Container(self.container(name, node, replicas)),
             is_on_host: network == Some("host"),
             remarks: Vec::new(),
@@ -86,7 +88,7 @@ impl Reader<'_> {
         let silent = |why: &str| {
             let runs_in = RunsIn::Container(None);
             let remarks = vec![why.to_owned()];
-            Ok(Service { ports: Vec::new(), runs_in, is_on_host: false, remarks })
+            Ok(Service { ports: Vec::new(), gpus: Vec::new(), runs_in, is_on_host: false, remarks })
         };
         if replicas == 0 {
             return silent("has no replicas and is not started");
@@ -94,13 +96,14 @@ impl Reader<'_> {
         if !self.is_asked_for(node) {
             return silent("is of profiles that are not asked for");
         }
+        service.gpus = gpu::gpus(node)?;
         if service.is_on_host {
             let why = "is in the host's network, and no compose file says what it binds: type its \
                        ports under 'services:'";
             service.remarks.push(why.to_owned());
             return Ok(service);
         }
-        for port in items(get(node, "ports"))? {
+        for port in items(get(node, "ports"), "ports")? {
             let published =
                 published(port).ok_or_else(|| format!("its port is {}", described(port)))?;
             service.add(published, replicas)?;
@@ -265,22 +268,22 @@ fn replicas(node: &Node) -> Result<u64, String> {
     }
 }
 
-fn items(node: Option<&Node>) -> Result<&[Node], String> {
+pub(super) fn items<'n>(node: Option<&'n Node>, what: &str) -> Result<&'n [Node], String> {
     match node.map(|node| &node.value) {
         None | Some(Value::Null) => Ok(&[]),
         Some(Value::List(items)) => Ok(items),
-        Some(other) => Err(format!("its ports are {}", other.describe())),
+        Some(other) => Err(format!("its {what} are {}", other.describe())),
     }
 }
 
-fn get<'n>(node: &'n Node, key: &str) -> Option<&'n Node> {
+pub(super) fn get<'n>(node: &'n Node, key: &str) -> Option<&'n Node> {
     let Value::Map(entries) = &node.value else { return None };
     let mut entries = entries.iter();
     entries.find(|(name, _)| text(name) == Some(key)).map(|(_, value)| value)
 }
 
 /// A text, or what looked like a number to YAML.
-fn text(node: &Node) -> Option<&str> {
+pub(super) fn text(node: &Node) -> Option<&str> {
     node.value.text().or(node.value.bare())
 }
 
@@ -339,6 +342,7 @@ mod tests {
                 "leaves the choice of a port to the engine: nothing to guard"
             ]
         );
+        assert_eq!(services["vllm"].gpus, [GpuName::Index(0), GpuName::Index(1)]);
         assert!(services["vllm"].remarks[0].starts_with("is in the host's network"));
     }
 

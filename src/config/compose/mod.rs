@@ -1,6 +1,7 @@
 //! `compose:` → services: what a compose file publishes, by compose's own word, as a layer right below the file that names it.
 
 mod ask;
+mod gpu;
 mod answer;
 
 use std::{collections::BTreeMap, path::PathBuf};
@@ -15,7 +16,7 @@ use super::{
     source::{self, Layer, Sources},
     values::is_word,
 };
-use crate::ident::{Endpoint, ServiceName};
+use crate::ident::{Endpoint, GpuName, ServiceName};
 
 /// What became of one entry of `compose:`.
 #[derive(Debug, Clone)]
@@ -121,10 +122,13 @@ impl Derived {
         }
         let at = |endpoint: Endpoint| At { value: endpoint, place };
         let ports: Vec<At<Endpoint>> = service.ports.into_iter().map(at).collect();
+        let gpus: Vec<At<GpuName>> =
+            service.gpus.into_iter().map(|value| At { value, place }).collect();
         let fragment = ServiceFragment {
             runs_in: Some(At { value: service.runs_in, place }),
             // A service that publishes nothing takes nothing from the layers below.
             ports: (!ports.is_empty()).then_some(At { value: ports, place }),
+            gpus: (!gpus.is_empty()).then_some(At { value: gpus, place }),
             ..ServiceFragment::default()
         };
         self.fragment.services.insert(name, At { value: fragment, place });
