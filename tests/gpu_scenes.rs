@@ -276,3 +276,57 @@ fn infrastructure_holds_no_gpu() {
     assert_eq!(found["processes"], serde_json::json!([]));
     assert_eq!(found["exit_code"], 0);
 }
+
+#[test]
+fn in_a_pid_namespace_of_its_own_a_gpu_that_looks_free_is_unknown() {
+    let Some(scene) = Scene::set() else { return };
+    scene.gpu("memory 81920 81000\n");
+    let script = format!("export {STATE}; exec unshare --pid --fork --mount-proc");
+    let words = ["gate", "--config", &scene.config, "llm", "--format", "json"];
+    let mut command = scene.stage.portreeve_by(&script, &words);
+    let output = command.env(STATE, scene.stub.state_file()).output().unwrap();
+    assert_eq!(code(&output), 2, "{}", said(&output));
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["gpus"][0]["answer"], "unknown");
+    assert!(document["gpus"][0]["sentence"].as_str().unwrap().contains("pid namespace"));
+}
+
+/// A leftover on a port, one on a GPU, and a healthy postgres of somebody else's on another port.
+#[test]
+fn a_stack_boots_after_its_leftovers_are_cleared_and_never_over_a_healthy_postgres() {
+    let Some(scene) = Scene::set() else { return };
+    let left = format!("python3 /app/left.py {}", scene.stage.path("").display());
+    let rest = format!(
+        "  left: {{ runs_in: container, ports: [7302], patterns: ['^{left}'] }}\n  postgres: {{ ports: [5432] }}\n"
+    );
+    let text = fs::read_to_string(&scene.config).unwrap();
+    let text = text.replace(
+        "services: { llm: { gpus: [0], ports: [7301] } }\n",
+        &format!("services:\n  llm: {{ gpus: [0], ports: [7301] }}\n{rest}"),
+    );
+    scene.stage.write("config.yaml", &text);
+    let postgres = scene.stage.plant(&["--as", "postgres -D /data", "--listen", "5432"]);
+    let Some(server) = scene.stage.orphan(&["--as", &left, "--listen", "7302"]) else { return };
+    let Some(worker) = scene.left_worker() else { return };
+    scene.gpu(&format!("memory 81920 40960\nreturns 700\ncompute {} 40000\n", worker.pid()));
+    let stack = ["llm", "left", "postgres"];
+    let gate = |more: &[&str]| scene.run(&[&["gate"], &stack[..], more].concat());
+    let before = gate(&["--", "echo", "up"]);
+    assert_eq!(code(&before), 75, "{}", said(&before));
+    for part in ["orphan: not where left runs", "orphan: worker without its server", "foreign"] {
+        assert!(said(&before).contains(part), "{part}: {}", said(&before));
+    }
+    let whole = scene.document(&[&["gate"], &stack[..], &["--reap"]].concat());
+    assert_eq!(whole["exit_code"], 1, "{whole:#}");
+    let answers: Vec<&Value> = ["ports", "gpus"]
+        .into_iter()
+        .flat_map(|what| whole[what].as_array().unwrap())
+        .map(|place| &place["answer"])
+        .collect();
+    assert_eq!(answers, ["open", "open", "blocked", "open"]);
+    assert!(!server.is_alive() && !worker.is_alive());
+    let warned = gate(&["--reap", "--on-blocked", "warn", "--", "echo", "up"]);
+    assert_eq!(code(&warned), 0, "{}", said(&warned));
+    assert!(said(&warned).starts_with("up\n") && said(&warned).contains("warning, goes on"));
+    assert!(postgres.is_alive());
+}
