@@ -12,6 +12,7 @@
 #![allow(unreachable_pub, reason = "shared by several test programs")]
 
 pub mod engines;
+pub mod gpus;
 pub mod stage;
 
 use std::{
