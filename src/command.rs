@@ -20,7 +20,7 @@ use rustix::{
 
 use crate::sys;
 
-/// A list of thousands of ids, or a container with its labels.
+/// A list of thousands of ids, a container with its labels, a stack of hundreds of services.
 const MOST_BYTES: usize = 1 << 20;
 /// How long a killed command may take to be gone.
 const LAST_WAIT: Duration = Duration::from_millis(200);

@@ -1,6 +1,7 @@
 //! The product's sentence: observe → judge → act, for `scan` and `reap`.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     fmt,
     sync::Arc,
@@ -9,18 +10,23 @@ use std::{
 
 use crate::{
     act::{Deed, Outcome, Respawn, container, interrupt::Interrupt, respawn, signal, tally, unit},
-    config::settings::{EngineUse, RunsIn, Settings, any_of},
+    config::settings::{EngineUse, GpuSources, RunsIn, Settings, any_of},
     engine::Which,
     host::Host,
-    ident::{Endpoint, Pid, ServiceName, UnitName},
+    ident::{Endpoint, GpuName, Pid, ServiceName, UnitName},
     judge::{
         self, Also, Ended, Judgement, Terms,
         case::Guard,
         explain::Explanation,
+        gpu::{self, GpuGuard, GpuState, GpuVerdict},
         port::PortVerdict,
         verdict::{Finding, Unknown, Verdict},
     },
-    observe::{self, Engines, Nominate, Question, Reach},
+    observe::{
+        self, Engines, Nominate, Question, Reach,
+        gpus::{self, Sources, Way},
+        settling::Settling,
+    },
     snapshot::Snapshot,
 };
 
@@ -29,6 +35,8 @@ use crate::{
 pub struct Findings {
     /// Every guarded port, in the order of the settings.
     pub ports: Vec<PortVerdict>,
+    /// Every guarded GPU.
+    pub gpus: Vec<GpuVerdict>,
     /// Every nominated process.
     pub verdicts: Vec<Verdict>,
     /// What could not be seen beyond single verdicts, and what would help.
@@ -37,8 +45,8 @@ pub struct Findings {
 
 impl From<Judgement> for Findings {
     fn from(judgement: Judgement) -> Self {
-        let Judgement { ports, verdicts, unknowns } = judgement;
-        Self { ports, verdicts, unknowns }
+        let Judgement { ports, gpus, verdicts, unknowns } = judgement;
+        Self { ports, gpus, verdicts, unknowns }
     }
 }
 
@@ -77,6 +85,8 @@ pub struct Scope {
     pub services: Vec<ServiceName>,
     /// Ports, guarded or not.
     pub ports: Vec<Endpoint>,
+    /// GPUs, guarded or not.
+    pub gpus: Vec<GpuName>,
 }
 
 /// A scope that the settings do not know.
@@ -117,6 +127,9 @@ pub(crate) struct Inquiry<'a> {
     pids: BTreeSet<Pid>,
     /// Whether it matters what a container is called.
     pub(crate) by_name: bool,
+    gpus: Vec<GpuGuard>,
+    /// Who knows GPUs: stays loaded from look to look. None where no GPU is guarded.
+    reader: Option<RefCell<gpus::Reader>>,
 }
 
 /// Looks once and reports: the dry run.
@@ -133,20 +146,24 @@ pub fn scan(
 }
 
 /// What `explain` is asked about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Subject {
     /// A process.
     Process(Pid),
     /// A port, guarded or not.
     Port(Endpoint),
+    /// GPUs, guarded or not.
+    Gpu(GpuName),
 }
 
-/// The whole chain of evidence for a port and its holders, or for a process.
+/// The whole chain of evidence for a port or a GPU and its holders, or for a process.
 #[derive(Debug, Clone)]
 pub struct Explained {
     /// The port, where one was asked about.
     pub port: Option<PortVerdict>,
-    /// The process, or the port's holders.
+    /// The GPUs, where they were asked about.
+    pub gpus: Vec<GpuVerdict>,
+    /// The process, or the holders.
     pub processes: Vec<Explanation>,
     /// All that was seen.
     pub snapshot: Snapshot,
@@ -160,13 +177,17 @@ pub struct Explained {
 pub fn explain(
     host: &Host,
     settings: &Settings,
-    subject: Subject,
+    subject: &Subject,
 ) -> Result<Explained, ScopeError> {
     let mut scope = Scope::default();
+    if let Subject::Gpu(name) = subject {
+        scope.gpus.push(name.clone());
+    }
+    // A process's verdict rests on everything that it may hold; nobody else's command line matters.
     let mut inquiry = Inquiry::new(host, settings, &scope)?;
-    // A process's verdict rests on every port that it may hold; nobody else's command line matters.
     inquiry.nominate = None;
-    match subject {
+    match *subject {
+        Subject::Gpu(_) => inquiry.guards = Inquiry::new(host, settings, &Scope::default())?.guards,
         Subject::Process(pid) => inquiry.pids = BTreeSet::from([pid]),
         Subject::Port(endpoint) => {
             scope.ports.push(endpoint);
@@ -178,9 +199,9 @@ pub fn explain(
     let terms = inquiry.terms(&scope, Also::default());
     let (snapshot, judgement) = inquiry.look(&terms, Reach::Whole);
     let port = judgement.ports.into_iter().next().filter(|_| !scope.ports.is_empty());
-    let pids: Vec<Pid> = match subject {
-        Subject::Process(pid) => vec![pid],
-        Subject::Port(_) => judgement.verdicts.iter().map(|v| v.key().pid).collect(),
+    let pids: Vec<Pid> = match inquiry.pids.first() {
+        Some(&pid) => vec![pid],
+        None => judgement.verdicts.iter().map(|v| v.key().pid).collect(),
     };
     let terms = inquiry.terms(&Scope::default(), Also::default());
     let explained = pids
@@ -188,7 +209,9 @@ pub fn explain(
         .filter_map(|pid| judge::explain::explain(&snapshot, settings, &terms, pid));
     let processes = explained.collect();
     let users = observe::users::names(host);
-    Ok(Explained { port, processes, snapshot, users, unknowns: judgement.unknowns })
+    let gpus = judgement.gpus;
+    let gpus = if scope.gpus.is_empty() { Vec::new() } else { gpus };
+    Ok(Explained { port, gpus, processes, snapshot, users, unknowns: judgement.unknowns })
 }
 
 /// A look that convicts nobody new ends the reaping; this many rounds do, too.
@@ -258,6 +281,11 @@ pub fn reap(
     if deeds.iter().any(|d| d.outcome.is_gone()) && interrupt.count() == 0 {
         tell(Event::Progress("watching for what comes back"));
         watch(&inquiry, &deeds, interrupt);
+    }
+    let was_on_gpu = |deed: &Deed| deed.outcome.is_gone() && !deed.verdict.gpus.is_empty();
+    if deeds.iter().any(was_on_gpu) {
+        tell(Event::Progress("waiting for the GPU's memory"));
+        settle(&inquiry, &terms, interrupt);
     }
     let (snapshot, mut after) = inquiry.look(&terms, Reach::Whole);
     for port in &mut after.ports {
@@ -338,6 +366,24 @@ fn watch(inquiry: &Inquiry<'_>, deeds: &[Deed], interrupt: &mut Interrupt) {
     }
 }
 
+/// Waits until no guarded GPU's memory is still on its way back.
+fn settle(inquiry: &Inquiry<'_>, terms: &Terms, interrupt: &mut Interrupt) {
+    let most = inquiry.settings.gate.gpu_settle;
+    let mut settling = Settling::default();
+    loop {
+        let (_, judgement) = inquiry.look(terms, Reach::Narrow);
+        let mut may_change = false;
+        for verdict in &judgement.gpus {
+            let Some(gpu) = &verdict.gpu else { continue };
+            let is_held = verdict.state != GpuState::Residual;
+            may_change |= settling.may_change(gpu, is_held, most, Instant::now());
+        }
+        if !may_change || interrupt.wait(RESPAWN_LOOK) {
+            return;
+        }
+    }
+}
+
 /// Which engines the settings let us ask.
 fn engines(settings: &Settings) -> Engines {
     let engines = &settings.engines;
@@ -352,6 +398,17 @@ fn engines(settings: &Settings) -> Engines {
     Engines { which, timeout: engines.timeout, by_name: false }
 }
 
+/// Who may be asked about GPUs.
+pub(crate) fn sources(settings: &Settings) -> Sources {
+    let way = |source: &EngineUse| match source {
+        EngineUse::Auto => Way::Auto,
+        EngineUse::Off => Way::Off,
+        EngineUse::At(path) => Way::At(path.clone()),
+    };
+    let GpuSources { nvml, nvidia_smi, timeout } = &settings.gpus;
+    Sources { nvml: way(nvml), nvidia_smi: way(nvidia_smi), timeout: *timeout }
+}
+
 impl<'a> Inquiry<'a> {
     pub(crate) fn new(
         host: &'a Host,
@@ -364,15 +421,16 @@ impl<'a> Inquiry<'a> {
                 return Err(ScopeError::UnknownService(name.clone(), known));
             }
         }
-        let is_everything = scope.services.is_empty() && scope.ports.is_empty();
-        let in_scope = |name| is_everything || scope.services.contains(name);
-        // Named ports alone are a narrow question. Named services are not: a process that matches a pattern may
+        let is_everything =
+            scope.services.is_empty() && scope.ports.is_empty() && scope.gpus.is_empty();
+        let in_scope = |name: &ServiceName| is_everything || scope.services.contains(name);
+        // Named ports and GPUs alone are a narrow question. Named services are not: a process that matches a pattern may
         // hold the port of another service.
-        let is_by_port = scope.services.is_empty() && !scope.ports.is_empty();
+        let is_by_name = scope.services.is_empty() && !is_everything;
         let mut guards = Vec::new();
         for service in &settings.services {
             for &endpoint in &service.ports {
-                if !is_by_port {
+                if !is_by_name {
                     guards.push(Guard { endpoint, service: Some(service.name.clone()) });
                 }
             }
@@ -405,8 +463,32 @@ impl<'a> Inquiry<'a> {
                 Some(RunsIn::Container(_)) | None => None,
             })
             .collect();
-        let pids = BTreeSet::new();
-        Ok(Self { host, settings, guards, nominate, declared_units, pids, by_name: false })
+        let mut gpus = gpu::guards(settings, in_scope);
+        let need = settings.gate.gpu_free;
+        gpus.extend(scope.gpus.iter().map(|name| GpuGuard {
+            name: name.clone(),
+            service: None,
+            need,
+        }));
+        let reader = (!gpus.is_empty()).then(|| RefCell::new(gpus::Reader::new(sources(settings))));
+        Ok(Self {
+            host,
+            settings,
+            guards,
+            nominate,
+            declared_units,
+            pids: BTreeSet::new(),
+            by_name: false,
+            gpus,
+            reader,
+        })
+    }
+
+    /// Ends what looks at GPUs for us; a further look starts it anew.
+    pub(crate) fn rest(&self) {
+        if let Some(reader) = &self.reader {
+            *reader.borrow_mut() = gpus::Reader::new(sources(self.settings));
+        }
     }
 
     /// Ends the convicted of one look: processes by signals, unsupervised containers by their engines.
@@ -458,7 +540,9 @@ impl<'a> Inquiry<'a> {
         Terms {
             guards: self.guards.clone(),
             named_services: scope.services.clone(),
+            gpus: self.gpus.clone(),
             named_ports: scope.ports.clone(),
+            named_gpus: scope.gpus.clone(),
             also,
             began_ticks: None,
             ended: Vec::new(),
@@ -473,6 +557,7 @@ impl<'a> Inquiry<'a> {
             reach,
             pids: self.pids.clone(),
             engines: Engines { by_name: self.by_name, ..engines(self.settings) },
+            gpus: self.reader.as_ref().map(|reader| reader.borrow_mut().look(self.host)),
         };
         let snapshot = observe::observe(self.host, &question);
         let judgement = judge::judge(&snapshot, self.settings, terms);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::ident::{
-    ContainerId, Endpoint, EngineKind, EngineRef, Pid, Port, ProcessKey, Proto, UnitRef,
+    ContainerId, Endpoint, EngineKind, EngineRef, GpuName, Pid, Port, ProcessKey, Proto, UnitRef,
 };
 
 /// The four answers to a question to the kernel or to a manager. "Not there" and "could not look" never mix.
@@ -501,6 +501,16 @@ pub enum GpuSource {
     Kernel,
 }
 
+impl GpuSource {
+    /// Whether it tells of GPUs of this vendor.
+    pub fn tells_of(self, vendor: GpuVendor) -> bool {
+        match self {
+            Self::Nvml | Self::NvidiaSmi | Self::Devices => vendor == GpuVendor::Nvidia,
+            Self::Kernel => vendor != GpuVendor::Nvidia,
+        }
+    }
+}
+
 impl fmt::Display for GpuSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -577,6 +587,34 @@ pub struct Gpu {
     pub may_miss: Option<String>,
     /// Who told all this.
     pub source: GpuSource,
+}
+
+impl Gpu {
+    /// `GPU 0`, `GPU 0 part 1`.
+    pub fn label(&self) -> String {
+        match self.part {
+            Some(part) => format!("GPU {} part {part}", self.index),
+            None => format!("GPU {}", self.index),
+        }
+    }
+
+    /// How a command line names it.
+    pub fn command_name(&self) -> GpuName {
+        match (self.part, &self.uuid) {
+            (Some(_), Some(uuid)) => GpuName::Uuid(uuid.clone()),
+            (_, _) => GpuName::Index(self.index),
+        }
+    }
+}
+
+/// `40.1 GiB`, `512 MiB`.
+pub fn gibibytes(bytes: u64) -> String {
+    let mebibytes = bytes >> 20;
+    if mebibytes < 1024 {
+        return format!("{mebibytes} MiB");
+    }
+    let tenths = mebibytes * 10 / 1024;
+    format!("{}.{} GiB", tenths / 10, tenths % 10)
 }
 
 /// The GPUs of the host and who holds them.

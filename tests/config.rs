@@ -19,9 +19,12 @@ use portreeve::{
     cli::config as command,
     config::{
         Loaded, Sources, load,
-        settings::{EngineUse, Engines, ForeignHolder, Gate, Ladder, Protect, RunsIn, Service},
+        settings::{
+            EngineUse, Engines, ForeignHolder, Gate, GpuNeed, Ladder, Protect, RunsIn, Service,
+            Settings,
+        },
     },
-    ident::ServiceName,
+    ident::{GpuName, ServiceName},
 };
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tempfile::TempDir;
@@ -44,7 +47,7 @@ impl Etc {
     }
 
     fn sources(&self) -> Sources {
-        Sources { etc: self.0.path().to_owned(), explicit: None, is_privileged: false }
+        Sources { etc: self.0.path().to_owned(), is_privileged: false, ..Sources::default() }
     }
 
     /// What is wrong, with the directory's name left out.
@@ -217,7 +220,7 @@ fn the_gates_times_and_a_services_way_to_bind_are_laid_over_key_by_key() {
         ),
         ("conf.d/10.yaml", "gate: { timeout: 0s }\nservices: { redis: { grace: 1s } }\n"),
     ]);
-    let Gate { timeout, settle } = above.settings.gate;
+    let Gate { timeout, settle, .. } = above.settings.gate;
     assert_eq!((timeout, settle), (Duration::ZERO, Duration::from_secs(1)));
     assert!(!service(&above, "redis").reuse_addr);
     assert!(service(&above, "postgres").reuse_addr);
@@ -225,21 +228,69 @@ fn the_gates_times_and_a_services_way_to_bind_are_laid_over_key_by_key() {
 }
 
 #[test]
+fn gpus_are_read_in_every_form_and_laid_over_key_by_key() {
+    let above = loaded(&[
+        (
+            "config.yaml",
+            "gate: { gpu_settle: 3s, gpu_free: 50% }\ngpus: { nvml: /opt/nv/libnvidia-ml.so.1, timeout: 1s }\nservices:\n  \
+             llama-cpp: { gpus: all }\n  vllm: { gpus: [0, GPU-2C1E4A5B-0000-1111-2222-0123456789ab, '0000:3b:00.0'], gpu_free: 40GiB }\n",
+        ),
+        (
+            "conf.d/10.yaml",
+            "gpus: { nvml: off, nvidia_smi: 'off' }\nservices: { llama-cpp: { gpus: 1, gpu_free: 500MiB } }\n",
+        ),
+    ]);
+    let Settings { gate, gpus, .. } = &above.settings;
+    assert_eq!((gate.gpu_settle, gate.gpu_free), (Duration::from_secs(3), GpuNeed::Share(50)));
+    assert_eq!((&gpus.nvml, &gpus.nvidia_smi), (&EngineUse::Off, &EngineUse::Off));
+    assert_eq!(gpus.timeout, Duration::from_secs(1));
+    let (llama, vllm) = (service(&above, "llama-cpp"), service(&above, "vllm"));
+    assert_eq!(
+        (&llama.gpus[..], llama.gpu_free),
+        (&[GpuName::Index(1)][..], GpuNeed::Bytes(500 << 20))
+    );
+    let names: Vec<String> = vllm.gpus.iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["0", "GPU-2c1e4a5b-0000-1111-2222-0123456789ab", "0000:3b:00.0"]);
+    assert_eq!(vllm.gpu_free, GpuNeed::Bytes(40 << 30));
+    assert_eq!(service(&above, "redis").gpu_free, GpuNeed::Share(50));
+    assert_show_is_loadable(&above);
+}
+
+#[test]
+fn what_names_no_gpu_and_no_amount_is_shown_with_the_forms_that_do() {
+    assert_eq!(
+        errors("services:\n  a: { gpus: [card0], gpu_free: 90 }\n  b: { gpu_free: 101% }\n"),
+        "\
+config.yaml:2:15: expected a GPU: a number as nvidia-smi shows it, a UUID (GPU-…, MIG-…), a PCI address such as 0000:01:00.0, or 'all'; found the text 'card0'
+  2 |   a: { gpus: [card0], gpu_free: 90 }
+    |               ^^^^^
+
+config.yaml:2:33: expected a share such as 90%, or an amount such as 40GiB or 500MiB, found the number 90
+  2 |   a: { gpus: [card0], gpu_free: 90 }
+    |                                 ^^
+
+config.yaml:3:18: expected a share such as 90%, or an amount such as 40GiB or 500MiB, found the text '101%'
+  3 |   b: { gpu_free: 101% }
+    |                  ^^^^"
+    );
+}
+
+#[test]
 fn a_key_that_is_unknown_is_shown_with_those_that_are_known() {
     assert_eq!(
         errors("defalts: { grace: 5s }\nservices:\n  aidb: { prots: [8091] }\nmodels: {}\n"),
         "\
-config.yaml:1:1: unknown key 'defalts' in the configuration: expected defaults, services, patterns, protect, engines or gate
+config.yaml:1:1: unknown key 'defalts' in the configuration: expected defaults, services, patterns, protect, engines, gate, gpus or compose
   1 | defalts: { grace: 5s }
     | ^^^^^^^
 hint: did you mean 'defaults'?
 
-config.yaml:3:11: unknown key 'prots' in service 'aidb': expected enabled, runs_in, ports, reuse_addr, patterns, grace or foreign_holder
+config.yaml:3:11: unknown key 'prots' in service 'aidb': expected enabled, runs_in, ports, reuse_addr, gpus, gpu_free, patterns, grace or foreign_holder
   3 |   aidb: { prots: [8091] }
     |           ^^^^^
 hint: did you mean 'ports'?
 
-config.yaml:4:1: unknown key 'models' in the configuration: expected defaults, services, patterns, protect, engines or gate
+config.yaml:4:1: unknown key 'models' in the configuration: expected defaults, services, patterns, protect, engines, gate, gpus or compose
   4 | models: {}
     | ^^^^^^"
     );
@@ -380,7 +431,7 @@ fn a_value_of_the_wrong_type_is_shown_with_what_was_expected() {
     assert_eq!(
         errors("services:\n  a: 5\n  b: { enabled: yes, foreign_holder: kill }\n  c: { patterns: x }\nprotect: {}\n"),
         "\
-config.yaml:2:6: expected a map with enabled, runs_in, ports, reuse_addr, patterns, grace or foreign_holder, found the number 5
+config.yaml:2:6: expected a map with enabled, runs_in, ports, reuse_addr, gpus, gpu_free, patterns, grace or foreign_holder, found the number 5
   2 |   a: 5
     |      ^
 
@@ -404,7 +455,7 @@ config.yaml:5:10: expected a list of {unit: GLOB} and {exe: GLOB}, found a map
     assert_eq!(
         errors("- a\n"),
         "\
-config.yaml:1:1: expected a map with defaults, services, patterns, protect, engines or gate, found a list
+config.yaml:1:1: expected a map with defaults, services, patterns, protect, engines, gate, gpus or compose, found a list
   1 | - a
     | ^"
     );
@@ -917,7 +968,7 @@ fn a_privileged_run_reads_roots_files_through_sticky_directories_and_links() {
     mode(&etc.path("store"), 0o1775);
     symlink("store/../store/./abc-etc", etc.path("static")).unwrap();
     symlink(etc.path("static/portreeve"), etc.path("linked")).unwrap();
-    let sources = Sources { etc: etc.path("linked"), explicit: None, is_privileged: true };
+    let sources = Sources { etc: etc.path("linked"), is_privileged: true, ..Sources::default() };
     assert_eq!(ports(&load(&sources).unwrap(), "mine"), ["9000/tcp"]);
 }
 
@@ -1087,7 +1138,14 @@ fn every_shipped_file_and_what_show_prints_is_valid_by_the_schema_and_loads() {
 fn the_full_example_has_every_key() {
     let text = fs::read_to_string(in_repository("config/examples/full.yaml")).unwrap();
     let schema: serde_json::Value = serde_json::from_str(&schema()).unwrap();
-    for object in ["", "/$defs/Defaults", "/$defs/Gate", "/$defs/Service", "/$defs/Worker"] {
+    for object in [
+        "",
+        "/$defs/Defaults",
+        "/$defs/Gate",
+        "/$defs/Service",
+        "/$defs/Worker",
+        "/$defs/ComposeEntry/anyOf/1",
+    ] {
         let properties =
             schema.pointer(&format!("{object}/properties")).unwrap().as_object().unwrap();
         for key in properties.keys() {
@@ -1127,6 +1185,12 @@ fn the_schema_refuses_what_loading_refuses() {
         "engines: { podman: /run/podman/podman.sock }",
         "engines: { timeout: 3 }",
         "engines: { stop: {} }",
+        "compose: compose.yaml",
+        "compose: 7",
+        "compose: {}",
+        "compose: { file: [] }",
+        "compose: { file: /srv/compose.yaml, env: x }",
+        "compose: [{ file: /srv/compose.yaml, profiles: ['--x'] }]",
         "[]",
     ] {
         assert!(!validator.is_valid(&independent(text)), "{text}");

@@ -84,6 +84,7 @@ fn every_yaml_example_loads() {
                 etc: folder.path().join("none"),
                 explicit: Some(file),
                 is_privileged: false,
+                ..Sources::default()
             };
             if let Err(errors) = load(&sources) {
                 panic!("{}: {errors}", path.display());

@@ -368,6 +368,7 @@ fn seen_by(stage: &Stage, reach: Reach) -> BTreeSet<u32> {
         declared_units: BTreeSet::new(),
         reach,
         pids: BTreeSet::new(),
+        gpus: None,
         engines: portreeve::observe::Engines::none(),
     };
     let snapshot = stage.within(move || observe::observe(&Host::live(), &question));

@@ -28,7 +28,12 @@ fn hosts() -> Vec<PathBuf> {
 
 fn settings(folder: &Path) -> Settings {
     let explicit = Some(folder.join("config.yaml")).filter(|file| file.exists());
-    let sources = Sources { etc: folder.join("etc/portreeve"), explicit, is_privileged: false };
+    let sources = Sources {
+        etc: folder.join("etc/portreeve"),
+        explicit,
+        is_privileged: false,
+        ..Sources::default()
+    };
     config::load(&sources).unwrap().settings
 }
 
@@ -89,7 +94,7 @@ fn no_flag_ends_anybody_who_is_undecided_protected_or_in_a_container() {
 /// What `explain` writes for a person on a terminal of so many columns.
 fn explained(folder: &Path, pid: u32, width: Option<usize>, is_verbose: bool) -> String {
     let subject = Subject::Process(Pid(pid));
-    let explained = pipeline::explain(&Host::fixture(folder), &settings(folder), subject).unwrap();
+    let explained = pipeline::explain(&Host::fixture(folder), &settings(folder), &subject).unwrap();
     let style = Style { width, is_coloured: false, shows_evidence: is_verbose };
     let mut text = Vec::new();
     report::explain::render(&explained, style, &mut text).unwrap();

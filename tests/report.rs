@@ -21,7 +21,12 @@ fn blind_look(endpoint: &str) -> Findings {
         sentence: "its sockets could not be read".into(),
         next_step: Some("run as root".into()),
     });
-    Findings { ports: port.into_iter().collect(), verdicts: Vec::new(), unknowns: vec![unknown] }
+    Findings {
+        ports: port.into_iter().collect(),
+        gpus: Vec::new(),
+        verdicts: Vec::new(),
+        unknowns: vec![unknown],
+    }
 }
 
 #[test]

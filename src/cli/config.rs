@@ -11,9 +11,11 @@ use crate::{
         Loaded,
         fragment::{self, At, PatternFragment, Place, ServiceFragment},
         is_plain,
-        settings::{Defaults, EngineUse, Engines, ForeignHolder, Gate, Protect, RunsIn},
+        settings::{
+            Defaults, EngineUse, Engines, ForeignHolder, Gate, GpuSources, Protect, RunsIn,
+        },
     },
-    ident::Endpoint,
+    ident::{Endpoint, GpuName},
 };
 
 /// One line: what is guarded, and which files say so. Errors when the output cannot be written.
@@ -92,11 +94,16 @@ pub fn show(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
     for (key, typed, otherwise) in [
         ("timeout", &typed.timeout, otherwise.timeout),
         ("settle", &typed.settle, otherwise.settle),
+        ("gpu_settle", &typed.gpu_settle, otherwise.gpu_settle),
     ] {
         let typed = typed.as_ref();
         let (value, place) = typed.map_or((otherwise, None), |at| (at.value, Some(at.place)));
         writeln!(out, "  {key}: {} # {}", written(value), origin(loaded, place))?;
     }
+    let need = typed.gpu_free.as_ref();
+    let (value, place) = need.map_or((otherwise.gpu_free, None), |at| (at.value, Some(at.place)));
+    writeln!(out, "  gpu_free: '{value}' # {}", origin(loaded, place))?;
+    show_gpus(loaded, out)?;
 
     for takeover in &loaded.takeovers {
         let (from, to) = (&takeover.from, &takeover.to);
@@ -107,24 +114,53 @@ pub fn show(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
             takeover.endpoint, from.value, to.value
         )?;
     }
+    show_composed(loaded, out)
+}
+
+/// Who read which compose files, and what of them guards nothing: comments, since what they publish stands above.
+fn show_composed(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
+    for composed in &loaded.composed {
+        let files: Vec<String> =
+            composed.files.iter().map(|file| text(&file.to_string_lossy())).collect();
+        writeln!(out, "# {} is read by {}", files.join(", "), composed.by)?;
+        for remark in &composed.remarks {
+            writeln!(out, "#   {remark}")?;
+        }
+    }
     Ok(())
+}
+
+fn show_gpus(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "gpus:")?;
+    let (typed, otherwise) = (&loaded.merged.gpus, GpuSources::default());
+    show_use("nvml", typed.nvml.as_ref(), &otherwise.nvml, loaded, out)?;
+    show_use("nvidia_smi", typed.nvidia_smi.as_ref(), &otherwise.nvidia_smi, loaded, out)?;
+    let timeout = typed.timeout.as_ref();
+    let (value, place) = timeout.map_or((otherwise.timeout, None), |at| (at.value, Some(at.place)));
+    writeln!(out, "  timeout: {} # {}", written(value), origin(loaded, place))
+}
+
+fn show_use(
+    key: &str,
+    typed: Option<&At<EngineUse>>,
+    otherwise: &EngineUse,
+    loaded: &Loaded,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let value = match typed.map_or(otherwise, |at| &at.value) {
+        EngineUse::Auto => "auto".to_owned(),
+        // Without quotes older YAML reads it as false.
+        EngineUse::Off => "'off'".to_owned(),
+        EngineUse::At(path) => text(&path.to_string_lossy()),
+    };
+    writeln!(out, "  {key}: {value} # {}", origin(loaded, typed.map(|at| at.place)))
 }
 
 fn show_engines(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "engines:")?;
     let (typed, otherwise) = (&loaded.merged.engines, Engines::default());
-    for (key, value, otherwise) in
-        [("docker", &typed.docker, otherwise.docker), ("podman", &typed.podman, otherwise.podman)]
-    {
-        let place = value.as_ref().map(|at| at.place);
-        let value = match value.as_ref().map_or(&otherwise, |at| &at.value) {
-            EngineUse::Auto => "auto".to_owned(),
-            // Without quotes older YAML reads it as false.
-            EngineUse::Off => "'off'".to_owned(),
-            EngineUse::At(path) => text(&path.to_string_lossy()),
-        };
-        writeln!(out, "  {key}: {value} # {}", origin(loaded, place))?;
-    }
+    show_use("docker", typed.docker.as_ref(), &otherwise.docker, loaded, out)?;
+    show_use("podman", typed.podman.as_ref(), &otherwise.podman, loaded, out)?;
     let ladder = otherwise.ladder;
     for (key, typed, otherwise) in [
         ("timeout", &typed.timeout, otherwise.timeout),
@@ -145,8 +181,17 @@ fn show_service(
     at: &At<ServiceFragment>,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    let ServiceFragment { enabled, runs_in, ports, reuse_addr, patterns, grace, foreign_holder } =
-        &at.value;
+    let ServiceFragment {
+        enabled,
+        runs_in,
+        ports,
+        reuse_addr,
+        gpus,
+        gpu_free,
+        patterns,
+        grace,
+        foreign_holder,
+    } = &at.value;
     if let Some(At { value: false, place }) = enabled {
         return writeln!(out, "  {key}: {{ enabled: false }} # {}", origin(loaded, Some(*place)));
     }
@@ -168,6 +213,18 @@ fn show_service(
     }
     if let Some(reuse) = reuse_addr {
         lines.push((format!("reuse_addr: {}", reuse.value), reuse.place));
+    }
+    if let Some(gpus) = gpus {
+        // A bus address without quotes is a number of base 60 to older YAML.
+        let written = |gpu: &At<GpuName>| match &gpu.value {
+            GpuName::Bus(address) => format!("'{address}'"),
+            name @ (GpuName::All | GpuName::Index(_) | GpuName::Uuid(_)) => name.to_string(),
+        };
+        let all: Vec<String> = gpus.value.iter().map(written).collect();
+        lines.push((format!("gpus: [{}]", all.join(", ")), gpus.place));
+    }
+    if let Some(need) = gpu_free {
+        lines.push((format!("gpu_free: '{}'", need.value), need.place));
     }
     if let Some(grace) = grace {
         lines.push((format!("grace: {}", written(grace.value)), grace.place));

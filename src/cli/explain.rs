@@ -1,10 +1,10 @@
-//! `portreeve explain`: the whole chain of evidence for one process or port.
+//! `portreeve explain`: the whole chain of evidence for one process, port or GPU.
 
 use std::{io::Write, str::FromStr};
 
 use crate::{
     host::Host,
-    ident::{Endpoint, Pid},
+    ident::{Endpoint, GpuName, Pid},
     pipeline::{self, Subject},
     report::explain,
 };
@@ -14,8 +14,8 @@ use super::{
     output::{Format, Output},
 };
 
-/// `4242`, `8091/tcp`, `pid:4242`, `port:8091`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// `4242`, `8091/tcp`, `pid:4242`, `port:8091`, `gpu:0`, `GPU-…`.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Asked {
     /// Surely one of them.
     Only(Subject),
@@ -33,13 +33,22 @@ impl FromStr for Asked {
             let pid = pid.parse().map_err(|_| "expected a process id behind 'pid:'".to_owned())?;
             return Ok(Self::Only(Subject::Process(Pid(pid))));
         }
+        if let Some(name) = text.strip_prefix("gpu:") {
+            let name = name.parse().map_err(|error| format!("{error}, behind 'gpu:'"))?;
+            return Ok(Self::Only(Subject::Gpu(name)));
+        }
+        if let Ok(name @ (GpuName::Uuid(_) | GpuName::Bus(_))) = text.parse() {
+            return Ok(Self::Only(Subject::Gpu(name)));
+        }
         let port = text.strip_prefix("port:").unwrap_or(text);
         let endpoint: Result<Endpoint, _> = port.parse();
         match (endpoint, text.parse()) {
             (Ok(endpoint), Ok(pid)) => Ok(Self::Either(Pid(pid), endpoint)),
             (Ok(endpoint), Err(_)) => Ok(Self::Only(Subject::Port(endpoint))),
             (Err(_), Ok(pid)) => Ok(Self::Pid(Pid(pid))),
-            (Err(error), Err(_)) => Err(format!("{error}, or a process id such as 4242")),
+            (Err(error), Err(_)) => {
+                Err(format!("{error}, a process id such as 4242, or a GPU such as gpu:0"))
+            }
         }
     }
 }
@@ -78,8 +87,8 @@ pub(super) fn run(
             }
         }
     };
-    let explained = pipeline::explain(&host, &settings, subject)?;
-    if let (Subject::Process(pid), true) = (subject, explained.processes.is_empty()) {
+    let explained = pipeline::explain(&host, &settings, &subject)?;
+    if let (Subject::Process(pid), true) = (&subject, explained.processes.is_empty()) {
         return Err(Failure::Usage(format!(
             "no process {pid} is to be seen here\nhint: it may have ended, or run outside this pid namespace"
         )));

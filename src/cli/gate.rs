@@ -124,6 +124,7 @@ pub(super) fn run(
         return Ok(if is_interrupted { NOT_KNOWN } else { before_command(code) });
     }
     drop(record);
+    gate.make_way();
     let Rlimit { current, maximum } = limit;
     let _ = setrlimit(Resource::Nofile, Rlimit { current, maximum });
     // What is ours is closed by it, the lock last.

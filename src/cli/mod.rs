@@ -21,7 +21,7 @@ use output::{Destination, Output, OutputError};
 
 use crate::{
     config::{ConfigErrors, Loaded, Sources, load},
-    ident::{Endpoint, ServiceName},
+    ident::{Endpoint, GpuName, ServiceName},
     judge::Also,
     pipeline::{Scope, ScopeError},
     report::exit,
@@ -88,9 +88,9 @@ enum Verb {
         #[command(flatten)]
         verbosity: Verbosity,
     },
-    /// Give the whole chain of evidence for one process or port; changes nothing
+    /// Give the whole chain of evidence for one process, port or GPU; changes nothing
     Explain {
-        /// A process id, or a port such as 8091 or 8091/udp; pid:N and port:P where a number is both
+        /// A process id, a port such as 8091 or 8091/udp, or a GPU (gpu:0, GPU-…, MIG-…); pid:N and port:P where a number is both
         #[arg(value_name = "PID|PORT")]
         asked: explain::Asked,
         #[command(flatten)]
@@ -152,6 +152,9 @@ struct Target {
     /// Only this port, guarded or not: 8091, 8091/udp, 127.0.0.1:8091
     #[arg(long = "port", value_name = "PORT")]
     ports: Vec<Endpoint>,
+    /// Only this GPU, guarded or not: a number as nvidia-smi shows it, a UUID, a PCI address, or all
+    #[arg(long = "gpu", value_name = "GPU")]
+    gpus: Vec<GpuName>,
     #[command(flatten)]
     file: ConfigFile,
 }
@@ -331,7 +334,12 @@ fn run_config(what: ConfigVerb, out: &mut dyn Write) -> Result<u8, Failure> {
 
 impl ConfigFile {
     fn load(self) -> Result<Loaded, ConfigErrors> {
-        load(&Sources { explicit: self.config, ..Sources::default() })
+        let loaded = load(&Sources { explicit: self.config, ..Sources::default() })?;
+        for composed in &loaded.composed {
+            // Not seldom a variable that is not set, and with it a port that nobody guards.
+            composed.warnings.iter().for_each(|line| warn(&format!("{}: {line}", composed.by)));
+        }
+        Ok(loaded)
     }
 }
 
@@ -340,6 +348,7 @@ impl Target {
         Scope {
             services: self.services.iter().map(|s| ServiceName(s.clone())).collect(),
             ports: self.ports.clone(),
+            gpus: self.gpus.clone(),
         }
     }
 }

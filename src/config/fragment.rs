@@ -1,12 +1,17 @@
 //! What one file of the configuration says, as it was typed: every value optional, every value with its place.
 //! The JSON schema is derived from these types; `read` fills them.
 
-use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::settings::{EngineUse, ForeignHolder, Pattern, Protect, RunsIn};
-use crate::ident::{Endpoint, ServiceName};
+use super::settings::{EngineUse, ForeignHolder, GpuNeed, Pattern, Protect, RunsIn};
+use crate::ident::{Endpoint, GpuName, ServiceName};
 
 /// Where a value stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +57,45 @@ pub struct Fragment {
     /// How long `portreeve gate` waits.
     #[schemars(with = "Option<GateFragment>")]
     pub gate: GateFragment,
+    /// Who is asked about GPUs.
+    #[schemars(with = "Option<GpuSourcesFragment>")]
+    pub gpus: GpuSourcesFragment,
+    /// Compose files: their services and published ports are a layer right below this file.
+    #[schemars(with = "Option<ComposeText>")]
+    pub compose: Vec<At<ComposeFragment>>,
+}
+
+/// Who is asked about GPUs. Nobody is, unless a service or the command line names one.
+#[derive(Debug, Clone, Default, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "GpuSources")]
+pub struct GpuSourcesFragment {
+    /// NVIDIA's management library, libnvidia-ml.so.1: where it is found, never, or this file (default auto).
+    #[schemars(with = "Option<GpuSourceText>")]
+    pub nvml: Option<At<EngineUse>>,
+    /// nvidia-smi, where the library gives no answer: where it is found, never, or this file (default auto).
+    #[schemars(with = "Option<GpuSourceText>")]
+    pub nvidia_smi: Option<At<EngineUse>>,
+    /// How long either may take for one answer; a run's first one loads the driver (default 5s).
+    #[schemars(with = "Option<DurationText>")]
+    pub timeout: Option<At<Duration>>,
+}
+
+/// A stack's compose files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ComposeFragment {
+    /// Absolute paths, at least one; compose lays the later over the earlier.
+    pub files: Vec<PathBuf>,
+    /// The profiles that are started.
+    pub profiles: Vec<String>,
+    /// Stands before the name of each service.
+    pub prefix: Option<String>,
+}
+
+impl ComposeFragment {
+    /// The project's folder, which has its `.env`: that of the first file.
+    pub fn folder(&self) -> &Path {
+        self.files.first().and_then(|file| file.parent()).unwrap_or(Path::new("/"))
+    }
 }
 
 /// How long `portreeve gate` waits.
@@ -64,6 +108,12 @@ pub struct GateFragment {
     /// A port is called blocked only if it has been so for this long (default 500ms).
     #[schemars(with = "Option<DurationText>")]
     pub settle: Option<At<Duration>>,
+    /// The same for a GPU's memory that no process holds: drivers give it back a while after the exit (default 10s).
+    #[schemars(with = "Option<DurationText>")]
+    pub gpu_settle: Option<At<Duration>>,
+    /// How much of a GPU must be free for a service that does not say how much it needs (default 90%).
+    #[schemars(with = "Option<GpuNeedText>")]
+    pub gpu_free: Option<At<GpuNeed>>,
 }
 
 /// The container engines that may be asked.
@@ -124,6 +174,12 @@ pub struct ServiceFragment {
     /// It sets SO_REUSEADDR before it binds them, as nearly every server does (default true).
     #[schemars(with = "Option<bool>")]
     pub reuse_addr: Option<At<bool>>,
+    /// The GPUs that the service computes on: one, or a list.
+    #[schemars(with = "Option<GpusText>")]
+    pub gpus: Option<At<Vec<At<GpuName>>>>,
+    /// How much memory it needs on each of them (default: 'gpu_free' of 'gate').
+    #[schemars(with = "Option<GpuNeedText>")]
+    pub gpu_free: Option<At<GpuNeed>>,
     /// Regular expressions for the command lines of its processes.
     #[schemars(with = "Option<Vec<PatternText>>")]
     pub patterns: Option<At<Vec<At<PatternFragment>>>>,
@@ -170,6 +226,15 @@ pub enum Kind {
     Worker,
 }
 
+/// How `compose:` is written.
+#[derive(JsonSchema)]
+#[schemars(untagged, rename = "Compose")]
+#[expect(dead_code, reason = "it exists for its schema only")]
+enum ComposeText {
+    One(ComposeEntry),
+    Several(Vec<ComposeEntry>),
+}
+
 /// A type that exists for its schema only: how a value is written.
 macro_rules! written {
     ($($name:ident = $title:literal $schema:tt)*) => {$(
@@ -204,6 +269,27 @@ written! {
         "anyOf": [
             { "type": "integer", "minimum": 1, "maximum": 65535 },
             { "type": "string", "pattern": "^([0-9.]+:|\\[[0-9A-Fa-f:.]+\\]:)?[0-9]+(/(tcp|udp))?$" }
+        ]
+    }
+    GpuSourceText = "GpuSource" {
+        "anyOf": [{ "enum": ["auto", "off"] }, { "type": "string", "pattern": "^/.", "maxLength": 4096 }]
+    }
+    GpuNeedText = "GpuNeed" {
+        "type": "string",
+        "description": "A share of the GPU's memory, at most 100%, or an amount in MiB or GiB.",
+        "pattern": "^([0-9]{1,3}%|[0-9]+(MiB|GiB))$",
+        "examples": ["90%", "40GiB"]
+    }
+    GpusText = "Gpus" {
+        "description": "A GPU's number as nvidia-smi shows it, its UUID (GPU-…, MIG-…), its PCI address (0000:01:00.0), or 'all': every \
+                        GPU with memory of its own.",
+        "anyOf": [
+            { "type": "integer", "minimum": 0, "maximum": 4_294_967_295_u32 },
+            { "type": "string", "minLength": 1, "maxLength": 64 },
+            { "type": "array", "items": { "anyOf": [
+                { "type": "integer", "minimum": 0, "maximum": 4_294_967_295_u32 },
+                { "type": "string", "minLength": 1, "maxLength": 64 }
+            ] } }
         ]
     }
     RegexText = "Regex" {
@@ -244,6 +330,39 @@ written! {
                 "additionalProperties": false,
                 "required": ["unit"],
                 "properties": { "unit": { "type": "string", "pattern": "^[A-Za-z0-9:_.\\\\@-]+\\.(service|scope)$" } }
+            }
+        ]
+    }
+    ComposeEntry = "ComposeEntry" {
+        "anyOf": [
+            { "type": "string", "pattern": "^/.", "maxLength": 4096 },
+            {
+                "type": "object",
+                "additionalProperties": false,
+                "required": ["file"],
+                "properties": {
+                    "file": {
+                        "description": "An absolute path, or several: compose lays the later over the earlier.",
+                        "anyOf": [
+                            { "type": "string", "pattern": "^/.", "maxLength": 4096 },
+                            {
+                                "type": "array",
+                                "minItems": 1,
+                                "items": { "type": "string", "pattern": "^/.", "maxLength": 4096 }
+                            }
+                        ]
+                    },
+                    "profiles": {
+                        "description": "The profiles that are started.",
+                        "type": ["array", "null"],
+                        "items": { "type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]*$" }
+                    },
+                    "prefix": {
+                        "description": "Stands before the name of each service.",
+                        "type": ["string", "null"],
+                        "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+                    }
+                }
             }
         ]
     }

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use super::{
     fragment::{
-        At, DefaultsFragment, EnginesFragment, Fragment, GateFragment, Place, ServiceFragment,
+        At, DefaultsFragment, EnginesFragment, Fragment, GateFragment, GpuSourcesFragment, Place,
+        ServiceFragment,
     },
     problem::{Problem, nearest},
     settings::Protect,
@@ -26,8 +27,15 @@ pub struct Takeover {
 
 /// Lays a layer over the lower ones.
 pub(super) fn overlay(lower: &mut Fragment, upper: Fragment) {
-    let Fragment { defaults, services, patterns, protect, engines, gate } = upper;
-    let GateFragment { timeout: gate_timeout, settle } = gate;
+    let Fragment { defaults, services, patterns, protect, engines, gate, gpus, compose } = upper;
+    lower.compose.extend(compose);
+    let GpuSourcesFragment { nvml, nvidia_smi, timeout: gpu_timeout } = gpus;
+    replace(&mut lower.gpus.nvml, nvml);
+    replace(&mut lower.gpus.nvidia_smi, nvidia_smi);
+    replace(&mut lower.gpus.timeout, gpu_timeout);
+    let GateFragment { timeout: gate_timeout, settle, gpu_settle, gpu_free } = gate;
+    replace(&mut lower.gate.gpu_settle, gpu_settle);
+    replace(&mut lower.gate.gpu_free, gpu_free);
     replace(&mut lower.gate.timeout, gate_timeout);
     replace(&mut lower.gate.settle, settle);
     let EnginesFragment { docker, podman, timeout, stop_timeout, kill_timeout, remove_timeout } =
@@ -65,8 +73,19 @@ pub(super) fn overlay(lower: &mut Fragment, upper: Fragment) {
 }
 
 fn overlay_service(below: &mut At<ServiceFragment>, above: At<ServiceFragment>) {
-    let ServiceFragment { enabled, runs_in, ports, reuse_addr, patterns, grace, foreign_holder } =
-        above.value;
+    let ServiceFragment {
+        enabled,
+        runs_in,
+        ports,
+        reuse_addr,
+        gpus,
+        gpu_free,
+        patterns,
+        grace,
+        foreign_holder,
+    } = above.value;
+    replace(&mut below.value.gpus, gpus);
+    replace(&mut below.value.gpu_free, gpu_free);
     replace(&mut below.value.enabled, enabled);
     replace(&mut below.value.runs_in, runs_in);
     replace(&mut below.value.ports, ports);
@@ -172,7 +191,11 @@ pub(super) fn take_over(merged: &mut Fragment, layers: &[Layer]) -> (Vec<Takeove
         let ports =
             merged.services.get_mut(&takeover.from.value).and_then(|s| s.value.ports.as_mut());
         if let Some(ports) = ports {
-            ports.value.retain(|port| port.place != takeover.from.place);
+            let lost = |port: &At<Endpoint>| {
+                // All ports of a compose file have one place.
+                port.place == takeover.from.place && port.value == takeover.endpoint
+            };
+            ports.value.retain(|port| !lost(port));
         }
     }
     (takeovers, problems)
@@ -211,9 +234,20 @@ pub(super) fn is_enabled(service: &ServiceFragment) -> bool {
 }
 
 fn says_nothing_else(service: &ServiceFragment) -> bool {
-    let ServiceFragment { enabled: _, runs_in, ports, reuse_addr, patterns, grace, foreign_holder } =
-        service;
+    let ServiceFragment {
+        enabled: _,
+        runs_in,
+        ports,
+        reuse_addr,
+        gpus,
+        gpu_free,
+        patterns,
+        grace,
+        foreign_holder,
+    } = service;
     runs_in.is_none()
+        && gpus.is_none()
+        && gpu_free.is_none()
         && ports.is_none()
         && reuse_addr.is_none()
         && patterns.is_none()

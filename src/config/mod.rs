@@ -3,8 +3,10 @@
 //! ```text
 //! source ─► yaml ─► read ──► merge ─────────► validate ─► settings
 //! files     nodes   fragment  one of all layers
+//!                     └► compose: one more fragment, right below the one that names it
 //! ```
 
+mod compose;
 pub mod fragment;
 mod merge;
 mod problem;
@@ -16,13 +18,14 @@ mod validate;
 mod values;
 mod yaml;
 
+pub use compose::Composed;
 use fragment::Fragment;
 pub use merge::Takeover;
 pub use problem::ConfigErrors;
 use problem::Problem;
 pub(crate) use problem::is_plain;
 use settings::Settings;
-pub use source::{Layer, Origin, Sources};
+pub use source::{Layer, Origin, Programs, Sources};
 
 /// The configuration as it is in effect.
 #[derive(Debug)]
@@ -35,21 +38,35 @@ pub struct Loaded {
     pub takeovers: Vec<Takeover>,
     /// The layers laid over each other, each value with its place: where the settings come from.
     pub merged: Fragment,
+    /// What compose said, by entry of `compose:`.
+    pub composed: Vec<Composed>,
 }
 
 /// Reads, merges and validates all layers. On an error, tells all that is wrong with all files.
 pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
-    let (layers, mut problems) = source::read_layers(sources);
+    let (files, mut problems) = source::read_layers(sources);
+    let (mut layers, mut composed) = (Vec::new(), Vec::new());
     let mut merged = Fragment::default();
-    for (rank, layer) in layers.iter().enumerate() {
-        let (fragment, wrong) = read::read(rank, &layer.origin.to_string(), &layer.text);
+    for layer in files {
+        let read = |rank| read::read(rank, &layer.origin.to_string(), &layer.text);
+        let (mut fragment, mut wrong) = read(layers.len());
+        if !fragment.compose.is_empty() {
+            let below = compose::derive(layers.len(), &layer, &fragment.compose, sources);
+            problems.extend(below.problems);
+            composed.extend(below.composed);
+            merge::overlay(&mut merged, below.fragment);
+            layers.push(layer.below());
+            // Its own rank is one higher now.
+            (fragment, wrong) = read(layers.len());
+        }
         problems.extend(wrong);
-        problems.extend(merge::check_owners(&fragment, layer));
+        problems.extend(merge::check_owners(&fragment, &layer));
         // What was wrong is left out of the fragments, and what is left may look emptier than it was meant.
         if problems.is_empty() {
-            problems.extend(merge::check_dropped(&fragment, &merged, layer));
+            problems.extend(merge::check_dropped(&fragment, &merged, &layer));
         }
         merge::overlay(&mut merged, fragment);
+        layers.push(layer);
     }
     let (takeovers, wrong) = merge::take_over(&mut merged, &layers);
     if problems.is_empty() {
@@ -60,14 +77,14 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
     if problems.is_empty() && !is_default_alone && settings::any_of(settings.patterns()).is_err() {
         problems.push(Problem {
             layer: layers.len(),
-            file: layers.last().map(|layer| layer.origin.to_string()).unwrap_or_default(),
+            file: layers.last().map(|layer: &Layer| layer.origin.to_string()).unwrap_or_default(),
             excerpt: None,
             message: "all patterns together take too much memory".to_owned(),
             hint: Some("use fewer or simpler patterns".to_owned()),
         });
     }
     if problems.is_empty() {
-        Ok(Loaded { settings, layers, takeovers, merged })
+        Ok(Loaded { settings, layers, takeovers, merged, composed })
     } else {
         Err(ConfigErrors::new(problems))
     }

@@ -1,11 +1,11 @@
 //! Nodes → fragment. Tells everything that is wrong and goes on; what was wrong is left out of the fragment.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use super::{
     fragment::{
-        At, DefaultsFragment, EnginesFragment, Fragment, GateFragment, PatternFragment, Place,
-        ServiceFragment, WorkerFragment,
+        At, ComposeFragment, DefaultsFragment, EnginesFragment, Fragment, GateFragment,
+        GpuSourcesFragment, PatternFragment, Place, ServiceFragment, WorkerFragment,
     },
     problem::{Problem, quoted},
     reader::{Entry, Reader},
@@ -14,14 +14,26 @@ use super::{
 };
 use crate::ident::ServiceName;
 
-const FRAGMENT_KEYS: &[&str] = &["defaults", "services", "patterns", "protect", "engines", "gate"];
+const FRAGMENT_KEYS: &[&str] =
+    &["defaults", "services", "patterns", "protect", "engines", "gate", "gpus", "compose"];
 const DEFAULTS_KEYS: &[&str] = &["grace", "min_age", "respawn_watch", "foreign_holder"];
 const ENGINES_KEYS: &[&str] =
     &["docker", "podman", "timeout", "stop_timeout", "kill_timeout", "remove_timeout"];
-const GATE_KEYS: &[&str] = &["timeout", "settle"];
-const SERVICE_KEYS: &[&str] =
-    &["enabled", "runs_in", "ports", "reuse_addr", "patterns", "grace", "foreign_holder"];
+const GATE_KEYS: &[&str] = &["timeout", "settle", "gpu_settle", "gpu_free"];
+const GPU_SOURCES_KEYS: &[&str] = &["nvml", "nvidia_smi", "timeout"];
+const SERVICE_KEYS: &[&str] = &[
+    "enabled",
+    "runs_in",
+    "ports",
+    "reuse_addr",
+    "gpus",
+    "gpu_free",
+    "patterns",
+    "grace",
+    "foreign_holder",
+];
 const WORKER_KEYS: &[&str] = &["name", "kind", "match", "grace"];
+const COMPOSE_KEYS: &[&str] = &["file", "profiles", "prefix"];
 
 /// One text of the configuration: what it says, as far as it says something valid, and all that is wrong with it.
 pub(super) fn read(layer: usize, file: &str, text: &str) -> (Fragment, Vec<Problem>) {
@@ -46,7 +58,54 @@ impl Reader<'_> {
             protect: fields.get("protect").map(|n| self.protect(n)).unwrap_or_default(),
             engines: fields.get("engines").map(|n| self.engines(n)).unwrap_or_default(),
             gate: fields.get("gate").map(|n| self.gate(n)).unwrap_or_default(),
+            gpus: fields.get("gpus").map(|n| self.gpu_sources(n)).unwrap_or_default(),
+            compose: fields.get("compose").map(|n| self.compose(n)).unwrap_or_default(),
         }
+    }
+
+    /// One entry, or a list of them.
+    fn compose(&mut self, node: &Node) -> Vec<At<ComposeFragment>> {
+        if !matches!(node.value, Value::List(_)) {
+            return self.compose_entry(node).into_iter().collect();
+        }
+        let entries = self.items(node, "a list of compose files", Self::compose_entry);
+        entries.map(|entries| entries.value).unwrap_or_default()
+    }
+
+    fn compose_entry(&mut self, node: &Node) -> Option<At<ComposeFragment>> {
+        if node.value.text().is_some() {
+            let files = vec![self.absolute_path(node)?.value];
+            return Some(
+                self.at(node, ComposeFragment { files, profiles: Vec::new(), prefix: None }),
+            );
+        }
+        if !matches!(node.value, Value::Map(_)) {
+            return self.expected(node, "the path of a compose file, or a map with 'file'", None);
+        }
+        let fields = self.fields(node, "an entry of 'compose'", COMPOSE_KEYS);
+        let profiles = fields.get("profiles");
+        let profiles = profiles.and_then(|n| self.items(n, "a list of profiles", Self::profile));
+        let prefix = fields.get("prefix").and_then(|n| self.prefix(n));
+        let Some(file) = fields.get("file") else {
+            return self.refuse(
+                node,
+                "an entry of 'compose' needs the key 'file'".to_owned(),
+                None,
+            );
+        };
+        let files: Vec<PathBuf> = if matches!(file.value, Value::List(_)) {
+            let files = self.items(file, "a list of paths", Self::absolute_path)?.value;
+            files.into_iter().map(|file| file.value).collect()
+        } else {
+            vec![self.absolute_path(file)?.value]
+        };
+        if files.is_empty() {
+            return self.expected(file, "the path of a compose file", None);
+        }
+        let profiles = profiles.into_iter().flat_map(|list| list.value);
+        let profiles = profiles.map(|profile| profile.value).collect();
+        let prefix = prefix.map(|prefix| prefix.value);
+        Some(self.at(node, ComposeFragment { files, profiles, prefix }))
     }
 
     fn gate(&mut self, node: &Node) -> GateFragment {
@@ -54,14 +113,27 @@ impl Reader<'_> {
         GateFragment {
             timeout: fields.get("timeout").and_then(|n| self.duration(n)),
             settle: fields.get("settle").and_then(|n| self.duration(n)),
+            gpu_settle: fields.get("gpu_settle").and_then(|n| self.duration(n)),
+            gpu_free: fields.get("gpu_free").and_then(|n| self.gpu_need(n)),
+        }
+    }
+
+    fn gpu_sources(&mut self, node: &Node) -> GpuSourcesFragment {
+        let fields = self.fields(node, "'gpus'", GPU_SOURCES_KEYS);
+        GpuSourcesFragment {
+            nvml: fields.get("nvml").and_then(|n| self.engine_use(n, Some("a library"))),
+            nvidia_smi: fields
+                .get("nvidia_smi")
+                .and_then(|n| self.engine_use(n, Some("a program"))),
+            timeout: fields.get("timeout").and_then(|n| self.positive_duration(n)),
         }
     }
 
     fn engines(&mut self, node: &Node) -> EnginesFragment {
         let fields = self.fields(node, "'engines'", ENGINES_KEYS);
         EnginesFragment {
-            docker: fields.get("docker").and_then(|n| self.engine_use(n, true)),
-            podman: fields.get("podman").and_then(|n| self.engine_use(n, false)),
+            docker: fields.get("docker").and_then(|n| self.engine_use(n, Some("a socket"))),
+            podman: fields.get("podman").and_then(|n| self.engine_use(n, None)),
             timeout: fields.get("timeout").and_then(|n| self.positive_duration(n)),
             stop_timeout: fields.get("stop_timeout").and_then(|n| self.positive_duration(n)),
             kill_timeout: fields.get("kill_timeout").and_then(|n| self.positive_duration(n)),
@@ -99,6 +171,8 @@ impl Reader<'_> {
             runs_in: fields.get("runs_in").and_then(|n| self.runs_in(n)),
             ports: fields.get("ports").and_then(|n| self.items(n, ports, Self::endpoint)),
             reuse_addr: fields.get("reuse_addr").and_then(|n| self.truth(n)),
+            gpus: fields.get("gpus").and_then(|n| self.gpus(n)),
+            gpu_free: fields.get("gpu_free").and_then(|n| self.gpu_need(n)),
             patterns: fields.get("patterns").and_then(|n| self.items(n, patterns, Self::pattern)),
             grace: fields.get("grace").and_then(|n| self.duration(n)),
             foreign_holder: fields.get("foreign_holder").and_then(|n| self.foreign_holder(n)),
@@ -177,10 +251,12 @@ mod tests {
     fn the_reader_and_the_schema_know_the_same_keys() {
         let schema = super::super::fragment::schema().to_value();
         for (object, known) in [
+            ("/$defs/ComposeEntry/anyOf/1", COMPOSE_KEYS),
             ("", FRAGMENT_KEYS),
             ("/$defs/Defaults", DEFAULTS_KEYS),
             ("/$defs/Engines", ENGINES_KEYS),
             ("/$defs/Gate", GATE_KEYS),
+            ("/$defs/GpuSources", GPU_SOURCES_KEYS),
             ("/$defs/Service", SERVICE_KEYS),
             ("/$defs/Worker", WORKER_KEYS),
         ] {

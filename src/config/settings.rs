@@ -1,11 +1,11 @@
 //! What the settings are once they are valid. Owns every default; knows neither files nor YAML.
 
-use std::{fmt, path::PathBuf, sync::OnceLock, time::Duration};
+use std::{fmt, path::PathBuf, str::FromStr, sync::OnceLock, time::Duration};
 
 use globset::GlobMatcher;
 use regex::bytes::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
 
-use crate::ident::{Endpoint, ServiceName, UnitName};
+use crate::ident::{Endpoint, GpuName, ServiceName, UnitName};
 
 /// Everything that was set, valid.
 #[derive(Debug, Clone)]
@@ -22,6 +22,73 @@ pub struct Settings {
     pub engines: Engines,
     /// How long `gate` waits.
     pub gate: Gate,
+    /// Who is asked about GPUs.
+    pub gpus: GpuSources,
+}
+
+/// `gpus:`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuSources {
+    /// NVIDIA's management library.
+    pub nvml: EngineUse,
+    /// `nvidia-smi`, where the library gives no answer.
+    pub nvidia_smi: EngineUse,
+    /// How long either may take for one answer; the first one of a run loads the driver.
+    pub timeout: Duration,
+}
+
+impl Default for GpuSources {
+    fn default() -> Self {
+        Self { nvml: EngineUse::Auto, nvidia_smi: EngineUse::Auto, timeout: Duration::from_secs(5) }
+    }
+}
+
+/// How much of a GPU's memory a service needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GpuNeed {
+    /// So many hundredths of all of it.
+    Share(u8),
+    /// So many bytes.
+    Bytes(u64),
+}
+
+impl GpuNeed {
+    /// What this comes to on a GPU with so much memory.
+    pub fn bytes_of(self, total_bytes: u64) -> u64 {
+        match self {
+            Self::Share(hundredths) => total_bytes.saturating_mul(u64::from(hundredths)) / 100,
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+impl fmt::Display for GpuNeed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Share(hundredths) => write!(f, "{hundredths}%"),
+            Self::Bytes(bytes) if bytes.is_multiple_of(1 << 30) => write!(f, "{}GiB", bytes >> 30),
+            Self::Bytes(bytes) => write!(f, "{}MiB", bytes >> 20),
+        }
+    }
+}
+
+impl FromStr for GpuNeed {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let number = |unit: &str| {
+            let number = text.strip_suffix(unit)?;
+            let is_number = number.bytes().all(|b| b.is_ascii_digit());
+            if is_number { number.parse::<u64>().ok() } else { None }
+        };
+        if let Some(hundredths) = number("%") {
+            let hundredths = u8::try_from(hundredths).map_err(|_| ())?;
+            return if hundredths <= 100 { Ok(Self::Share(hundredths)) } else { Err(()) };
+        }
+        let bytes = number("GiB").and_then(|n| n.checked_mul(1 << 30));
+        let bytes = bytes.or_else(|| number("MiB").and_then(|n| n.checked_mul(1 << 20)));
+        bytes.map(Self::Bytes).ok_or(())
+    }
 }
 
 /// `gate:`.
@@ -31,11 +98,20 @@ pub struct Gate {
     pub timeout: Duration,
     /// A port is called blocked only if it has been so for this long, whatever the timeout.
     pub settle: Duration,
+    /// The same for a GPU's memory that nobody holds: drivers give it back a while after the exit.
+    pub gpu_settle: Duration,
+    /// How much of a GPU must be free for a service that does not say how much it needs.
+    pub gpu_free: GpuNeed,
 }
 
 impl Default for Gate {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(30), settle: Duration::from_millis(500) }
+        Self {
+            timeout: Duration::from_secs(30),
+            settle: Duration::from_millis(500),
+            gpu_settle: Duration::from_secs(10),
+            gpu_free: GpuNeed::Share(90),
+        }
     }
 }
 
@@ -84,14 +160,14 @@ impl Default for Engines {
     }
 }
 
-/// Whether and where an engine is asked.
+/// Whether and where an engine, or who knows GPUs, is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EngineUse {
     /// Where it is found, at its usual places.
     Auto,
     /// Never: what it could have told stays unknown.
     Off,
-    /// At this socket, instead of root's usual one.
+    /// At this socket (library, program), instead of the usual one.
     At(PathBuf),
 }
 
@@ -139,6 +215,10 @@ pub struct Service {
     pub ports: Vec<Endpoint>,
     /// It sets SO_REUSEADDR before it binds them.
     pub reuse_addr: bool,
+    /// GPUs that it computes on.
+    pub gpus: Vec<GpuName>,
+    /// How much memory it needs on each of them.
+    pub gpu_free: GpuNeed,
     /// Command lines of its processes.
     pub patterns: Vec<ServicePattern>,
     /// Time between SIGTERM and SIGKILL.

@@ -10,6 +10,7 @@ use std::{
     io::{self, Read},
     os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::{Component, Path, PathBuf},
+    time::Duration,
 };
 
 use rustix::{
@@ -29,6 +30,18 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 /// As many as the kernel follows (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
+/// Where distributions, Docker's own packages and administrators put programs; the last two are NixOS's.
+const FOLDERS: [&str; 8] = [
+    "/usr/local/sbin",
+    "/usr/local/bin",
+    "/usr/sbin",
+    "/usr/bin",
+    "/sbin",
+    "/bin",
+    "/run/wrappers/bin",
+    "/run/current-system/sw/bin",
+];
+
 /// Where the configuration comes from.
 #[derive(Debug, Clone)]
 pub struct Sources {
@@ -38,6 +51,25 @@ pub struct Sources {
     pub explicit: Option<PathBuf>,
     /// Whether this run has rights that others have not (euid 0).
     pub is_privileged: bool,
+    /// How compose is asked, where a file names one.
+    pub programs: Programs,
+}
+
+/// Other programs that a configuration asks.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// Where they are looked for, in this order.
+    pub folders: Vec<PathBuf>,
+    /// How long one may take from its start to its exit.
+    pub timeout: Duration,
+}
+
+impl Default for Programs {
+    fn default() -> Self {
+        // Compose takes some 25 to 300 ms.
+        let timeout = Duration::from_secs(10);
+        Self { folders: FOLDERS.map(PathBuf::from).to_vec(), timeout }
+    }
 }
 
 impl Default for Sources {
@@ -46,6 +78,7 @@ impl Default for Sources {
             etc: PathBuf::from("/etc/portreeve"),
             explicit: None,
             is_privileged: rustix::process::geteuid().is_root(),
+            programs: Programs::default(),
         }
     }
 }
@@ -57,6 +90,8 @@ pub enum Origin {
     Default,
     /// This file.
     File(PathBuf),
+    /// The compose files that this file names.
+    Compose(PathBuf),
 }
 
 impl fmt::Display for Origin {
@@ -64,6 +99,7 @@ impl fmt::Display for Origin {
         match self {
             Self::Default => f.write_str("default"),
             Self::File(path) => f.write_str(&shown(path)),
+            Self::Compose(path) => write!(f, "compose of {}", shown(path)),
         }
     }
 }
@@ -78,9 +114,22 @@ pub struct Layer {
 }
 
 impl Layer {
+    /// The layer of the compose files that this one names; its places are those of the `compose:` entries.
+    pub(super) fn below(&self) -> Self {
+        let origin = match &self.origin {
+            Origin::Default => Origin::Default,
+            Origin::File(path) | Origin::Compose(path) => Origin::Compose(path.clone()),
+        };
+        Self { origin, text: self.text.clone() }
+    }
+
     pub(super) fn problem(&self, place: Place, message: String, hint: Option<String>) -> Problem {
         let excerpt = Some(Excerpt::new(&self.text, place.line, place.start, place.end));
-        Problem { layer: place.layer, file: self.origin.to_string(), excerpt, message, hint }
+        let file = match &self.origin {
+            Origin::Default => self.origin.to_string(),
+            Origin::File(path) | Origin::Compose(path) => shown(path),
+        };
+        Problem { layer: place.layer, file, excerpt, message, hint }
     }
 }
 
@@ -137,7 +186,7 @@ impl From<io::Error> for Refusal {
 }
 
 /// Whether nothing is there, not even a link that leads nowhere: that one somebody meant to be read.
-fn is_missing(path: &Path) -> bool {
+pub(super) fn is_missing(path: &Path) -> bool {
     let looked = fs::symlink_metadata(path).map_err(|error| error.kind());
     matches!(looked, Err(io::ErrorKind::NotFound | io::ErrorKind::NotADirectory))
 }
@@ -168,13 +217,27 @@ fn list_conf_d(directory: &Path, paths: &mut Vec<PathBuf>, problems: &mut Vec<Pr
     }
 }
 
-fn read_file(path: &Path, is_privileged: bool) -> Result<String, Refusal> {
+/// Whether a file that another program is to read would be read here; else why not, and what to do. Where nobody but root
+/// can change the way to it, that program finds the same file.
+pub(super) fn check(path: &Path, is_privileged: bool) -> Result<(), (String, Option<String>)> {
+    open(path, is_privileged).map(drop).map_err(|refusal| match refusal {
+        Refusal::File(reason, hint) => (reason, hint),
+        Refusal::Content(reason, _) => (reason, None),
+    })
+}
+
+fn open(path: &Path, is_privileged: bool) -> Result<OwnedFd, Refusal> {
     let descriptor =
         if is_privileged { open_trusted(path)? } else { openat(CWD, path, READ, Mode::empty())? };
     let stat = fstat(&descriptor)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(Refusal::File("is no regular file".to_owned(), None));
     }
+    Ok(descriptor)
+}
+
+fn read_file(path: &Path, is_privileged: bool) -> Result<String, Refusal> {
+    let descriptor = open(path, is_privileged)?;
     let mut bytes = Vec::new();
     let mut file = fs::File::from(descriptor).take(MAX_FILE_BYTES + 1);
     file.read_to_end(&mut bytes)?;

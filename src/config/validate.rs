@@ -1,20 +1,31 @@
 //! The merged layers → settings.
 
 use super::{
-    fragment::{At, DefaultsFragment, EnginesFragment, Fragment, GateFragment},
+    fragment::{At, DefaultsFragment, EnginesFragment, Fragment, GateFragment, GpuSourcesFragment},
     merge::is_enabled,
-    settings::{Defaults, Engines, Gate, Ladder, Service, ServicePattern, Settings, WorkerPattern},
+    settings::{
+        Defaults, Engines, Gate, GpuSources, Ladder, Service, ServicePattern, Settings,
+        WorkerPattern,
+    },
 };
 
 /// What the merged layers say, with the defaults where they say nothing.
 pub(super) fn settings(merged: &Fragment) -> Settings {
     let defaults = defaults(&merged.defaults);
+    let gate = gate(&merged.gate);
     let services = merged.services.iter().filter(|(_, service)| is_enabled(&service.value));
     let services = services.map(|(name, At { value: service, .. })| Service {
         name: name.clone(),
         runs_in: service.runs_in.as_ref().map(|place| place.value.clone()),
         ports: service.ports.iter().flat_map(|ports| &ports.value).map(|port| port.value).collect(),
         reuse_addr: service.reuse_addr.as_ref().is_none_or(|reuse| reuse.value),
+        gpus: service
+            .gpus
+            .iter()
+            .flat_map(|gpus| &gpus.value)
+            .map(|gpu| gpu.value.clone())
+            .collect(),
+        gpu_free: service.gpu_free.as_ref().map_or(gate.gpu_free, |need| need.value),
         patterns: service
             .patterns
             .iter()
@@ -41,7 +52,18 @@ pub(super) fn settings(merged: &Fragment) -> Settings {
         workers: workers.collect(),
         protect: merged.protect.iter().map(|rule| rule.value.clone()).collect(),
         engines: engines(&merged.engines),
-        gate: gate(&merged.gate),
+        gate,
+        gpus: gpu_sources(&merged.gpus),
+    }
+}
+
+/// `gpus:` over those of the settings.
+pub(super) fn gpu_sources(typed: &GpuSourcesFragment) -> GpuSources {
+    let otherwise = GpuSources::default();
+    GpuSources {
+        nvml: typed.nvml.as_ref().map_or(otherwise.nvml, |v| v.value.clone()),
+        nvidia_smi: typed.nvidia_smi.as_ref().map_or(otherwise.nvidia_smi, |v| v.value.clone()),
+        timeout: typed.timeout.as_ref().map_or(otherwise.timeout, |v| v.value),
     }
 }
 
@@ -51,6 +73,8 @@ pub(super) fn gate(typed: &GateFragment) -> Gate {
     Gate {
         timeout: typed.timeout.as_ref().map_or(otherwise.timeout, |v| v.value),
         settle: typed.settle.as_ref().map_or(otherwise.settle, |v| v.value),
+        gpu_settle: typed.gpu_settle.as_ref().map_or(otherwise.gpu_settle, |v| v.value),
+        gpu_free: typed.gpu_free.as_ref().map_or(otherwise.gpu_free, |v| v.value),
     }
 }
 

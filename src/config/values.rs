@@ -1,6 +1,6 @@
 //! Single values: ports, durations, patterns, globs, names. Each says what it expected.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use globset::{GlobBuilder, GlobMatcher};
 
@@ -8,14 +8,18 @@ use super::{
     fragment::{At, Kind},
     problem::quoted,
     reader::Reader,
-    settings::{EngineUse, ForeignHolder, PATTERN_NEST_LIMIT, Pattern, RunsIn, compile_pattern},
+    settings::{
+        EngineUse, ForeignHolder, GpuNeed, PATTERN_NEST_LIMIT, Pattern, RunsIn, compile_pattern,
+    },
     source::DEFAULT_LAYER,
     yaml::{Node, TextSpan, Value},
 };
-use crate::ident::{Endpoint, UnitName};
+use crate::ident::{Endpoint, GpuName, UnitName};
 
 /// Longer than any wait that a person would want, and short of every overflow.
 const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
+/// PATH_MAX of path_resolution(7).
+const MAX_PATH_BYTES: usize = 4096;
 const MAX_PATTERN_CHARS: usize = 4096;
 /// Nothing bounds the compiled form of a glob but the length of its text.
 const MAX_GLOB_CHARS: usize = 256;
@@ -49,17 +53,75 @@ impl Reader<'_> {
         }
     }
 
-    /// `auto`, `off`, or a socket where one may be named.
-    pub(super) fn engine_use(&mut self, node: &Node, takes_path: bool) -> Option<At<EngineUse>> {
-        let what = if takes_path { "auto, off or the path of a socket" } else { "auto or off" };
+    /// `auto`, `off`, or the path of such a thing where one may be named.
+    pub(super) fn engine_use(&mut self, node: &Node, at: Option<&str>) -> Option<At<EngineUse>> {
+        let what = match at {
+            Some(thing) => format!("auto, off or the path of {thing}"),
+            None => "auto or off".to_owned(),
+        };
         match node.value.text() {
             Some("auto") => Some(self.at(node, EngineUse::Auto)),
             Some("off") => Some(self.at(node, EngineUse::Off)),
-            Some(path) if takes_path && path.len() > 1 && path.starts_with('/') => {
+            Some(path) if at.is_some() && path.len() > 1 && path.starts_with('/') => {
                 Some(self.at(node, EngineUse::At(path.into())))
             }
-            Some(_) | None => self.expected(node, what, None),
+            Some(_) | None => self.expected(node, &what, None),
         }
+    }
+
+    /// One GPU, or a list of them.
+    pub(super) fn gpus(&mut self, node: &Node) -> Option<At<Vec<At<GpuName>>>> {
+        if matches!(node.value, Value::List(_)) {
+            return self.items(node, "a list of GPUs", Self::gpu);
+        }
+        let one = self.gpu(node)?;
+        Some(self.at(node, vec![one]))
+    }
+
+    fn gpu(&mut self, node: &Node) -> Option<At<GpuName>> {
+        let text = node.value.text().or(node.value.bare()).unwrap_or_default();
+        match text.parse() {
+            Ok(name) => Some(self.at(node, name)),
+            Err(error) => {
+                self.refuse(node, format!("{error}; found {}", node.value.describe()), None)
+            }
+        }
+    }
+
+    /// `90%`, `40GiB`.
+    pub(super) fn gpu_need(&mut self, node: &Node) -> Option<At<GpuNeed>> {
+        match node.value.text().and_then(|text| text.parse().ok()) {
+            Some(need) => Some(self.at(node, need)),
+            None => self.expected(
+                node,
+                "a share such as 90%, or an amount such as 40GiB or 500MiB",
+                None,
+            ),
+        }
+    }
+
+    pub(super) fn absolute_path(&mut self, node: &Node) -> Option<At<PathBuf>> {
+        let text = self.text_of(node, "the path of a compose file")?;
+        if text.len() < 2 || text.len() > MAX_PATH_BYTES || !text.starts_with('/') {
+            return self.expected(node, "an absolute path", None);
+        }
+        Some(self.at(node, PathBuf::from(text)))
+    }
+
+    /// Compose's own rule for the names of profiles.
+    pub(super) fn profile(&mut self, node: &Node) -> Option<At<String>> {
+        let name = self.text_of(node, "the name of a profile")?;
+        if is_word(name) {
+            return Some(self.at(node, name.to_owned()));
+        }
+        let name = quoted(name, 64);
+        let message = format!("bad profile '{name}': expected letters, digits, '_', '.' and '-'");
+        self.refuse(node, message, None)
+    }
+
+    pub(super) fn prefix(&mut self, node: &Node) -> Option<At<String>> {
+        let prefix = self.text_of(node, "a prefix")?;
+        self.is_name(node, prefix, "prefix").then(|| self.at(node, prefix.to_owned()))
     }
 
     /// A duration in which something can be done.
@@ -220,7 +282,7 @@ impl Reader<'_> {
     }
 }
 
-fn is_word(name: &str) -> bool {
+pub(super) fn is_word(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
 }

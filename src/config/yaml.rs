@@ -85,13 +85,18 @@ pub(super) struct YamlError {
 
 /// Reads the one document of a text; a text without any is `Null`.
 pub(super) fn parse(text: &str) -> Result<Node, YamlError> {
+    parse_up_to(text, MAX_NODES)
+}
+
+/// The same, of a text that may have this many values.
+pub(super) fn parse_up_to(text: &str, most: usize) -> Result<Node, YamlError> {
     let options = granit_parser::options! {
         disallow_directives: true,
         flow_nesting_limit: MAX_DEPTH,
         block_nesting_limit: MAX_DEPTH,
     };
     let mut reader =
-        Reader { text, events: Parser::new_from_str_with_options(text, options), nodes: 0 };
+        Reader { text, events: Parser::new_from_str_with_options(text, options), nodes: 0, most };
     let empty = Node { value: Value::Null, span: TextSpan { start: 0, end: 0, line: 1 } };
     let mut document = None;
     while let Some((event, span)) = reader.next()? {
@@ -113,6 +118,7 @@ struct Reader<'t> {
     text: &'t str,
     events: Parser<'t, granit_parser::StrInput<'t>>,
     nodes: usize,
+    most: usize,
 }
 
 impl<'t> Reader<'t> {
@@ -129,8 +135,8 @@ impl<'t> Reader<'t> {
 
     fn node(&mut self, event: Event<'t>, span: Span, depth: usize) -> Result<Node, YamlError> {
         self.nodes += 1;
-        if self.nodes > MAX_NODES {
-            return Err(self.error(&format!("more than {MAX_NODES} values"), None, span));
+        if self.nodes > self.most {
+            return Err(self.error(&format!("more than {} values", self.most), None, span));
         }
         if depth > MAX_DEPTH {
             return Err(self.error(&format!("nested deeper than {MAX_DEPTH}"), None, span));

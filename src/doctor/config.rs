@@ -20,9 +20,16 @@ pub(super) fn checks(config: Result<&Loaded, &ConfigErrors>) -> Vec<Check> {
     for layer in &loaded.layers {
         let what = match layer.origin {
             Origin::Default => "the default inside the binary",
-            Origin::File(_) => "in effect, over those above",
+            Origin::File(_) | Origin::Compose(_) => "in effect, over those above",
         };
         checks.push(new(&layer.origin.to_string(), State::Good, what.to_owned()));
+    }
+    for composed in &loaded.composed {
+        let files: Vec<String> =
+            composed.files.iter().map(|file| file.display().to_string()).collect();
+        let read = format!("is read by {}", composed.by);
+        let said: Vec<String> = [read].into_iter().chain(composed.remarks.clone()).collect();
+        checks.push(new(&files.join(", "), State::Good, said.join("; ")));
     }
     for takeover in &loaded.takeovers {
         let place = loaded.layers.get(takeover.to.place.layer);

@@ -169,7 +169,12 @@ mod tests {
     use crate::config::{Sources, load};
 
     fn settings() -> Settings {
-        let nowhere = Sources { etc: "/nonexistent".into(), explicit: None, is_privileged: false };
+        let nowhere = Sources {
+            etc: "/nonexistent".into(),
+            explicit: None,
+            is_privileged: false,
+            ..Sources::default()
+        };
         load(&nowhere).unwrap().settings
     }
 

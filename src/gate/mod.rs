@@ -4,7 +4,10 @@
 mod lock;
 mod wait;
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use crate::{
     act::interrupt::Interrupt,
@@ -12,11 +15,12 @@ use crate::{
     host::Host,
     ident::Endpoint,
     judge::{
-        Also, Terms,
-        gate::{Answer, Binds, Passage, asks_for_bind, judge, may_reuse},
+        Also, Judgement, Terms,
+        gate::{Answer, Binds, GpuPassage, Passage, asks_for_bind, judge, judge_gpus, may_reuse},
+        gpu::GpuState,
         verdict::{Unknown, Verdict},
     },
-    observe::{Reach, bind, watch::Watch},
+    observe::{Reach, bind, settling::Settling, watch::Watch},
     pipeline::{self, Event, Inquiry, Orders, Reaped, Scope, ScopeError},
     snapshot::Snapshot,
 };
@@ -41,27 +45,34 @@ pub struct Wishes {
 pub struct Gated {
     /// Every port that was asked about, as the last look found it.
     pub ports: Vec<Passage>,
+    /// Every GPU that was asked about.
+    pub gpus: Vec<GpuPassage>,
     /// Who holds them.
     pub verdicts: Vec<Verdict>,
     /// What was ended first.
     pub reaped: Vec<Reaped>,
     /// How long it took.
     pub waited: Duration,
-    /// Why the ports were not looked at to the end.
+    /// Why they were not looked at to the end.
     pub cut_short: Option<Unknown>,
 }
 
 impl Gated {
-    /// Whether every port is open.
+    /// What was said of each port and GPU.
+    pub fn answers(&self) -> impl Iterator<Item = &Answer> {
+        answers(&self.ports, &self.gpus)
+    }
+
+    /// Whether every port and every GPU is open.
     pub fn is_open(&self) -> bool {
-        self.cut_short.is_none()
-            && self.ports.iter().all(|port| matches!(port.answer, Answer::Open(_)))
+        self.cut_short.is_none() && self.answers().all(|answer| matches!(answer, Answer::Open(_)))
     }
 
     #[cfg(test)]
     pub(crate) fn sample(ports: Vec<Passage>, verdicts: Vec<Verdict>) -> Self {
         Self {
             ports,
+            gpus: Vec::new(),
             verdicts,
             reaped: Vec::new(),
             waited: Duration::from_millis(1234),
@@ -89,6 +100,29 @@ pub struct Gate<'a> {
     began: Instant,
     reaps: usize,
     reaped: Vec<Reaped>,
+    settling: Settling,
+}
+
+/// What one look found.
+pub(super) struct Found {
+    pub(super) snapshot: Snapshot,
+    pub(super) ports: Vec<Passage>,
+    pub(super) gpus: Vec<GpuPassage>,
+    pub(super) verdicts: Vec<Verdict>,
+}
+
+impl Found {
+    pub(super) fn answers(&self) -> impl Iterator<Item = &Answer> {
+        answers(&self.ports, &self.gpus)
+    }
+
+    fn is_open(&self) -> bool {
+        self.answers().all(|answer| matches!(answer, Answer::Open(_)))
+    }
+
+    pub(super) fn is_settling(&self) -> bool {
+        self.gpus.iter().any(|gpu| gpu.is_settling)
+    }
 }
 
 impl<'a> Gate<'a> {
@@ -128,6 +162,7 @@ impl<'a> Gate<'a> {
             began: Instant::now(),
             reaps: 0,
             reaped: Vec::new(),
+            settling: Settling::default(),
         })
     }
 
@@ -139,40 +174,44 @@ impl<'a> Gate<'a> {
     ) -> Result<Gated, ScopeError> {
         loop {
             if let Err(why) = self.take_lock(interrupt, tell) {
-                return Ok(self.gated(Vec::new(), Vec::new(), Some(why)));
+                return Ok(self.gated(None, Some(why)));
             }
             if self.wishes.reaps && self.reaps == 0 {
                 self.reap(interrupt, tell)?;
             }
-            let (snapshot, ports, verdicts) = self.look();
+            let found = self.look();
             if interrupt.count() > 0 {
-                return Ok(self.gated(ports, verdicts, Some(interrupted())));
+                return Ok(self.gated(Some(found), Some(interrupted())));
             }
             let may_reap = self.wishes.reaps && self.reaps < MOST_REAPS;
-            if may_reap && verdicts.iter().any(|verdict| verdict.is_convicted) {
+            if may_reap && found.verdicts.iter().any(|verdict| verdict.is_convicted) {
                 self.reap(interrupt, tell)?;
                 continue;
             }
-            let is_open = ports.iter().all(|port| matches!(port.answer, Answer::Open(_)));
             let left = self.left();
-            if is_open || left.is_zero() {
-                return Ok(self.gated(ports, verdicts, None));
+            // Memory that is coming back is no conflict yet, whatever the timeout; it settles within 'gpu_settle'.
+            if found.is_open() || (left.is_zero() && !found.is_settling()) {
+                return Ok(self.gated(Some(found), None));
             }
             // Made before the look on which the waiting rests, so that nothing falls between the two.
             let Some(watch) = &mut self.watch else {
-                let endpoints: Vec<Endpoint> = ports.iter().map(|p| p.port.endpoint).collect();
+                let endpoints: Vec<Endpoint> =
+                    found.ports.iter().map(|p| p.port.endpoint).collect();
                 self.watch = Some(Watch::new(&endpoints));
                 continue;
             };
-            self.held = None;
+            // Past the timeout nobody may keep us waiting for it.
+            if !left.is_zero() {
+                self.held = None;
+            }
             let settle = self.wishes.settle.saturating_sub(self.began.elapsed());
             if settle.is_zero() {
-                tell(Event::Progress(&waiting_for(&ports, left)));
+                tell(Event::Progress(&waiting_for(&found, left)));
             }
             // The first progress line is due when it is settled.
             let most = if settle.is_zero() { left } else { settle.min(left) };
-            if wait::for_change(self.host, watch, &snapshot, &ports, interrupt, most) {
-                return Ok(self.gated(ports, verdicts, Some(interrupted())));
+            if wait::for_change(self.host, watch, &found, interrupt, most) {
+                return Ok(self.gated(Some(found), Some(interrupted())));
             }
         }
     }
@@ -180,6 +219,11 @@ impl<'a> Gate<'a> {
     /// Lets other gates look meanwhile: whoever reads our report may take their time.
     pub fn give_way(&mut self) {
         self.held = None;
+    }
+
+    /// Leaves nothing of ours to the command that is to take our place, but the lock, which its start closes.
+    pub fn make_way(&self) {
+        self.inquiry.rest();
     }
 
     fn left(&self) -> Duration {
@@ -213,7 +257,7 @@ impl<'a> Gate<'a> {
         Ok(())
     }
 
-    fn look(&self) -> (Snapshot, Vec<Passage>, Vec<Verdict>) {
+    fn look(&mut self) -> Found {
         // Somebody else may share the service's own socket.
         let reach = if self.wishes.accepts_ours { Reach::Whole } else { Reach::Narrow };
         let (snapshot, judgement) = self.inquiry.look(&self.terms, reach);
@@ -226,40 +270,60 @@ impl<'a> Gate<'a> {
             .collect();
         let ours = self.wishes.accepts_ours;
         let ports = judge(&snapshot, self.settings, &self.terms, &judgement, &binds, ours);
-        (snapshot, ports, judgement.verdicts)
+        let settling = self.settling(&judgement);
+        let gpus = judge_gpus(&snapshot, self.settings, &self.terms, &judgement, &settling, ours);
+        Found { snapshot, ports, gpus, verdicts: judgement.verdicts }
     }
 
-    fn gated(
-        &mut self,
-        ports: Vec<Passage>,
-        verdicts: Vec<Verdict>,
-        cut_short: Option<Unknown>,
-    ) -> Gated {
-        let reaped = std::mem::take(&mut self.reaped);
-        Gated { ports, verdicts, reaped, waited: self.began.elapsed(), cut_short }
+    /// GPUs whose memory may still come back, by label.
+    fn settling(&mut self, judgement: &Judgement) -> BTreeSet<String> {
+        let (most, now) = (self.settings.gate.gpu_settle, Instant::now());
+        let mut labels = BTreeSet::new();
+        for verdict in &judgement.gpus {
+            let Some(gpu) = &verdict.gpu else { continue };
+            let is_held = matches!(verdict.state, GpuState::Held(_));
+            if self.settling.may_change(gpu, is_held, most, now) {
+                labels.insert(verdict.label.clone());
+            }
+        }
+        labels
     }
+
+    fn gated(&mut self, found: Option<Found>, cut_short: Option<Unknown>) -> Gated {
+        let reaped = std::mem::take(&mut self.reaped);
+        let (ports, gpus, verdicts) =
+            found.map(|found| (found.ports, found.gpus, found.verdicts)).unwrap_or_default();
+        Gated { ports, gpus, verdicts, reaped, waited: self.began.elapsed(), cut_short }
+    }
+}
+
+fn answers<'a>(ports: &'a [Passage], gpus: &'a [GpuPassage]) -> impl Iterator<Item = &'a Answer> {
+    let of_ports = ports.iter().map(|passage| &passage.answer);
+    of_ports.chain(gpus.iter().map(|passage| &passage.answer))
 }
 
 fn interrupted() -> Unknown {
     Unknown {
-        fact: "whether the ports become free".to_owned(),
+        fact: "whether all becomes free".to_owned(),
         why: "a signal ended the waiting".to_owned(),
         remedy: None,
     }
 }
 
-fn waiting_for(ports: &[Passage], left: Duration) -> String {
-    let shut = ports.iter().filter_map(|Passage { port, answer }| {
-        let title = match answer {
-            Answer::Open(_) => return None,
-            Answer::Blocked(block) => match block.by.first() {
-                Some(blocker) => format!("{}, pid {}", block.why.title, blocker.pid),
-                None => block.why.title.to_owned(),
-            },
-            Answer::Unknown(_) => "unknown".to_owned(),
-        };
-        Some(format!("{} ({title})", port.endpoint.short()))
-    });
-    let shut: Vec<String> = shut.collect();
+fn waiting_for(found: &Found, left: Duration) -> String {
+    let title = |answer: &Answer| match answer {
+        Answer::Open(_) => None,
+        Answer::Blocked(block) => Some(match block.by.first() {
+            Some(blocker) => format!("{}, pid {}", block.why.title, blocker.pid),
+            None => block.why.title.to_owned(),
+        }),
+        Answer::Unknown(_) => Some("unknown".to_owned()),
+    };
+    let ports = found.ports.iter().map(|p| (p.port.endpoint.short(), title(&p.answer)));
+    let gpus = found.gpus.iter().map(|p| (p.gpu.label.clone(), title(&p.answer)));
+    let shut: Vec<String> = ports
+        .chain(gpus)
+        .filter_map(|(name, title)| Some(format!("{name} ({})", title?)))
+        .collect();
     format!("waiting for {}, {} s left", shut.join(", "), left.as_secs() + 1)
 }

@@ -21,34 +21,43 @@ use crate::{
         Reach, listeners,
         watch::{Watch, Woken},
     },
-    snapshot::{Seen, Snapshot, Sockets},
+    snapshot::{Seen, Sockets},
 };
+
+use super::Found;
 
 /// A whole look, whatever the sockets say: an address may have come, a holder grown old enough to be judged, an engine
 /// answered.
 const LOOK: Duration = Duration::from_secs(1);
 /// The same where no socket is seen that could change: only another bind tells.
 const BIND_AGAIN: Duration = Duration::from_millis(100);
+/// The same where a GPU's memory is coming back: no driver tells.
+const SETTLING: Duration = Duration::from_millis(100);
 
 /// Waits until a look is worth it, at most so long; returns whether a signal to ourselves ended the waiting. The watch was
 /// made before the look.
 pub(super) fn for_change(
     host: &Host,
     watch: &mut Watch,
-    snapshot: &Snapshot,
-    ports: &[Passage],
+    found: &Found,
     interrupt: &mut Interrupt,
     most: Duration,
 ) -> bool {
     let shut: Vec<&Passage> =
-        ports.iter().filter(|port| !matches!(port.answer, Answer::Open(_))).collect();
+        found.ports.iter().filter(|port| !matches!(port.answer, Answer::Open(_))).collect();
     let endpoints: Vec<Endpoint> = shut.iter().map(|port| port.port.endpoint).collect();
-    let before = marks(&snapshot.sockets, &endpoints);
+    let before = marks(&found.snapshot.sockets, &endpoints);
     let in_the_way = before.as_ref().filter(|seen| !seen.is_empty());
-    let end = Instant::now() + most.min(if in_the_way.is_some() { LOOK } else { BIND_AGAIN });
+    let beat = match (found.is_settling(), in_the_way.is_some() || shut.is_empty()) {
+        (true, _) => SETTLING,
+        (false, true) => LOOK,
+        (false, false) => BIND_AGAIN,
+    };
+    // What settles is waited for beyond the timeout.
+    let end = Instant::now() + if found.is_settling() { beat } else { most.min(beat) };
     watch.follow(in_the_way.map(|seen| seen.iter().map(|(cookie, _)| *cookie).collect()));
     watch.forget_holders();
-    for holder in living(&shut) {
+    for holder in living(found) {
         watch.add_holder(holder);
     }
     loop {
@@ -75,10 +84,10 @@ fn marks(sockets: &Seen<Sockets>, endpoints: &[Endpoint]) -> Option<BTreeSet<(u6
 }
 
 /// Who stands in the way and has not ended. A pid that was reused meanwhile wakes us later than it might: the sockets do then.
-fn living(shut: &[&Passage]) -> Vec<OwnedFd> {
-    let pids: BTreeSet<Pid> = shut
-        .iter()
-        .flat_map(|port| match &port.answer {
+fn living(found: &Found) -> Vec<OwnedFd> {
+    let pids: BTreeSet<Pid> = found
+        .answers()
+        .flat_map(|answer| match answer {
             Answer::Blocked(block) => block.by.iter().map(|blocker| blocker.pid).collect(),
             Answer::Open(_) | Answer::Unknown(_) => Vec::new(),
         })

@@ -6,15 +6,16 @@ use crate::{
     config::settings::{Service, ServicePattern, Settings, WorkerPattern, fits},
     ident::{Endpoint, Manager, Pid, ServiceName, UnitName, UnitRef},
     snapshot::{
-        Cgroup, Process, Seen, Snapshot, Unit, file_name, forwards_for, system_name,
+        Cgroup, Gpu, Process, Seen, Snapshot, Unit, file_name, forwards_for, system_name,
         without_deleted,
     },
 };
 
 use super::{
     container::share_layer,
+    gpu::{GpuGuard, INFRASTRUCTURE},
     truth::{Truth, fact, known},
-    verdict::Unknown,
+    verdict::{GpuShare, Unknown},
 };
 
 /// A guarded port and its owner by the settings.
@@ -26,6 +27,28 @@ pub struct Guard {
     pub service: Option<ServiceName>,
 }
 
+/// What a candidate holds of what is guarded.
+#[derive(Debug, Clone, Default)]
+pub struct Held<'a> {
+    /// Ports.
+    pub ports: Vec<&'a Guard>,
+    /// Why it is not known whether it holds more of them.
+    pub unsure: Option<Unknown>,
+    /// GPUs, once for each guard of each. That one was not seen makes nobody's verdict harder.
+    pub gpus: Vec<HeldGpu<'a>>,
+}
+
+/// A guarded GPU that a process computes on.
+#[derive(Debug, Clone, Copy)]
+pub struct HeldGpu<'a> {
+    /// Which.
+    pub gpu: &'a Gpu,
+    /// Why it is guarded.
+    pub guard: &'a GpuGuard,
+    /// How much of its memory the process has, where the driver says.
+    pub memory_bytes: Option<u64>,
+}
+
 /// One process and what the verdict table asks of it.
 pub struct Case<'a> {
     /// All that was seen.
@@ -34,10 +57,8 @@ pub struct Case<'a> {
     pub settings: &'a Settings,
     /// The process.
     pub process: &'a Process,
-    /// Guarded ports that it holds.
-    pub held: Vec<&'a Guard>,
-    /// Why it is not known whether it holds more of them.
-    pub unsure: Option<Unknown>,
+    /// What it holds of what is guarded.
+    pub held: Held<'a>,
     /// Patterns of services that it matches.
     pub matched: Vec<(&'a Service, &'a ServicePattern)>,
     /// The first worker pattern that it matches.
@@ -48,7 +69,7 @@ pub struct Case<'a> {
 const UNASKED: &str = "its manager was not asked about it";
 
 /// Executables of service managers, engines and monitors, by file name within a system's folder.
-const GUARDIANS: [&str; 17] = [
+const GUARDIANS: [&str; 16] = [
     "systemd",
     "init",
     "sshd",
@@ -65,7 +86,6 @@ const GUARDIANS: [&str; 17] = [
     "crio",
     "podman",
     "kubelet",
-    "nvidia-persistenced",
 ];
 
 /// Keepers of other people's terminals: whatever their arguments say, sessions live in them.
@@ -77,11 +97,10 @@ impl<'a> Case<'a> {
         snapshot: &'a Snapshot,
         settings: &'a Settings,
         process: &'a Process,
-        held: Vec<&'a Guard>,
-        unsure: Option<Unknown>,
+        held: Held<'a>,
     ) -> Self {
         let (matched, worker) = matches(settings, process);
-        Self { snapshot, settings, process, held, unsure, matched, worker }
+        Self { snapshot, settings, process, held, matched, worker }
     }
 
     pub(super) fn name(&self, what: &str) -> String {
@@ -128,6 +147,7 @@ impl<'a> Case<'a> {
         }
         let is_guardian = self
             .is_system_exe(&GUARDIANS)
+            .or(|| self.is_system_exe(&INFRASTRUCTURE))
             .or(|| self.has_forwarders_exe())
             .and(|| !self.is_forwarder());
         let name = process.exe.known().and_then(|exe| system_name(exe)).unwrap_or("it");
@@ -137,7 +157,7 @@ impl<'a> Case<'a> {
 
     /// Holds a guarded port on behalf of a container.
     pub fn is_forwarder(&self) -> Truth {
-        Truth::from(!self.held.is_empty()).and(|| self.has_forwarders_exe())
+        Truth::from(!self.held.ports.is_empty()).and(|| self.has_forwarders_exe())
     }
 
     fn has_forwarders_exe(&self) -> Truth {
@@ -414,7 +434,7 @@ impl<'a> Case<'a> {
             sockets.is_some_and(|s| s.holdings.iter().any(|h| h.pid == pid))
         };
         let (fellows, _) = self.fellows();
-        let oldest = fellows.iter().rev().find(is_holder).filter(|_| !self.held.is_empty());
+        let oldest = fellows.iter().rev().find(is_holder).filter(|_| !self.held.ports.is_empty());
         oldest.map_or(self.process, |process| process).key.start_ticks
     }
 
@@ -553,13 +573,25 @@ impl<'a> Case<'a> {
 
     /// It holds a guarded port that `wanted` says yes to.
     pub fn holds(&self, wanted: impl Fn(&Guard) -> bool) -> Truth {
-        let unsure = || self.unsure.clone().map_or(Truth::No, Truth::Unknown);
-        Truth::from(self.held.iter().any(|guard| wanted(guard))).or(unsure)
+        let unsure = || self.held.unsure.clone().map_or(Truth::No, Truth::Unknown);
+        Truth::from(self.held.ports.iter().any(|guard| wanted(guard))).or(unsure)
+    }
+
+    /// The guarded GPUs that it computes on, each once.
+    pub fn gpu_shares(&self) -> Vec<GpuShare> {
+        let mut shares: Vec<GpuShare> = Vec::new();
+        for HeldGpu { gpu, memory_bytes, .. } in &self.held.gpus {
+            let label = gpu.label();
+            if !shares.iter().any(|share| share.label == label) {
+                shares.push(GpuShare { label, memory_bytes: *memory_bytes });
+            }
+        }
+        shares
     }
 
     /// Services whose ports it holds.
     pub fn services_by_port(&self) -> impl Iterator<Item = &'a Service> {
-        self.held.iter().filter_map(|g| self.settings.service(g.service.as_ref()?))
+        self.held.ports.iter().filter_map(|g| self.settings.service(g.service.as_ref()?))
     }
 
     /// Services of the process: by a port that it holds, then by pattern, which several may share.

@@ -8,7 +8,7 @@ use crate::{
 };
 
 use super::{
-    case::Case,
+    case::{Case, Held},
     truth::{Truth, fact, known},
     verdict::Unknown,
 };
@@ -275,7 +275,7 @@ impl<'a> Case<'a> {
             let is_server = matches!(s.state, SocketState::Listening | SocketState::Bound);
             is_server && self.snapshot.holders(s.inode).any(|pid| pid == self.process.key.pid)
         };
-        let is_held = |s: &&Socket| self.held.iter().any(|guard| s.is_on(&guard.endpoint));
+        let is_held = |s: &&Socket| self.held.ports.iter().any(|guard| s.is_on(&guard.endpoint));
         let mut held = sockets.all.iter().filter(holds).filter(is_held);
         held.any(|socket| container.published.iter().any(|p| is_mapped(p, socket)))
     }
@@ -285,7 +285,7 @@ impl<'a> Case<'a> {
         // About to run again: its engine has it in hand.
         let Some(main) = container.main_pid else { return Truth::Yes };
         let Some(process) = self.snapshot.processes.get(&main) else { return Truth::Yes };
-        let case = Case::new(self.snapshot, self.settings, process, Vec::new(), None);
+        let case = Case::new(self.snapshot, self.settings, process, Held::default());
         match case.supervisor() {
             Ok(supervisor) => supervisor.is_some().into(),
             Err(unknown) => Truth::Unknown(unknown),

@@ -10,7 +10,9 @@ use crate::{
 use super::{
     Also, Target, Terms, candidates,
     case::Case,
-    command, orphan, targets,
+    command,
+    gpu::GpuGuard,
+    orphan, targets,
     truth::Truth,
     verdict::{Finding, Row, Spare, Verdict},
     verdict_on,
@@ -115,15 +117,17 @@ fn case_of<'a>(
     terms: &'a Terms,
     pid: Pid,
 ) -> Option<Case<'a>> {
-    let (held, unsure) = candidates(snapshot, terms).remove(&pid)?;
-    Some(Case::new(snapshot, settings, snapshot.processes.get(&pid)?, held, unsure))
+    let held = candidates(snapshot, terms).remove(&pid)?;
+    Some(Case::new(snapshot, settings, snapshot.processes.get(&pid)?, held))
 }
 
 fn nominated_by(case: &Case<'_>) -> Option<String> {
-    let ports: Vec<String> = case.held.iter().map(|g| g.endpoint.to_string()).collect();
+    let ports: Vec<String> = case.held.ports.iter().map(|g| g.endpoint.to_string()).collect();
+    let gpus: Vec<String> = case.gpu_shares().iter().map(ToString::to_string).collect();
     let services: Vec<&str> = case.matched.iter().map(|(s, _)| s.name.0.as_str()).collect();
     let reasons = [
         (!ports.is_empty()).then(|| format!("it holds {}", ports.join(", "))),
+        (!gpus.is_empty()).then(|| format!("it computes on {}", gpus.join(", "))),
         (!services.is_empty()).then(|| format!("it matches a pattern of {}", services.join(", "))),
         case.worker.map(|w| format!("it matches the worker pattern {}", w.name)),
     ];
@@ -150,6 +154,12 @@ fn ending(case: &Case<'_>, terms: &Terms) -> Option<String> {
                 Target::Port(endpoint) => {
                     asked.guards.retain(|guard| guard.endpoint == *endpoint);
                     asked.named_ports = vec![*endpoint];
+                }
+                Target::Gpu(name) => {
+                    asked.guards.clear();
+                    asked.named_gpus = vec![name.clone()];
+                    let need = case.settings.gate.gpu_free;
+                    asked.gpus = vec![GpuGuard { name: name.clone(), service: None, need }];
                 }
                 Target::Service(name) => asked.named_services = vec![name.clone()],
                 Target::All => {}

@@ -1,7 +1,7 @@
-//! Whether a service may start: of each of its ports whether it is open, blocked and by whom, or not known. What can be
+//! Whether a service may start: of each of its ports and GPUs whether it is open, blocked and by whom, or not known. What can be
 //! bound is no proof by itself: beside a socket that is bound and silent, or one that shares its port, a bind succeeds too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     config::settings::{RunsIn, Service, Settings},
@@ -11,6 +11,7 @@ use crate::{
 
 use super::{
     Judgement, Terms, explain,
+    gpu::{GpuState, GpuVerdict, has_enough, may_miss},
     port::{self, PortState, PortVerdict},
     truth::Truth,
     verdict::{ContainerRef, Finding, Spare, Unknown, Verdict},
@@ -28,7 +29,18 @@ pub struct Passage {
     pub answer: Answer,
 }
 
-/// Whether a service may have a port.
+/// The judge's word on one GPU that a service is to start on.
+#[derive(Debug, Clone)]
+pub struct GpuPassage {
+    /// What the GPU is.
+    pub gpu: GpuVerdict,
+    /// Whether its service may have it.
+    pub answer: Answer,
+    /// Its memory may still be on its way back from a process that ended.
+    pub is_settling: bool,
+}
+
+/// Whether a service may have a port or a GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// It may; what it should know.
@@ -113,6 +125,24 @@ pub fn judge(
         .collect()
 }
 
+/// Judges every GPU of a look; `settling` are those whose memory may still come back, by label.
+pub fn judge_gpus(
+    snapshot: &Snapshot,
+    settings: &Settings,
+    terms: &Terms,
+    judgement: &Judgement,
+    settling: &BTreeSet<String>,
+    accepts_ours: bool,
+) -> Vec<GpuPassage> {
+    let binds = &Binds::new();
+    let look = Look { snapshot, settings, terms, judgement, binds, accepts_ours };
+    let passage = |gpu: &GpuVerdict| {
+        let is_settling = gpu.state == GpuState::Residual && settling.contains(&gpu.label);
+        GpuPassage { gpu: gpu.clone(), answer: look.gpu_answer(gpu, is_settling), is_settling }
+    };
+    judgement.gpus.iter().map(passage).collect()
+}
+
 struct Look<'a> {
     snapshot: &'a Snapshot,
     settings: &'a Settings,
@@ -149,12 +179,56 @@ impl Look<'_> {
         }
     }
 
-    fn by_holders(&self, port: &PortVerdict, title: &'static str, holders: &[Pid]) -> Answer {
+    fn gpu_answer(&self, gpu: &GpuVerdict, is_settling: bool) -> Answer {
+        let advice = |title| {
+            let (sentence, next_step) = (gpu.sentence.clone(), gpu.next_step.clone());
+            Advice { title, sentence, next_step }
+        };
+        let blocked = |title, by| Answer::Blocked(Block { by, why: advice(title) });
+        match &gpu.state {
+            GpuState::Free => Answer::Open(Vec::new()),
+            GpuState::Held(holders) => {
+                let services: Vec<&Service> =
+                    gpu.services.iter().filter_map(|name| self.settings.service(name)).collect();
+                let others = self.others(&services, holders);
+                if others.is_empty() {
+                    return Answer::Open(vec![advice("held by the service itself")]);
+                }
+                // Where the driver counts no memory, a holder may have all of it.
+                match &gpu.gpu {
+                    Some(seen) if matches!(seen.memory, Seen::Known(Some(_))) => {
+                        match (has_enough(seen, gpu.need), may_miss(self.snapshot, seen)) {
+                            (Ok(true), None) => Answer::Open(vec![advice("shared")]),
+                            (_, _) => blocked("held", self.blockers(&others)),
+                        }
+                    }
+                    Some(_) | None => blocked("held", self.blockers(&others)),
+                }
+            }
+            GpuState::Residual if is_settling => blocked("settling", Vec::new()),
+            GpuState::Residual => blocked("memory taken", Vec::new()),
+            GpuState::Absent => blocked("no such GPU", Vec::new()),
+            GpuState::Unknown(unknown) => {
+                let remedy = unknown.remedy.clone().or_else(|| gpu.next_step.clone());
+                Answer::Unknown(Unknown { remedy, ..unknown.clone() })
+            }
+        }
+    }
+
+    /// Those of the holders who are surely not one of the services itself.
+    fn others(&self, services: &[&Service], holders: &[Pid]) -> Vec<Pid> {
         let is_ours = |pid: &Pid| {
             let verdict = self.judgement.verdicts.iter().find(|v| v.key().pid == *pid);
-            self.accepts_ours && verdict.is_some_and(|v| self.is_ours(port, v))
+            let is_its =
+                |v: &Verdict| self.is_in_our_place(v) || services.iter().any(|s| self.is_of(s, v));
+            self.accepts_ours && verdict.is_some_and(is_its)
         };
-        let others: Vec<Pid> = holders.iter().filter(|pid| !is_ours(pid)).copied().collect();
+        holders.iter().filter(|pid| !is_ours(pid)).copied().collect()
+    }
+
+    fn by_holders(&self, port: &PortVerdict, title: &'static str, holders: &[Pid]) -> Answer {
+        let service = service_of(port, self.settings);
+        let others = self.others(service.as_slice(), holders);
         if others.is_empty() && !holders.is_empty() {
             return Answer::Open(vec![Advice {
                 title: "held by the service itself",
@@ -270,13 +344,15 @@ impl Look<'_> {
         }
     }
 
-    /// Spared, and beyond doubt where the service is declared to run, or in the unit that we were started in.
-    fn is_ours(&self, port: &PortVerdict, verdict: &Verdict) -> bool {
+    /// Spared, and in the unit that we were started in.
+    fn is_in_our_place(&self, verdict: &Verdict) -> bool {
+        matches!(verdict.finding, Finding::Spare(_)) && self.is_in_our_unit(&verdict.process)
+    }
+
+    /// Spared, and beyond doubt where the service is declared to run.
+    fn is_of(&self, service: &Service, verdict: &Verdict) -> bool {
         let Finding::Spare(spare) = &verdict.finding else { return false };
-        if self.is_in_our_unit(&verdict.process) {
-            return true;
-        }
-        match service_of(port, self.settings).and_then(|service| service.runs_in.as_ref()) {
+        match service.runs_in.as_ref() {
             Some(RunsIn::Unit(name)) => match spare {
                 Spare::ManagedBy(unit) | Spare::InUnit(unit) => {
                     unit.manager == Manager::System && unit.name == *name

@@ -4,6 +4,7 @@ pub mod case;
 pub mod container;
 pub mod explain;
 pub mod gate;
+pub mod gpu;
 pub mod orphan;
 pub mod port;
 pub mod truth;
@@ -13,11 +14,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     config::settings::{ForeignHolder, Settings},
-    ident::{Endpoint, EngineKind, Pid, ProcessKey, ServiceName},
+    ident::{Endpoint, EngineKind, GpuName, Pid, ProcessKey, ServiceName},
     snapshot::{Process, Snapshot, SocketState},
 };
 
-use case::{Case, Guard};
+use case::{Case, Guard, Held, HeldGpu};
+use gpu::{GpuGuard, GpuVerdict};
 use port::PortVerdict;
 use truth::{Truth, fact};
 use verdict::{ContainerRef, Finding, Row, Seal, Spare, Unknown, Verdict};
@@ -42,10 +44,14 @@ pub struct Terms {
     /// The guarded ports that were looked at: a process that holds a port of another service is not the one that
     /// is meant, though it matches a pattern.
     pub guards: Vec<Guard>,
+    /// The guarded GPUs that were looked at.
+    pub gpus: Vec<GpuGuard>,
     /// Services that the command line names.
     pub named_services: Vec<ServiceName>,
     /// Ports that the command line names.
     pub named_ports: Vec<Endpoint>,
+    /// GPUs that the command line names.
+    pub named_gpus: Vec<GpuName>,
     /// What is ended beside orphans.
     pub also: Also,
     /// When this run began, if it ends processes: what was started since was brought back by somebody, and
@@ -58,7 +64,9 @@ pub struct Terms {
 impl Terms {
     /// Whether the command line narrows the question to less than the settings.
     fn is_narrow(&self) -> bool {
-        !self.named_services.is_empty() || !self.named_ports.is_empty()
+        !self.named_services.is_empty()
+            || !self.named_ports.is_empty()
+            || !self.named_gpus.is_empty()
     }
 
     fn is_asked_about(&self, guard: &Guard) -> bool {
@@ -67,7 +75,13 @@ impl Terms {
             || self.named_ports.contains(&guard.endpoint)
     }
 
-    /// A process of the question: by a port that it asks about, else by a pattern of a service that it names,
+    fn is_gpu_asked_about(&self, guard: &GpuGuard) -> bool {
+        !self.is_narrow()
+            || guard.service.as_ref().is_some_and(|name| self.named_services.contains(name))
+            || self.named_gpus.contains(&guard.name)
+    }
+
+    /// A process of the question: by a port or GPU that it asks about, else by a pattern of a service that it names,
     /// where no port of another service is held.
     fn concerns(&self, case: &Case<'_>) -> Truth {
         let is_named = |name: &ServiceName| self.named_services.contains(name);
@@ -76,6 +90,7 @@ impl Terms {
                 .or(|| !case.by_command_line(|| !case.matched.is_empty()))
         };
         Truth::from(!self.is_narrow())
+            .or(|| case.held.gpus.iter().any(|held| self.is_gpu_asked_about(held.guard)).into())
             .or(|| case.holds(|guard| self.is_asked_about(guard)))
             .or(|| (!case.holds(|_| true)).and(is_meant))
     }
@@ -95,51 +110,63 @@ pub struct Ended {
 pub struct Judgement {
     /// One per guard.
     pub ports: Vec<PortVerdict>,
+    /// One per guarded GPU.
+    pub gpus: Vec<GpuVerdict>,
     /// One per candidate.
     pub verdicts: Vec<Verdict>,
     /// What could not be seen beyond them.
     pub unknowns: Vec<Unknown>,
 }
 
-/// What a candidate holds, and why it is not known whether it holds more.
-type Holds<'a> = (Vec<&'a Guard>, Option<Unknown>);
-
 /// Judges every candidate and every guarded port.
 pub fn judge(snapshot: &Snapshot, settings: &Settings, terms: &Terms) -> Judgement {
     let verdicts: Vec<Verdict> = candidates(snapshot, terms)
         .into_iter()
-        .filter_map(|(pid, (held, unsure))| {
+        .filter_map(|(pid, held)| {
             let process = snapshot.processes.get(&pid)?;
-            let case = Case::new(snapshot, settings, process, held, unsure);
+            let case = Case::new(snapshot, settings, process, held);
             let is_asked_about = terms.concerns(&case);
             (is_asked_about != Truth::No).then(|| verdict_on(&case, terms, is_asked_about))
         })
         .collect();
     let guards = terms.guards.iter().filter(|guard| terms.is_asked_about(guard));
     let ports = guards.map(|guard| port::judge(snapshot, guard, &verdicts)).collect();
+    let guards: Vec<&GpuGuard> =
+        terms.gpus.iter().filter(|guard| terms.is_gpu_asked_about(guard)).collect();
+    let gpus = gpu::judge(snapshot, &guards, &verdicts);
     let unknowns = unknowns(snapshot, &verdicts);
-    Judgement { ports, verdicts, unknowns }
+    Judgement { ports, gpus, verdicts, unknowns }
 }
 
-/// Every process that a port, a pattern or the question itself nominates.
-fn candidates<'a>(snapshot: &'a Snapshot, terms: &'a Terms) -> BTreeMap<Pid, Holds<'a>> {
+/// Every process that a port, a GPU, a pattern or the question itself nominates.
+fn candidates<'a>(snapshot: &'a Snapshot, terms: &'a Terms) -> BTreeMap<Pid, Held<'a>> {
     let unread = unread_sockets(snapshot);
-    let mut holds: BTreeMap<Pid, Holds<'_>> = BTreeMap::new();
+    let mut holds: BTreeMap<Pid, Held<'_>> = BTreeMap::new();
     for &pid in &snapshot.matching {
         holds.entry(pid).or_default();
     }
     for guard in &terms.guards {
         for (pid, is_on) in holders_of(snapshot, guard) {
-            let (guards, unsure) = holds.entry(pid).or_default();
+            let held = holds.entry(pid).or_default();
             match is_on {
-                Truth::Yes if !guards.contains(&guard) => guards.push(guard),
+                Truth::Yes if !held.ports.contains(&guard) => held.ports.push(guard),
                 Truth::Yes | Truth::No => {}
-                Truth::Unknown(unknown) => *unsure = Some(unknown),
+                Truth::Unknown(unknown) => held.unsure = Some(unknown),
             }
         }
     }
-    for (_, unsure) in holds.values_mut() {
-        *unsure = unsure.take().or_else(|| unread.clone());
+    for guard in &terms.gpus {
+        let gpus = snapshot.gpus.iter().flat_map(|gpus| gpu::named(gpus, &guard.name));
+        for gpu in gpus {
+            for holding in gpu::holders(snapshot, gpu) {
+                let memory_bytes = holding.memory_bytes;
+                let held = HeldGpu { gpu, guard, memory_bytes };
+                holds.entry(holding.pid).or_default().gpus.push(held);
+            }
+        }
+    }
+    for held in holds.values_mut() {
+        held.unsure = held.unsure.take().or_else(|| unread.clone());
     }
     holds
 }
@@ -198,7 +225,7 @@ fn verdict_on(case: &Case<'_>, terms: &Terms, is_asked_about: Truth) -> Verdict 
         Finding::Suspect => terms.also.abandoned,
         // Somebody's session: only for what is surely meant, not for an editor that has the file open.
         Finding::Spare(Spare::Session(_)) => {
-            let is_meant = case.held.iter().any(|guard| terms.is_asked_about(guard))
+            let is_meant = case.held.ports.iter().any(|guard| terms.is_asked_about(guard))
                 || case.matched.iter().any(|(_, p)| p.is_portless);
             terms.also.session && decision.is_certain && is_meant
         }
@@ -206,7 +233,7 @@ fn verdict_on(case: &Case<'_>, terms: &Terms, is_asked_about: Truth) -> Verdict 
         Finding::Spare(_) | Finding::Undecided(_) => false,
         Finding::Foreign => {
             let is_named = |g: &&Guard| terms.named_ports.contains(&g.endpoint);
-            (terms.also.foreign && case.held.iter().any(is_named))
+            (terms.also.foreign && case.held.ports.iter().any(is_named))
                 || case.services_by_port().any(|s| s.foreign_holder == ForeignHolder::Reap)
         }
     };
@@ -216,7 +243,8 @@ fn verdict_on(case: &Case<'_>, terms: &Terms, is_asked_about: Truth) -> Verdict 
         finding,
         row: decision.row,
         services: case.services().iter().map(|s| s.name.clone()).collect(),
-        ports: case.held.iter().map(|g| g.endpoint).collect(),
+        ports: case.held.ports.iter().map(|g| g.endpoint).collect(),
+        gpus: case.gpu_shares(),
         reason,
         evidence: evidence(case),
         grace: grace(case),
@@ -305,17 +333,19 @@ fn evidence(case: &Case<'_>) -> Vec<String> {
     evidence
 }
 
-/// What a command line names to mean this process, the narrowest first: a port that it holds, a service, all.
+/// What a command line names to mean this process, the narrowest first: a port that it holds, a GPU, a service, all.
 fn targets(case: &Case<'_>) -> Vec<Target> {
-    let ports = case.held.iter().map(|guard| Target::Port(guard.endpoint));
+    let ports = case.held.ports.iter().map(|guard| Target::Port(guard.endpoint));
+    let gpus = case.held.gpus.iter().map(|held| Target::Gpu(held.gpu.command_name()));
     let services = case.services().into_iter().map(|service| Target::Service(service.name.clone()));
-    ports.chain(services).chain([Target::All]).collect()
+    ports.chain(gpus).chain(services).chain([Target::All]).collect()
 }
 
 /// What the words of a command line mean.
 #[derive(Debug, Clone)]
 enum Target {
     Port(Endpoint),
+    Gpu(GpuName),
     Service(ServiceName),
     All,
 }
@@ -324,6 +354,7 @@ enum Target {
 fn command(target: &Target, also: Option<&str>) -> String {
     let target = match target {
         Target::Port(endpoint) => format!(" --port {}", endpoint.short()),
+        Target::Gpu(name) => format!(" --gpu {name}"),
         Target::Service(name) => format!(" {name}"),
         Target::All => String::new(),
     };
@@ -345,7 +376,7 @@ fn next_step(finding: &Finding, case: &Case<'_>) -> Option<String> {
             ),
             Some(_) | None => format!("'{}' ends it", by("abandoned")),
         }),
-        Finding::Foreign => Some(match case.held.first() {
+        Finding::Foreign => Some(match case.held.ports.first() {
             Some(_) => format!("stop it where it was started, or '{}'", by("foreign")),
             None => format!("stop pid {pid} where it was started"),
         }),

@@ -215,7 +215,7 @@ fn left_behind(case: &Case<'_>) -> Answer {
 /// Whose starts fail on the port that the process still holds.
 fn victim(case: &Case<'_>) -> Option<String> {
     let Membership::Known(container) = case.container() else { return None };
-    let port = case.held.first()?.endpoint;
+    let port = case.held.ports.first()?.endpoint;
     let times = match container.restarts {
         0 => return None,
         1 => "once".to_owned(),
@@ -690,20 +690,31 @@ fn why_suspect(case: &Case<'_>) -> String {
 }
 
 fn foreign(case: &Case<'_>) -> Answer {
-    let owners: Vec<String> =
-        case.held.iter().filter_map(|g| g.service.as_ref()).map(ToString::to_string).collect();
+    let owners: Vec<String> = case
+        .held
+        .ports
+        .iter()
+        .filter_map(|g| g.service.as_ref())
+        .map(ToString::to_string)
+        .collect();
     let parent = match case.parent() {
         Some(parent) => format!("; its parent is {} (pid {})", parent.name, parent.key.pid),
         None => String::new(),
     };
-    let reason = if owners.is_empty() {
+    let gpus: Vec<String> = case.gpu_shares().iter().map(ToString::to_string).collect();
+    let reason = if case.held.ports.is_empty() && !gpus.is_empty() {
+        format!("it is alive and computes on {}{parent}", gpus.join(", "))
+    } else if owners.is_empty() {
         format!("it is alive and holds the port{parent}")
     } else {
         format!("it is alive and holds the port of {}{parent}", owners.join(", "))
     };
     Answer {
         conditions: vec![
-            ("it holds a guarded port", case.holds(|_| true)),
+            (
+                "it holds a guarded port or computes on a guarded GPU",
+                Truth::from(!gpus.is_empty()).or(|| case.holds(|_| true)),
+            ),
             // One that was not read might be an orphan's.
             ("its command line was read", case.by_command_line(|| true)),
         ],

@@ -4,6 +4,7 @@
 mod containers;
 mod explain;
 mod gate;
+mod gpus;
 mod guards;
 mod law;
 mod ports;

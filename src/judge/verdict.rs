@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use crate::{
     ident::{ContainerId, Endpoint, EngineRef, Pid, ProcessKey, ServiceName, UnitRef},
-    snapshot::Process,
+    snapshot::{Process, gibibytes},
 };
 
 /// A fact that could not be known, and so can convict nobody.
@@ -99,6 +99,24 @@ pub enum Orphan {
     Misplaced(ServiceName),
 }
 
+/// A guarded GPU that a process computes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuShare {
+    /// `GPU 0`, `GPU 0 part 1`.
+    pub label: String,
+    /// How much of its memory it has, where the driver says.
+    pub memory_bytes: Option<u64>,
+}
+
+impl fmt::Display for GpuShare {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.memory_bytes {
+            Some(bytes) => write!(f, "{} ({})", self.label, gibibytes(bytes)),
+            None => f.write_str(&self.label),
+        }
+    }
+}
+
 /// What stands beside a verdict: a fact in words. Shown, never convicting.
 pub type Evidence = String;
 
@@ -116,6 +134,8 @@ pub struct Verdict {
     pub services: Vec<ServiceName>,
     /// Guarded ports that it holds.
     pub ports: Vec<Endpoint>,
+    /// Guarded GPUs that it computes on.
+    pub gpus: Vec<GpuShare>,
     /// One line: why.
     pub reason: String,
     /// Supporting facts.
@@ -190,6 +210,7 @@ impl Verdict {
             row: Row(0),
             services: Vec::new(),
             ports: Vec::new(),
+            gpus: Vec::new(),
             reason: "because the test says so".to_owned(),
             evidence: Vec::new(),
             next_step: None,

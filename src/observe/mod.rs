@@ -10,6 +10,7 @@ pub mod holders;
 pub mod listeners;
 pub mod processes;
 mod reader;
+pub mod settling;
 pub mod units;
 pub mod users;
 pub mod watch;
@@ -26,7 +27,10 @@ use std::{
 use crate::{
     host::{Host, seen},
     ident::{Endpoint, Manager, Pid, UnitName, UnitRef},
-    snapshot::{Clock, CommandLine, Process, Seen, Sight, Snapshot, Socket, SocketState, Sockets},
+    snapshot::{
+        Clock, CommandLine, GpuHolding, Gpus, Process, Seen, Sight, Snapshot, Socket, SocketState,
+        Sockets,
+    },
 };
 
 pub use containers::Engines;
@@ -50,6 +54,8 @@ pub struct Question {
     pub pids: BTreeSet<Pid>,
     /// Container engines that may be asked.
     pub engines: Engines,
+    /// What was seen of GPUs just now: their holders are candidates, too.
+    pub gpus: Option<Gpus>,
 }
 
 /// A holder that exits between two reads leaves facts of two moments; the look is taken again.
@@ -125,7 +131,8 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
     matching.extend(&question.pids);
     let holding: BTreeSet<Pid> =
         sockets.known().map(|s| s.holdings.iter().map(|h| h.pid).collect()).unwrap_or_default();
-    let candidates: BTreeSet<Pid> = matching.union(&holding).copied().collect();
+    let on_gpus: BTreeSet<Pid> = holdings(question.gpus.as_ref()).map(|h| h.pid).collect();
+    let candidates: BTreeSet<Pid> = matching.union(&holding).chain(&on_gpus).copied().collect();
     let ourselves = ourselves(host).unwrap_or_else(|| vec![Pid(std::process::id())]);
     let (mut processes, blurred) =
         with_relatives(host, &candidates, &ourselves, command_lines, question);
@@ -169,6 +176,8 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
     } else {
         units::Answers::default()
     };
+    let is_there = |pid: Pid| processes.contains_key(&pid) || blurred.contains_key(&pid);
+    let gpus = question.gpus.clone().map(|gpus| without_ended(gpus, is_there));
     let snapshot = Snapshot {
         clock: clock(host),
         ourselves,
@@ -185,9 +194,21 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
         lingering: answers.lingering,
         containers,
         receipts: Vec::new(),
-        gpus: None,
+        gpus,
     };
     (snapshot, is_torn)
+}
+
+fn holdings(gpus: Option<&Gpus>) -> impl Iterator<Item = &GpuHolding> {
+    gpus.into_iter().flat_map(|gpus| &gpus.all).flat_map(|gpu| &gpu.holdings)
+}
+
+/// Who has ended since holds no GPU, though its memory may still be taken for a while.
+fn without_ended(mut gpus: Gpus, is_there: impl Fn(Pid) -> bool) -> Gpus {
+    for gpu in &mut gpus.all {
+        gpu.holdings.retain(|holding| is_there(holding.pid));
+    }
+    gpus
 }
 
 /// Adds those that were not read before.

@@ -1,7 +1,9 @@
 //! The exit code, an interface: 0 clear, 1 not clear, 2 could not tell. 1 outranks 2, which outranks 0.
 
 use crate::{
+    ident::Pid,
     judge::{
+        gpu::{GpuState, GpuVerdict},
         port::{PortState, PortVerdict},
         verdict::{Finding, Verdict},
     },
@@ -19,8 +21,9 @@ pub const COULD_NOT_TELL: u8 = 2;
 pub fn of_findings(findings: &Findings) -> u8 {
     let processes = findings.verdicts.iter().map(of_verdict);
     let ports = findings.ports.iter().map(|port| of_port(port, &findings.verdicts));
+    let gpus = findings.gpus.iter().map(|gpu| of_gpu(gpu, &findings.verdicts));
     let unseen = findings.unknowns.iter().map(|_| COULD_NOT_TELL);
-    processes.chain(ports).chain(unseen).fold(CLEAR, worse)
+    processes.chain(ports).chain(gpus).chain(unseen).fold(CLEAR, worse)
 }
 
 /// The code for a reap: that of the last look, and not clear where an end was not seen or undone.
@@ -54,14 +57,7 @@ fn of_port(port: &PortVerdict, verdicts: &[Verdict]) -> u8 {
     match &port.state {
         PortState::Free | PortState::NoListener | PortState::Lingering => CLEAR,
         // The holders' own verdicts count; a holder without one was not judged, which clears nobody.
-        PortState::Held(holders) | PortState::BoundOnly(holders) => {
-            let is_judged = |pid| verdicts.iter().any(|v| v.process.key.pid == pid);
-            if holders.is_empty() || !holders.iter().all(|&pid| is_judged(pid)) {
-                COULD_NOT_TELL
-            } else {
-                CLEAR
-            }
-        }
+        PortState::Held(holders) | PortState::BoundOnly(holders) => of_holders(holders, verdicts),
         PortState::Ephemeral { .. } | PortState::Connected { .. } | PortState::KernelOwned => {
             NOT_CLEAR
         }
@@ -69,12 +65,26 @@ fn of_port(port: &PortVerdict, verdicts: &[Verdict]) -> u8 {
     }
 }
 
+fn of_gpu(gpu: &GpuVerdict, verdicts: &[Verdict]) -> u8 {
+    match &gpu.state {
+        GpuState::Free => CLEAR,
+        GpuState::Held(holders) => of_holders(holders, verdicts),
+        GpuState::Residual | GpuState::Absent => NOT_CLEAR,
+        GpuState::Unknown(_) => COULD_NOT_TELL,
+    }
+}
+
+fn of_holders(holders: &[Pid], verdicts: &[Verdict]) -> u8 {
+    let is_judged = |pid| verdicts.iter().any(|v| v.process.key.pid == pid);
+    let are_all = !holders.is_empty() && holders.iter().all(|&pid| is_judged(pid));
+    if are_all { CLEAR } else { COULD_NOT_TELL }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         act::{Deed, Outcome, Respawn},
-        ident::Pid,
         judge::verdict::{Orphan, Spare},
         report::sample::{self, findings, key, port, unknown, verdict},
     };

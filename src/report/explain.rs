@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::{
     Style,
     escape::{escape, width},
-    exit, json,
+    exit, gpu, json,
     table::{DOUBT, GOOD, ORPHAN, Page, SPARED},
     title_of,
 };
@@ -22,11 +22,14 @@ use crate::{
     ident::{ContainerId, Pid},
     judge::{
         explain::{Change, Explanation, RowSaid},
+        gpu::{GpuState, GpuVerdict},
         truth::Truth,
         verdict::{Finding, Verdict},
     },
     pipeline::Explained,
-    snapshot::{Container, Containers, Enclosure, Process, Seen, Snapshot},
+    snapshot::{
+        Container, Containers, Enclosure, GpuHolding, GpuUse, Process, Seen, Snapshot, gibibytes,
+    },
 };
 
 /// A command line is shown up to this many columns.
@@ -35,7 +38,9 @@ const PROCESS_COLUMNS: usize = 200;
 /// 2 where something was not seen or is undecided, else 0: an explanation finds no fault.
 pub fn exit_code(explained: &Explained) -> u8 {
     let is_undecided = |e: &Explanation| matches!(e.verdict.finding, Finding::Undecided(_));
-    if explained.processes.iter().any(is_undecided) || !explained.unknowns.is_empty() {
+    let is_unknown = |gpu: &GpuVerdict| matches!(gpu.state, GpuState::Unknown(_));
+    let is_unseen = explained.gpus.iter().any(is_unknown) || !explained.unknowns.is_empty();
+    if is_unseen || explained.processes.iter().any(is_undecided) {
         exit::COULD_NOT_TELL
     } else {
         exit::CLEAR
@@ -155,10 +160,56 @@ fn facts(explained: &Explained, verdict: &Verdict) -> Vec<Fact> {
         add(Rank::Shown, "invocation id", id, file("environ"));
     }
     add_sockets(snapshot, process, &mut add);
+    for share in &verdict.gpus {
+        add(Rank::Shown, "computes on", share.to_string(), "the GPU's driver".to_owned());
+    }
     let services: Vec<&str> = verdict.services.iter().map(|s| s.0.as_str()).collect();
     let services = if services.is_empty() { "none".to_owned() } else { services.join(", ") };
     let source = "the settings: its patterns and ports".to_owned();
     add(Rank::Told, "services", services, source);
+    facts
+}
+
+/// What was seen of a GPU.
+fn gpu_facts(verdict: &GpuVerdict) -> Vec<Fact> {
+    let Some(gpu) = &verdict.gpu else { return Vec::new() };
+    let source = gpu.source.to_string();
+    let mut facts = Vec::new();
+    let mut add = |name, value: String| {
+        facts.push(Fact { name, value, source: source.clone(), rank: Rank::Shown });
+    };
+    let maker = format!("{} {}", gpu.vendor, gpu.name.trim_start_matches("NVIDIA "));
+    add("what", maker.trim_end().to_owned());
+    for (name, value) in [("uuid", &gpu.uuid), ("bus", &gpu.bus)] {
+        if let Some(value) = value {
+            add(name, value.clone());
+        }
+    }
+    if gpu.is_split {
+        add("split", "into parts by MIG, which have the processes and the memory".to_owned());
+    }
+    let memory = seen(&gpu.memory, |memory| match memory {
+        Some(memory) => format!(
+            "{} free of {}, {} needed",
+            gibibytes(memory.free_bytes),
+            gibibytes(memory.total_bytes),
+            gibibytes(verdict.need.bytes_of(memory.total_bytes)),
+        ),
+        None => "the driver does not count it".to_owned(),
+    });
+    add("memory", memory);
+    for GpuHolding { pid, kind, memory_bytes } in &gpu.holdings {
+        let how = match kind {
+            GpuUse::Compute => "computes",
+            GpuUse::Mps => "computes through MPS",
+            GpuUse::Graphics => "draws",
+        };
+        let memory = memory_bytes.map_or("memory not counted".to_owned(), gibibytes);
+        add("used by", format!("pid {pid} {how}, {memory}"));
+    }
+    if let Some(why) = &gpu.may_miss {
+        add("may be missing", format!("holders: {why}"));
+    }
     facts
 }
 
@@ -340,6 +391,13 @@ pub fn render(explained: &Explained, style: Style, out: &mut dyn Write) -> io::R
             &port.sentence,
         );
         if let Some(step) = &port.next_step {
+            page.told("  next  ", BOLD, step);
+        }
+    }
+    for gpu in &explained.gpus {
+        page.told(&format!("{}  ", gpu.label), BOLD, &gpu.sentence);
+        every_fact(&mut page, &gpu_facts(gpu));
+        if let Some(step) = &gpu.next_step {
             page.told("  next  ", BOLD, step);
         }
     }
@@ -561,7 +619,9 @@ struct Document {
     exit_code: u8,
     /// The port that was asked about.
     port: Option<Port>,
-    /// The process that was asked about, or the port's holders.
+    /// The GPUs that were asked about.
+    gpus: Vec<gpu::Gpu>,
+    /// The process that was asked about, or the holders of the port or the GPUs.
     processes: Vec<Subject>,
     /// What could not be seen beyond single processes.
     not_seen: Vec<String>,
@@ -676,6 +736,7 @@ pub fn render_json(explained: &Explained, out: &mut dyn Write) -> io::Result<()>
         version: 1,
         exit_code: exit_code(explained),
         port,
+        gpus: explained.gpus.iter().map(gpu::gpu).collect(),
         processes,
         not_seen: explained.unknowns.iter().map(ToString::to_string).collect(),
     };

@@ -10,7 +10,7 @@ use schemars::{JsonSchema, Schema, generate::SchemaSettings};
 use serde::Serialize;
 
 use super::{
-    Style, exit, json,
+    Style, exit, gpu, json,
     table::{DOUBT, Detail, GOOD, ORPHAN, Page, Row, SPARED, brief, deed_row, respawn_row},
     title_of,
 };
@@ -19,7 +19,7 @@ use crate::{
     gate::Gated,
     ident::Pid,
     judge::{
-        gate::{Advice, Answer, Block, Blocker, Passage},
+        gate::{Advice, Answer, Block, Blocker, GpuPassage, Passage},
         verdict::{Unknown, Verdict},
     },
 };
@@ -39,7 +39,7 @@ pub fn exit_code(gated: &Gated, on_blocked: OnBlocked) -> u8 {
     if gated.cut_short.is_some() {
         return exit::COULD_NOT_TELL;
     }
-    let ports = gated.ports.iter().map(|port| match port.answer {
+    let codes = gated.answers().map(|answer| match answer {
         Answer::Open(_) => exit::CLEAR,
         Answer::Blocked(_) => match on_blocked {
             OnBlocked::Fail => exit::NOT_CLEAR,
@@ -47,7 +47,40 @@ pub fn exit_code(gated: &Gated, on_blocked: OnBlocked) -> u8 {
         },
         Answer::Unknown(_) => exit::COULD_NOT_TELL,
     });
-    ports.fold(exit::CLEAR, exit::worse)
+    codes.fold(exit::CLEAR, exit::worse)
+}
+
+/// A port or a GPU, as the forms name it.
+pub(super) struct Place<'a> {
+    /// `8091`, `GPU 0`.
+    pub(super) name: String,
+    /// `port 8091`, `GPU 0`.
+    pub(super) title: String,
+    /// Its services; empty where it has none.
+    pub(super) service: String,
+    /// Whether they may have it.
+    pub(super) answer: &'a Answer,
+    /// As the journal has it: its field and the value.
+    pub(super) field: (&'static str, String),
+}
+
+/// Every port, then every GPU that was asked about.
+pub(super) fn places(gated: &Gated) -> impl Iterator<Item = Place<'_>> {
+    let ports = gated.ports.iter().map(|Passage { port, answer }| Place {
+        name: port.endpoint.short(),
+        title: format!("port {}", port.endpoint.short()),
+        service: port.service.as_ref().map(ToString::to_string).unwrap_or_default(),
+        answer,
+        field: ("PORTREEVE_PORT", port.endpoint.to_string()),
+    });
+    let gpus = gated.gpus.iter().map(|GpuPassage { gpu, answer, .. }| Place {
+        name: gpu.label.clone(),
+        title: gpu.label.clone(),
+        service: gpu::services(gpu),
+        answer,
+        field: ("PORTREEVE_GPU", gpu.label.clone()),
+    });
+    ports.chain(gpus)
 }
 
 /// Who was to be ended first.
@@ -64,12 +97,16 @@ pub(super) fn verdict_on(gated: &Gated, pid: Pid) -> Option<&Verdict> {
     gated.verdicts.iter().find(|verdict| verdict.key().pid == pid)
 }
 
-/// What the last line says: how many ports are open, and how long it took.
+/// What the last line says: how many ports and GPUs are open, and how long it took.
 pub(super) fn summary(gated: &Gated) -> String {
-    let all = gated.ports.len();
-    let count = |wanted: fn(&Answer) -> bool| {
-        gated.ports.iter().filter(|port| wanted(&port.answer)).count()
+    let all = gated.answers().count();
+    let what = match (gated.ports.is_empty(), gated.gpus.is_empty()) {
+        (_, true) => "ports",
+        (true, false) => "GPUs",
+        (false, false) => "ports and GPUs",
     };
+    let count =
+        |wanted: fn(&Answer) -> bool| gated.answers().filter(|answer| wanted(answer)).count();
     let open = count(|answer| matches!(answer, Answer::Open(_)));
     let blocked = count(|answer| matches!(answer, Answer::Blocked(_)));
     let unknown = count(|answer| matches!(answer, Answer::Unknown(_)));
@@ -78,9 +115,9 @@ pub(super) fn summary(gated: &Gated) -> String {
     let waited = format!("; waited {}", brief(gated.waited));
     if all == 0 {
         let verb = if gated.cut_short.is_some() { "looked at" } else { "asked about" };
-        return format!("no port was {verb}{waited}");
+        return format!("nothing was {verb}{waited}");
     }
-    format!("{open} of {all} ports open{}{waited}", rest.collect::<String>())
+    format!("{open} of {all} {what} open{}{waited}", rest.collect::<String>())
 }
 
 /// Writes the table.
@@ -93,10 +130,10 @@ pub fn render(
     let mut page = Page { style, text: String::new() };
     page.table(&["PID"], "OUTCOME", &deeds(gated).map(deed_row).collect::<Vec<_>>());
     page.table(&["PID"], "CAME BACK", &respawns(gated).map(respawn_row).collect::<Vec<_>>());
-    let rows: Vec<Row> = gated.ports.iter().flat_map(|port| rows(gated, port)).collect();
-    page.table(&["PORT", "SERVICE", "PID"], "VERDICT", &rows);
-    let open = gated.ports.iter().filter(|port| port.answer == Answer::Open(Vec::new()));
-    let open: Vec<String> = open.map(|port| port.port.endpoint.short()).collect();
+    let rows: Vec<Row> = places(gated).flat_map(|place| rows(gated, &place)).collect();
+    page.table(&[super::table::first_column(&gated.gpus), "SERVICE", "PID"], "VERDICT", &rows);
+    let open = places(gated).filter(|place| *place.answer == Answer::Open(Vec::new()));
+    let open: Vec<String> = open.map(|place| place.name).collect();
     if !open.is_empty() {
         page.line("open: ", GOOD, &open.join(" "));
     }
@@ -107,7 +144,7 @@ pub fn render(
         }
     }
     page.blank();
-    let is_blocked = gated.ports.iter().any(|port| matches!(port.answer, Answer::Blocked(_)));
+    let is_blocked = gated.answers().any(|answer| matches!(answer, Answer::Blocked(_)));
     let (label, colour) = match exit_code(gated, on_blocked) {
         exit::CLEAR if is_blocked => ("warning, goes on: ", DOUBT),
         exit::CLEAR => ("open: ", GOOD),
@@ -118,11 +155,11 @@ pub fn render(
     out.write_all(page.text.as_bytes())
 }
 
-/// None for a port that is open and of which nothing need be said.
-fn rows<'a>(gated: &'a Gated, passage: &'a Passage) -> Vec<Row<'a>> {
-    let service = passage.port.service.as_ref().map_or("-", |name| &name.0);
+/// None for a port or a GPU that is open and of which nothing need be said.
+fn rows<'a>(gated: &'a Gated, place: &Place<'a>) -> Vec<Row<'a>> {
+    let service = if place.service.is_empty() { "-" } else { &place.service };
     let row = |pid: String, process: Vec<u8>, word: &str, colour, details| Row {
-        before: vec![passage.port.endpoint.short(), service.to_owned(), pid],
+        before: vec![place.name.clone(), service.to_owned(), pid],
         process,
         word: word.to_owned(),
         colour,
@@ -134,7 +171,7 @@ fn rows<'a>(gated: &'a Gated, passage: &'a Passage) -> Vec<Row<'a>> {
         let details = details.into_iter().chain(next).collect();
         row("-".to_owned(), b"-".to_vec(), advice.title, colour, details)
     };
-    match &passage.answer {
+    match place.answer {
         Answer::Open(advice) => advice.iter().map(|advice| nobody(advice, SPARED)).collect(),
         Answer::Blocked(Block { by, why }) if by.is_empty() => vec![nobody(why, ORPHAN)],
         Answer::Blocked(Block { by, why }) => {
@@ -196,7 +233,9 @@ struct Document {
     waited_ms: u64,
     /// Every port that was asked about, as the last look found it.
     ports: Vec<Port>,
-    /// Who was to be ended first, with what became of it, and who holds the ports.
+    /// Every GPU that was asked about, likewise.
+    gpus: Vec<Gpu>,
+    /// Who was to be ended first, with what became of it, and who holds the ports and GPUs.
     processes: Vec<json::Process>,
     /// Likes of ended processes that came back.
     respawns: Vec<json::Respawn>,
@@ -210,11 +249,33 @@ struct Port {
     /// What it is.
     #[serde(flatten)]
     state: json::Port,
+    /// What the gate says of it.
+    #[serde(flatten)]
+    said: Said,
+}
+
+/// A GPU that a service is to start on.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "GatedGpu")]
+struct Gpu {
+    /// What it is.
+    #[serde(flatten)]
+    state: gpu::Gpu,
+    /// Its memory may still be on its way back from a process that ended.
+    settling: bool,
+    /// What the gate says of it.
+    #[serde(flatten)]
+    said: Said,
+}
+
+/// What the gate says of a port or a GPU.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Said {
     /// Whether its service may have it.
     answer: Word,
     /// Who stands in the way, as far as they were seen.
     blockers: Vec<Obstacle>,
-    /// Why it is blocked or not known; of an open port, what should be known.
+    /// Why it is blocked or not known; of what is open, what should be known.
     remarks: Vec<Remark>,
 }
 
@@ -262,6 +323,7 @@ pub fn render_json(gated: &Gated, on_blocked: OnBlocked, out: &mut dyn Write) ->
         on_blocked,
         waited_ms: u64::try_from(gated.waited.as_millis()).unwrap_or(u64::MAX),
         ports: gated.ports.iter().map(port).collect(),
+        gpus: gated.gpus.iter().map(gated_gpu).collect(),
         processes: ended.chain(others.map(|verdict| json::process(verdict, None))).collect(),
         respawns: respawns(gated).map(json::respawn).collect(),
         unknowns: gated.cut_short.iter().map(json::unknown).collect(),
@@ -270,12 +332,21 @@ pub fn render_json(gated: &Gated, on_blocked: OnBlocked, out: &mut dyn Write) ->
 }
 
 fn port(passage: &Passage) -> Port {
+    Port { state: json::port(&passage.port), said: said(&passage.answer) }
+}
+
+fn gated_gpu(passage: &GpuPassage) -> Gpu {
+    let (state, settling) = (gpu::gpu(&passage.gpu), passage.is_settling);
+    Gpu { state, settling, said: said(&passage.answer) }
+}
+
+fn said(answer: &Answer) -> Said {
     let remark = |advice: &Advice| Remark {
         title: advice.title.to_owned(),
         sentence: advice.sentence.clone(),
         next_step: advice.next_step.clone(),
     };
-    let (answer, blockers, remarks) = match &passage.answer {
+    let (answer, blockers, remarks) = match answer {
         Answer::Open(advice) => (Word::Open, &[][..], advice.iter().map(remark).collect()),
         Answer::Blocked(Block { by, why }) => (Word::Blocked, by.as_slice(), vec![remark(why)]),
         Answer::Unknown(unknown) => {
@@ -287,7 +358,7 @@ fn port(passage: &Passage) -> Port {
     let blockers = blockers
         .iter()
         .map(|Blocker { pid, next_step }| Obstacle { pid: pid.0, next_step: next_step.clone() });
-    Port { state: json::port(&passage.port), answer, blockers: blockers.collect(), remarks }
+    Said { answer, blockers: blockers.collect(), remarks }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::{
     io::{self, Write},
 };
 
-use super::{doctor, escape::escape, exit, gate, judged, title_of};
+use super::{doctor, escape::escape, exit, gate, gpu, judged, title_of};
 use crate::{
     act::{
         Outcome,
@@ -18,7 +18,8 @@ use crate::{
     gate::Gated,
     ident::{Endpoint, ProcessKey},
     judge::{
-        gate::{Advice, Answer, Block, Blocker, Passage},
+        gate::{Advice, Answer, Block, Blocker},
+        gpu::{GpuState, GpuVerdict},
         port::{PortState, PortVerdict},
         verdict::{Finding, Unknown, Verdict},
     },
@@ -98,24 +99,23 @@ pub fn render_gated(
     on_blocked: gate::OnBlocked,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    let ports = gated.ports.iter().flat_map(|passage| of_passage(gated, passage, on_blocked));
+    let places = gate::places(gated).flat_map(|place| of_place(gated, &place, on_blocked));
     let cut_short = gated.cut_short.iter().map(of_unknown);
-    write_annotations(&ports.chain(cut_short).collect::<Vec<_>>(), out)
+    write_annotations(&places.chain(cut_short).collect::<Vec<_>>(), out)
 }
 
-fn of_passage(
+fn of_place(
     gated: &Gated,
-    Passage { port, answer }: &Passage,
+    gate::Place { title: place, answer, .. }: &gate::Place<'_>,
     on_blocked: gate::OnBlocked,
 ) -> Vec<Annotation> {
-    let number = port.endpoint.short();
     let block = match on_blocked {
         gate::OnBlocked::Fail => Kind::Error,
         gate::OnBlocked::Warn => Kind::Warning,
     };
     let of_advice = |kind, word, advice: &Advice| Annotation {
         kind,
-        title: format!("port {number} {word}: {}", advice.title),
+        title: format!("{place} {word}: {}", advice.title),
         message: advice.sentence.clone(),
         next: advice.next_step.clone(),
     };
@@ -132,7 +132,7 @@ fn of_passage(
             .map(|Blocker { pid, next_step }| match gate::verdict_on(gated, *pid) {
                 Some(verdict) => Annotation {
                     kind: block,
-                    title: format!("port {number} is blocked: {}", verdict.title()),
+                    title: format!("{place} is blocked: {}", verdict.title()),
                     message: format!("pid {pid} ({}): {}", shown(verdict), verdict.reason),
                     next: next_step.clone(),
                 },
@@ -146,13 +146,11 @@ fn of_passage(
 /// What the gate found as Markdown for `$GITHUB_STEP_SUMMARY`: at most so many bytes, cut at a row.
 pub fn summary_of_gated(gated: &Gated, on_blocked: gate::OnBlocked, room: usize) -> String {
     let mut text = heading("portreeve gate", gate::exit_code(gated, on_blocked));
-    let ports = gated.ports.iter().flat_map(|passage| {
-        let Passage { port, answer } = passage;
-        let service = port.service.as_ref().map_or("", |name| &name.0);
+    let places = gate::places(gated).flat_map(|place| {
         let said = |word: &str, why: &str, next: &Option<String>| {
-            row(&[&port.endpoint.short(), service, word, why, next.as_deref().unwrap_or("")])
+            row(&[&place.name, &place.service, word, why, next.as_deref().unwrap_or("")])
         };
-        match answer {
+        match place.answer {
             Answer::Open(advice) if advice.is_empty() => vec![said("open", "", &None)],
             Answer::Open(advice) => advice
                 .iter()
@@ -165,8 +163,8 @@ pub fn summary_of_gated(gated: &Gated, on_blocked: gate::OnBlocked, room: usize)
             Answer::Unknown(unknown) => vec![said("unknown", &unknown.why, &unknown.remedy)],
         }
     });
-    let head = ["port", "service", "answer", "why", "next"];
-    push_table(&mut text, &head, ports.collect::<Vec<_>>().into_iter(), room);
+    let head = ["port or GPU", "service", "answer", "why", "next"];
+    push_table(&mut text, &head, places.collect::<Vec<_>>().into_iter(), room);
     let deeds = gate::deeds(gated).map(|deed| {
         let pid = deed.verdict.key().pid.to_string();
         row(&[&pid, &shown(&deed.verdict), &deed.verdict.title(), &outcome(&deed.outcome)])
@@ -232,8 +230,9 @@ fn of_findings(findings: &Findings, told: &[ProcessKey]) -> Vec<Annotation> {
     let is_told = |verdict: &&Verdict| told.iter().any(|key| key.is_same(&verdict.key()));
     let verdicts = findings.verdicts.iter().filter(|verdict| !is_told(verdict));
     let ports = findings.ports.iter().filter_map(of_port);
+    let gpus = findings.gpus.iter().filter_map(of_gpu);
     let unknowns = findings.unknowns.iter().map(of_unknown);
-    verdicts.filter_map(of_verdict).chain(ports).chain(unknowns).collect()
+    verdicts.filter_map(of_verdict).chain(ports).chain(gpus).chain(unknowns).collect()
 }
 
 fn of_verdict(verdict: &Verdict) -> Option<Annotation> {
@@ -244,7 +243,8 @@ fn of_verdict(verdict: &Verdict) -> Option<Annotation> {
         }
         Finding::Undecided(_) => Kind::Warning,
     };
-    let ports: Vec<String> = verdict.ports.iter().map(Endpoint::short).collect();
+    let ports = verdict.ports.iter().map(Endpoint::short);
+    let ports: Vec<String> = ports.chain(verdict.gpus.iter().map(|g| g.label.clone())).collect();
     let on = if ports.is_empty() { String::new() } else { format!(" on {}", ports.join(", ")) };
     Some(Annotation {
         kind,
@@ -273,6 +273,17 @@ fn of_port(port: &PortVerdict) -> Option<Annotation> {
         message: port.sentence.clone(),
         next: port.next_step.clone(),
     })
+}
+
+/// Of a GPU that no process's own annotation explains.
+fn of_gpu(gpu: &GpuVerdict) -> Option<Annotation> {
+    let kind = match gpu.state {
+        GpuState::Free | GpuState::Held(_) => return None,
+        GpuState::Residual | GpuState::Absent => Kind::Error,
+        GpuState::Unknown(_) => Kind::Warning,
+    };
+    let (title, message, next) = (gpu.label.clone(), gpu.sentence.clone(), gpu.next_step.clone());
+    Some(Annotation { kind, title, message, next })
 }
 
 fn of_unknown(unknown: &Unknown) -> Annotation {
@@ -352,6 +363,11 @@ fn summary<'a>(
         row(&[&port.endpoint.short(), service, &port.sentence, next])
     });
     push_table(&mut text, &["port", "service", "state", "next"], ports, room);
+    let gpus = findings.gpus.iter().map(|verdict| {
+        let next = verdict.next_step.as_deref().unwrap_or("");
+        row(&[&verdict.label, &gpu::services(verdict), &verdict.sentence, next])
+    });
+    push_table(&mut text, &["GPU", "service", "state", "next"], gpus, room);
     let processes = processes.map(|(verdict, became)| {
         let became = became.map(outcome).unwrap_or_default();
         let pid = verdict.key().pid.to_string();

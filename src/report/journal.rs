@@ -10,14 +10,15 @@ use std::{
 };
 
 use super::{
-    Progress, escape::escape, exit, gate, github::outcome, judged, table::counted, title_of,
+    Progress, escape::escape, exit, gate, github::outcome, gpu, judged, table::counted, title_of,
 };
 use crate::{
     act::{Deed, Outcome, Respawn, container::End},
     gate::Gated,
     ident::{Endpoint, ProcessKey},
     judge::{
-        gate::{Answer, Block, Blocker, Passage},
+        gate::{Answer, Block, Blocker},
+        gpu::{GpuState, GpuVerdict},
         port::{PortState, PortVerdict},
         verdict::{Finding, Unknown, Verdict},
     },
@@ -141,14 +142,14 @@ impl Record {
             gate::OnBlocked::Fail => Priority::Error,
             gate::OnBlocked::Warn => Priority::Warning,
         };
-        for passage in &gated.ports {
-            match &passage.answer {
+        for place in gate::places(gated) {
+            match place.answer {
                 Answer::Open(_) => {}
                 Answer::Unknown(unknown) => {
-                    let entry = not_seen(unknown).with("PORTREEVE_PORT", &passage.port.endpoint);
-                    self.put(&entry);
+                    let (name, value) = &place.field;
+                    self.put(&not_seen(unknown).with(name, value));
                 }
-                Answer::Blocked(block) => self.put(&blocked(gated, passage, block, priority)),
+                Answer::Blocked(block) => self.put(&blocked(gated, &place, block, priority)),
             }
         }
         gated.cut_short.iter().for_each(|unknown| self.put(&not_seen(unknown)));
@@ -176,8 +177,9 @@ impl Record {
             .filter_map(found)
             .for_each(|e| self.put(&e));
         findings.ports.iter().filter_map(taken).for_each(|entry| self.put(&entry));
+        findings.gpus.iter().filter_map(short).for_each(|entry| self.put(&entry));
         findings.unknowns.iter().for_each(|unknown| self.put(&not_seen(unknown)));
-        self.put(&summary(code, processes, findings.ports.len()));
+        self.put(&summary(code, processes, findings));
     }
 
     fn put(&mut self, entry: &Entry) {
@@ -259,6 +261,7 @@ impl Entry {
             .with_all("PORTREEVE_SERVICE", &verdict.services)
             .with_all("PORTREEVE_EVIDENCE", &verdict.evidence)
             .with_all("PORTREEVE_PORT", &verdict.ports)
+            .with_all("PORTREEVE_GPU", verdict.gpus.iter().map(|share| &share.label))
     }
 
     /// `NAME=value`, or with its length where the value has a line end of its own.
@@ -295,7 +298,8 @@ fn command_line(verdict: &Verdict) -> String {
 
 /// Who, and what the judge said.
 fn sentence(verdict: &Verdict) -> String {
-    let ports: Vec<String> = verdict.ports.iter().map(Endpoint::short).collect();
+    let ports = verdict.ports.iter().map(Endpoint::short);
+    let ports: Vec<String> = ports.chain(verdict.gpus.iter().map(|g| g.label.clone())).collect();
     let on = if ports.is_empty() { String::new() } else { format!(" on {}", ports.join(" ")) };
     let process = escape(title_of(&verdict.process), Some(PROCESS_COLUMNS));
     format!("pid {} ({process}){on}: {}: {}", verdict.key().pid, verdict.title(), verdict.reason)
@@ -348,21 +352,38 @@ fn taken(port: &PortVerdict) -> Option<Entry> {
     Some(entry)
 }
 
-/// A port on which a service may not start, and who is in its way.
+/// A GPU that is not free and has no process to judge.
+fn short(verdict: &GpuVerdict) -> Option<Entry> {
+    match verdict.state {
+        GpuState::Free | GpuState::Held(_) => return None,
+        GpuState::Residual | GpuState::Absent | GpuState::Unknown(_) => {}
+    }
+    let message = format!("{}: {}", verdict.label, verdict.sentence);
+    let entry = Entry::new(Kind::Taken, Priority::Warning, &message)
+        .with("PORTREEVE_GPU", &verdict.label)
+        .with("PORTREEVE_STATE", gpu::word(&verdict.state))
+        .with_all("PORTREEVE_SERVICE", &verdict.services)
+        .with_all("PORTREEVE_NEXT_STEP", &verdict.next_step);
+    Some(entry)
+}
+
+/// A port or a GPU on which a service may not start, and who is in its way.
 fn blocked(
     gated: &Gated,
-    Passage { port, .. }: &Passage,
+    place: &gate::Place<'_>,
     Block { by, why }: &Block,
     priority: Priority,
 ) -> Entry {
     let first = by.iter().find_map(|blocker| gate::verdict_on(gated, blocker.pid));
     let who = first.map_or_else(|| why.sentence.clone(), sentence);
-    let message = format!("port {}: {}: {who}", port.endpoint.short(), why.title);
+    let message = format!("{}: {}: {who}", place.title, why.title);
+    let (name, value) = &place.field;
+    let service = Some(&place.service).filter(|service| !service.is_empty());
     let next = by.iter().filter_map(|Blocker { next_step, .. }| next_step.as_ref());
     Entry::new(Kind::Blocked, priority, &message)
-        .with("PORTREEVE_PORT", &port.endpoint)
+        .with(name, value)
         .with("PORTREEVE_STATE", why.title)
-        .with_all("PORTREEVE_SERVICE", &port.service)
+        .with_all("PORTREEVE_SERVICE", service)
         .with_all("PORTREEVE_PID", by.iter().map(|blocker| blocker.pid))
         .with_all("PORTREEVE_NEXT_STEP", next.chain(&why.next_step))
 }
@@ -426,15 +447,20 @@ fn came_back(newcomer: &Respawn) -> Entry {
         .with("PORTREEVE_NEXT_STEP", &newcomer.next_step)
 }
 
-fn summary(code: u8, processes: usize, ports: usize) -> Entry {
+fn summary(code: u8, processes: usize, findings: &Findings) -> Entry {
     let (answer, priority) = match code {
         exit::CLEAR => ("clear", Priority::Info),
         exit::NOT_CLEAR => ("not clear", Priority::Warning),
         _ => ("could not tell", Priority::Warning),
     };
     let processes = counted(processes, "process", "processes");
-    let ports = counted(ports, "guarded port", "guarded ports");
-    let message = format!("{answer}: {processes} and {ports} judged");
+    let ports = counted(findings.ports.len(), "guarded port", "guarded ports");
+    let message = match findings.gpus.len() {
+        0 => format!("{answer}: {processes} and {ports} judged"),
+        gpus => {
+            format!("{answer}: {processes}, {ports} and {} judged", counted(gpus, "GPU", "GPUs"))
+        }
+    };
     Entry::new(Kind::Summary, priority, &message).with("PORTREEVE_EXIT_CODE", &code)
 }
 

@@ -10,7 +10,7 @@ use std::{
 use schemars::{JsonSchema, Schema, generate::SchemaSettings};
 use serde::Serialize;
 
-use super::{escape::is_hidden, exit, judged, summary::Summary};
+use super::{escape::is_hidden, exit, gpu, judged, summary::Summary};
 use crate::{
     act::{self, Respawn as Newcomer},
     ident::{Endpoint, Pid},
@@ -79,6 +79,8 @@ struct Report {
     interrupted: bool,
     /// Every guarded port that was asked about; of a reap, as they are after it.
     ports: Vec<Port>,
+    /// Every guarded GPU that was asked about, likewise.
+    gpus: Vec<gpu::Gpu>,
     /// Every process that was judged.
     processes: Vec<Process>,
     /// Likes of ended processes that came back.
@@ -170,6 +172,8 @@ pub(super) struct Process {
     services: Vec<String>,
     /// Guarded ports that it holds, as in `ports[].port`, with the address before it where the settings name one.
     ports: Vec<String>,
+    /// Guarded GPUs that it computes on, as in `gpus[].gpu`.
+    gpus: Vec<String>,
     /// What it was found to be.
     verdict: Word,
     /// The verdict in a few words.
@@ -292,6 +296,7 @@ fn report(
         exit_code: head.exit_code,
         interrupted: head.interrupted,
         ports: last_look.ports.iter().map(port).collect(),
+        gpus: last_look.gpus.iter().map(gpu::gpu).collect(),
         processes,
         respawns,
         unknowns: last_look.unknowns.iter().map(unknown).collect(),
@@ -348,6 +353,7 @@ pub(super) fn process(verdict: &Verdict, outcome: Option<&act::Outcome>) -> Proc
         uid: seen.uid.known().copied(),
         services: verdict.services.iter().map(ToString::to_string).collect(),
         ports: verdict.ports.iter().map(ToString::to_string).collect(),
+        gpus: verdict.gpus.iter().map(|share| share.label.clone()).collect(),
         verdict: match verdict.finding {
             Finding::Spare(_) => Word::Spare,
             Finding::Orphan(_) => Word::Orphan,
@@ -495,6 +501,14 @@ mod tests {
         assert_eq!((&port["address"], &port["peer"]), (&"::1".into(), &Value::Null));
         assert_eq!(report["ports"][10]["peer"], "198.51.100.7:443");
         assert_eq!(report["ports"][7]["holders"], serde_json::json!([500, 501]));
+        assert_eq!(report["gpus"][0]["state"], "held");
+        assert_eq!(report["gpus"][0]["holders"], serde_json::json!([31337]));
+        assert_eq!(report["gpus"][1]["memory_free_bytes"], 79_u64 << 30);
+        assert_eq!(
+            (&report["gpus"][3]["state"], &report["gpus"][3]["index"]),
+            (&"unknown".into(), &Value::Null)
+        );
+        assert_eq!(report["processes"][6]["gpus"], serde_json::json!(["GPU 0"]));
         let orphan = &report["processes"][0];
         assert_eq!(orphan["pid"], 4242);
         assert_eq!(orphan["verdict"], "orphan");
@@ -508,6 +522,7 @@ mod tests {
             serde_json::json!({
                 "orphans": 2, "suspects": 1, "unsupervised": 0, "foreign": 1, "undecided": 1, "spared": 2, "ended": 0, "not_ended": 0,
                 "ports_guarded": 11, "ports_free": 3, "ports_lingering": 1, "ports_held": 7, "ports_unknown": 0, "ports_without_listener": 0,
+                "gpus_guarded": 4, "gpus_free": 1, "gpus_held": 1, "gpus_short": 1, "gpus_unknown": 1,
             })
         );
     }

@@ -11,6 +11,7 @@ pub mod explain;
 pub mod exit;
 pub mod gate;
 pub mod github;
+mod gpu;
 pub mod journal;
 pub mod json;
 mod progress;

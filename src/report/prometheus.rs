@@ -7,12 +7,12 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::{doctor as report, exit, gate, judged, summary::Summary};
+use super::{doctor as report, exit, gate, gpu, judged, summary::Summary};
 use crate::{
     act::{Outcome, tally::Tally},
     doctor::Check,
     gate::Gated,
-    judge::{gate::Answer, port::PortState},
+    judge::{gate::Answer, gpu::GpuVerdict, port::PortState},
     pipeline::{Findings, Reaped},
 };
 
@@ -86,6 +86,17 @@ pub fn render_gated(
         ];
         page.sample("gate_port", &labels, 1);
     }
+    if !gated.gpus.is_empty() {
+        page.family("gate_gpu", "Answer of the gate for each GPU: 1 for the one that it has.");
+    }
+    for passage in &gated.gpus {
+        let answer = match passage.answer {
+            Answer::Open(_) => "open",
+            Answer::Blocked(_) => "blocked",
+            Answer::Unknown(_) => "unknown",
+        };
+        page.sample("gate_gpu", &[("gpu", &passage.gpu.label), ("answer", answer)], 1);
+    }
     page.family("gate_waited_milliseconds", "How long the gate took, in milliseconds.");
     let waited = usize::try_from(gated.waited.as_millis()).unwrap_or(usize::MAX);
     page.sample("gate_waited_milliseconds", &[], waited);
@@ -129,6 +140,7 @@ impl Page {
             ];
             self.sample("port_state", &labels, 1);
         }
+        self.gpus(&findings.gpus);
         self.family("processes", "Processes that were judged, by verdict.");
         for (verdict, count) in [
             ("orphan", summary.orphans),
@@ -145,6 +157,30 @@ impl Page {
         self.family("exit_code", "Exit code of the run: 0 clear, 1 not clear, 2 could not tell.");
         self.sample("exit_code", &[], code.into());
         self.end_of("last_run_timestamp_seconds");
+    }
+
+    /// None where no GPU is guarded.
+    fn gpus(&mut self, gpus: &[GpuVerdict]) {
+        if gpus.is_empty() {
+            return;
+        }
+        self.family("gpu_state", "State of each guarded GPU: 1 for the one that it is in.");
+        for verdict in gpus {
+            let bus = verdict.gpu.as_ref().and_then(|gpu| gpu.bus.as_deref());
+            let labels = [
+                ("gpu", verdict.label.as_str()),
+                ("bus", bus.unwrap_or_default()),
+                ("state", gpu::word(&verdict.state)),
+            ];
+            self.sample("gpu_state", &labels, 1);
+        }
+        self.family("gpu_memory_free_bytes", "Free memory of each guarded GPU, where it is known.");
+        for verdict in gpus {
+            if let Some(memory) = gpu::memory(verdict) {
+                let bytes = usize::try_from(memory.free_bytes).unwrap_or(usize::MAX);
+                self.sample("gpu_memory_free_bytes", &[("gpu", &verdict.label)], bytes);
+            }
+        }
     }
 
     /// Over all runs, so that an alert can ask for the rate at which graceful stops fail.

@@ -4,13 +4,17 @@ use std::time::Duration;
 
 use crate::{
     act::{Deed, Outcome, Respawn},
+    config::settings::GpuNeed,
     ident::{Pid, ProcessKey},
     judge::{
+        gpu::{GpuState, GpuVerdict},
         port::{PortState, PortVerdict},
-        verdict::{Finding, Orphan, Spare, Unknown, Verdict},
+        verdict::{Finding, GpuShare, Orphan, Spare, Unknown, Verdict},
     },
     pipeline::{Findings, Reaped},
-    snapshot::{CommandLine, Process, Seen},
+    snapshot::{
+        CommandLine, Gpu, GpuHolding, GpuMemory, GpuSource, GpuUse, GpuVendor, Process, Seen,
+    },
 };
 
 pub(super) fn key(pid: u32) -> ProcessKey {
@@ -63,7 +67,7 @@ pub(super) fn unknown() -> Unknown {
 }
 
 pub(super) fn findings(ports: Vec<PortVerdict>, verdicts: Vec<Verdict>) -> Findings {
-    Findings { ports, verdicts, unknowns: Vec::new() }
+    Findings { ports, gpus: Vec::new(), verdicts, unknowns: Vec::new() }
 }
 
 pub(super) fn reaped_nothing() -> Reaped {
@@ -128,7 +132,7 @@ fn aidb() -> Verdict {
 }
 
 fn worker() -> Verdict {
-    told(
+    let mut worker = told(
         Verdict::sample(
             process(31_337, b"VLLM::EngineCore"),
             Finding::Orphan(Orphan::Worker("vllm".into())),
@@ -137,7 +141,9 @@ fn worker() -> Verdict {
         &[],
         "a vllm worker whose server is gone",
         Some("portreeve reap"),
-    )
+    );
+    worker.gpus = vec![GpuShare { label: "GPU 0".into(), memory_bytes: Some(40 << 30) }];
+    worker
 }
 
 fn postgres() -> Verdict {
@@ -157,9 +163,59 @@ fn postgres() -> Verdict {
     )
 }
 
+fn gpu(index: u32, free_gib: u64, state: GpuState, sentence: &str) -> GpuVerdict {
+    let memory = GpuMemory { total_bytes: 80 << 30, free_bytes: free_gib << 30 };
+    let holding = |pid| GpuHolding { pid, kind: GpuUse::Compute, memory_bytes: Some(40 << 30) };
+    let holders = if let GpuState::Held(holders) = &state { holders.clone() } else { Vec::new() };
+    GpuVerdict {
+        label: format!("GPU {index}"),
+        gpu: Some(Gpu {
+            vendor: GpuVendor::Nvidia,
+            index,
+            uuid: Some(format!("GPU-00000000-0000-0000-0000-00000000000{index}")),
+            bus: Some(format!("0000:0{index}:00.0")),
+            name: "NVIDIA H200".into(),
+            part: None,
+            is_split: false,
+            is_integrated: false,
+            memory: Seen::Known(Some(memory)),
+            holdings: holders.into_iter().map(holding).collect(),
+            may_miss: None,
+            source: GpuSource::Nvml,
+        }),
+        services: vec!["llama-cpp".into()],
+        need: GpuNeed::Share(90),
+        state,
+        sentence: sentence.into(),
+        next_step: None,
+    }
+}
+
+pub(super) fn gpus_of_mess() -> Vec<GpuVerdict> {
+    let held = "held by pid 31337 (orphan: worker without its server), 40.0 GiB; 38.0 GiB of 80.0 GiB free";
+    let taken =
+        "30.0 GiB of 80.0 GiB free, 72.0 GiB needed: the rest is taken, and no process has it";
+    let mut residual = gpu(2, 30, GpuState::Residual, taken);
+    residual.next_step =
+        Some("stop what uses it, then 'nvidia-smi --gpu-reset -i 2', or reboot".into());
+    let mut unseen = gpu(3, 0, GpuState::Unknown(unknown()), "not known: NVML did not answer");
+    unseen.gpu = None;
+    vec![
+        gpu(0, 38, GpuState::Held(vec![Pid(31_337)]), held),
+        gpu(1, 79, GpuState::Free, "nobody computes on it; 79.0 GiB of 80.0 GiB free"),
+        residual,
+        unseen,
+    ]
+}
+
 /// A host with one of everything on it.
 pub(super) fn mess() -> Findings {
-    Findings { ports: ports_of_mess(), verdicts: verdicts_of_mess(), unknowns: vec![unknown()] }
+    Findings {
+        ports: ports_of_mess(),
+        gpus: gpus_of_mess(),
+        verdicts: verdicts_of_mess(),
+        unknowns: vec![unknown()],
+    }
 }
 
 fn ports_of_mess() -> Vec<PortVerdict> {

@@ -7,6 +7,7 @@ use super::judged;
 use crate::{
     act::Outcome,
     judge::{
+        gpu::{GpuState, GpuVerdict},
         port::{PortState, PortVerdict},
         verdict::{Finding, Verdict},
     },
@@ -44,25 +45,40 @@ pub(super) struct Summary {
     pub(super) ports_held: usize,
     /// Ports of which nothing could be learnt.
     pub(super) ports_unknown: usize,
+    /// Guarded GPUs that were asked about: the sum of the four counts below.
+    pub(super) gpus_guarded: usize,
+    /// GPUs on which nobody computes, with enough memory free.
+    pub(super) gpus_free: usize,
+    /// GPUs on which somebody computes.
+    pub(super) gpus_held: usize,
+    /// GPUs whose memory is taken by nobody, and GPUs that are not there.
+    pub(super) gpus_short: usize,
+    /// GPUs of which nothing could be learnt.
+    pub(super) gpus_unknown: usize,
 }
 
 impl Summary {
     pub(super) fn of_findings(findings: &Findings) -> Self {
-        Self::of(findings.verdicts.iter().map(|verdict| (verdict, None)), &findings.ports)
+        let processes = findings.verdicts.iter().map(|verdict| (verdict, None));
+        Self::of_processes(processes).with(findings)
     }
 
     pub(super) fn of_reaped(reaped: &Reaped) -> Self {
-        Self::of(judged(reaped), &reaped.after.ports)
+        Self::of_processes(judged(reaped)).with(&reaped.after)
     }
 
-    pub(super) fn of<'a>(
+    pub(super) fn of_processes<'a>(
         processes: impl Iterator<Item = (&'a Verdict, Option<&'a Outcome>)>,
-        ports: &[PortVerdict],
     ) -> Self {
         let mut summary = Self::default();
         processes.for_each(|(verdict, outcome)| summary.count(verdict, outcome));
-        summary.count_ports(ports);
         summary
+    }
+
+    fn with(mut self, findings: &Findings) -> Self {
+        self.count_ports(&findings.ports);
+        self.count_gpus(&findings.gpus);
+        self
     }
 
     fn count(&mut self, verdict: &Verdict, outcome: Option<&Outcome>) {
@@ -78,6 +94,18 @@ impl Summary {
             Some(outcome) if outcome.is_gone() => self.ended += 1,
             Some(_) => self.not_ended += 1,
             None => {}
+        }
+    }
+
+    fn count_gpus(&mut self, gpus: &[GpuVerdict]) {
+        self.gpus_guarded = gpus.len();
+        for gpu in gpus {
+            *match gpu.state {
+                GpuState::Free => &mut self.gpus_free,
+                GpuState::Held(_) => &mut self.gpus_held,
+                GpuState::Residual | GpuState::Absent => &mut self.gpus_short,
+                GpuState::Unknown(_) => &mut self.gpus_unknown,
+            } += 1;
         }
     }
 

@@ -16,6 +16,7 @@ use super::{
     escape::{escape, width},
     exit,
     github::stopped_words,
+    gpu,
     summary::Summary,
     title_of,
 };
@@ -23,10 +24,12 @@ use crate::{
     act::{Deed, Outcome, Respawn, container::End},
     ident::Pid,
     judge::{
+        gpu::{GpuState, GpuVerdict},
         port::{PortState, PortVerdict},
         verdict::{Finding, Unknown, Verdict},
     },
     pipeline::{Findings, Reaped},
+    snapshot::gibibytes,
 };
 
 /// Below this many columns each cell gets a line of its own.
@@ -75,7 +78,8 @@ pub fn render_reaped(reaped: &Reaped, style: Style, out: &mut dyn Write) -> io::
     page.table(&["PID"], "CAME BACK", &reaped.respawns.iter().map(respawn_row).collect::<Vec<_>>());
     state(&mut page, &reaped.after);
     let interrupted = reaped.was_interrupted.then(|| "interrupted before all was done".to_owned());
-    let parts = [Some(ended(&reaped.deeds)), interrupted, Some(ports(&Summary::of_reaped(reaped)))];
+    let summary = Summary::of_reaped(reaped);
+    let parts = [Some(ended(&reaped.deeds)), interrupted, Some(ports(&summary)), gpus(&summary)];
     page.answer(
         exit::of_reaped(reaped),
         &parts.into_iter().flatten().collect::<Vec<_>>().join(" · "),
@@ -94,13 +98,16 @@ fn state(page: &mut Page, findings: &Findings) {
     let ports = findings.ports.iter();
     let mut rows: Vec<Row> =
         ports.flat_map(|port| port_rows(port, &findings.verdicts, &mut told)).collect();
+    let gpus = findings.gpus.iter();
+    rows.extend(gpus.flat_map(|gpu| gpu_rows(gpu, &findings.verdicts, &mut told)));
     let portless =
         findings.verdicts.iter().filter(|verdict| !told.contains(&verdict.process.key.pid));
     rows.extend(portless.map(portless_row));
-    page.table(&["PORT", "SERVICE", "PID"], "VERDICT", &rows);
+    page.table(&[first_column(&findings.gpus), "SERVICE", "PID"], "VERDICT", &rows);
 
     let free = findings.ports.iter().filter(|port| port.state == PortState::Free);
-    let free: Vec<String> = free.map(|port| port.endpoint.short()).collect();
+    let free = free.map(|port| port.endpoint.short());
+    let free: Vec<String> = free.chain(findings.gpus.iter().filter_map(free_gpu)).collect();
     if !free.is_empty() {
         page.line("free: ", GOOD, &free.join(" "));
     }
@@ -119,6 +126,96 @@ fn state(page: &mut Page, findings: &Findings) {
     page.blank();
 }
 
+/// What the first column has.
+pub(super) fn first_column<T>(gpus: &[T]) -> &'static str {
+    if gpus.is_empty() { "PORT" } else { "PORT/GPU" }
+}
+
+/// `GPU 0 (138.9 GiB)`.
+fn free_gpu(verdict: &GpuVerdict) -> Option<String> {
+    let free = match (&verdict.state, gpu::memory(verdict)) {
+        (GpuState::Free, Some(memory)) => format!(" ({})", gibibytes(memory.free_bytes)),
+        (GpuState::Free, None) => String::new(),
+        (GpuState::Held(_) | GpuState::Residual | GpuState::Absent | GpuState::Unknown(_), _) => {
+            return None;
+        }
+    };
+    Some(format!("{}{free}", verdict.label))
+}
+
+/// The rows of a GPU, likewise.
+fn gpu_rows<'a>(
+    gpu: &'a GpuVerdict,
+    verdicts: &'a [Verdict],
+    told: &mut BTreeSet<Pid>,
+) -> Vec<Row<'a>> {
+    let (holders, words) = match &gpu.state {
+        GpuState::Free => return Vec::new(),
+        GpuState::Held(holders) => (holders.as_slice(), ("not judged", DOUBT)),
+        GpuState::Residual => (&[][..], ("memory taken", DOUBT)),
+        GpuState::Absent => (&[][..], ("no such GPU", DOUBT)),
+        GpuState::Unknown(_) => (&[][..], ("unknown", DOUBT)),
+    };
+    let services = gpu::services(gpu);
+    let place = Place {
+        name: gpu.label.clone(),
+        service: if services.is_empty() { "-".to_owned() } else { services },
+    };
+    let mut rows = place.rows(holders, words, false, verdicts, told);
+    if let Some(last) = rows.last_mut() {
+        last.details.push(Detail::Why(gpu.sentence.as_str().into()));
+        last.details.extend(gpu.next_step.iter().map(|next| Detail::Next(next)));
+    }
+    rows
+}
+
+/// What rows are about: a port or a GPU.
+struct Place {
+    name: String,
+    service: String,
+}
+
+impl Place {
+    /// One for each holder, with these words where its verdict does not say it; else one with the words alone.
+    fn rows<'a>(
+        self,
+        holders: &[Pid],
+        (words, colour): (&str, anstyle::Style),
+        has_own_words: bool,
+        verdicts: &'a [Verdict],
+        told: &mut BTreeSet<Pid>,
+    ) -> Vec<Row<'a>> {
+        let Self { name, service } = self;
+        let row = |n: usize,
+                   pid: String,
+                   verdict: Option<&'a Verdict>,
+                   told: &mut BTreeSet<Pid>| {
+            let (word, colour) = match verdict {
+                Some(verdict) if !has_own_words => (verdict.title(), colour_of(&verdict.finding)),
+                Some(_) | None => (words.to_owned(), colour),
+            };
+            let (name, service) = if n == 0 { (name.as_str(), service.as_str()) } else { ("", "") };
+            Row {
+                before: vec![name.to_owned(), service.to_owned(), pid],
+                process: verdict.map_or(b"-".to_vec(), |verdict| title_of(&verdict.process)),
+                word,
+                colour,
+                // Why, and what to do, is said once for each process.
+                details: verdict
+                    .filter(|verdict| told.insert(verdict.key().pid))
+                    .map(details)
+                    .unwrap_or_default(),
+            }
+        };
+        if holders.is_empty() {
+            return vec![row(0, "-".to_owned(), None, told)];
+        }
+        let verdict_of = |pid: Pid| verdicts.iter().find(|verdict| verdict.key().pid == pid);
+        let all = holders.iter().enumerate();
+        all.map(|(n, &pid)| row(n, pid.to_string(), verdict_of(pid), told)).collect()
+    }
+}
+
 /// The rows of a port: one for each holder, one where no holder is seen, none where it is free.
 fn port_rows<'a>(
     port: &'a PortVerdict,
@@ -127,50 +224,25 @@ fn port_rows<'a>(
 ) -> Vec<Row<'a>> {
     let (holders, words) = match &port.state {
         PortState::Free | PortState::NoListener => return Vec::new(),
-        PortState::Held(holders) | PortState::BoundOnly(holders) => (holders.as_slice(), None),
-        PortState::Ephemeral { holders, .. } => {
-            (holders.as_slice(), Some(("outgoing connection", DOUBT)))
+        PortState::Held(holders) | PortState::BoundOnly(holders) => {
+            let words = if holders.is_empty() { "holder not visible" } else { "not judged" };
+            (holders.as_slice(), (words, DOUBT))
         }
-        PortState::Connected { holders, .. } => (holders.as_slice(), Some(("a connection", DOUBT))),
-        PortState::Lingering => (&[][..], Some(("lingering", SPARED))),
-        PortState::KernelOwned => (&[][..], Some(("held by the kernel", DOUBT))),
-        PortState::HolderNotVisible => (&[][..], Some(("holder not visible", DOUBT))),
-        PortState::Unknown(_) => (&[][..], Some(("unknown", DOUBT))),
+        PortState::Ephemeral { holders, .. } => {
+            (holders.as_slice(), ("outgoing connection", DOUBT))
+        }
+        PortState::Connected { holders, .. } => (holders.as_slice(), ("a connection", DOUBT)),
+        PortState::Lingering => (&[][..], ("lingering", SPARED)),
+        PortState::KernelOwned => (&[][..], ("held by the kernel", DOUBT)),
+        PortState::HolderNotVisible => (&[][..], ("holder not visible", DOUBT)),
+        PortState::Unknown(_) => (&[][..], ("unknown", DOUBT)),
     };
+    let is_connection =
+        matches!(port.state, PortState::Ephemeral { .. } | PortState::Connected { .. });
     let verdict_of = |pid: Pid| verdicts.iter().find(|verdict| verdict.process.key.pid == pid);
-    let number = port.endpoint.short();
-    let service = port.service.as_ref().map_or("-", |name| &name.0);
-    let mut rows: Vec<Row> = holders
-        .iter()
-        .enumerate()
-        .map(|(n, &pid)| {
-            let verdict = verdict_of(pid);
-            let (number, service) = if n == 0 { (number.as_str(), service) } else { ("", "") };
-            let (word, colour) = match (words, verdict) {
-                (Some((words, colour)), _) => (words.to_owned(), colour),
-                (None, Some(verdict)) => (verdict.title(), colour_of(&verdict.finding)),
-                (None, None) => ("not judged".to_owned(), DOUBT),
-            };
-            Row {
-                before: vec![number.to_owned(), service.to_owned(), pid.to_string()],
-                process: verdict.map_or(b"-".to_vec(), |verdict| title_of(&verdict.process)),
-                word,
-                colour,
-                // Why, and what to do, is said once for each process.
-                details: verdict.filter(|_| told.insert(pid)).map(details).unwrap_or_default(),
-            }
-        })
-        .collect();
-    if rows.is_empty() {
-        let (words, colour) = words.unwrap_or(("holder not visible", DOUBT));
-        rows.push(Row {
-            before: vec![number, service.to_owned(), "-".to_owned()],
-            process: b"-".to_vec(),
-            word: words.to_owned(),
-            colour,
-            details: Vec::new(),
-        });
-    }
+    let service = port.service.as_ref().map_or("-", |name| &name.0).to_owned();
+    let place = Place { name: port.endpoint.short(), service };
+    let mut rows = place.rows(holders, words, is_connection, verdicts, told);
     // Where the one holder's verdict stands in the row, that is the answer.
     let explained_by = match (&port.state, holders) {
         (PortState::Held(_), &[pid]) => verdict_of(pid),
@@ -298,6 +370,31 @@ fn colour_of(finding: &Finding) -> anstyle::Style {
     }
 }
 
+/// None where no GPU is guarded.
+fn gpus(summary: &Summary) -> Option<String> {
+    let Summary { gpus_guarded: all, gpus_free: free, .. } = *summary;
+    if all == 0 {
+        return None;
+    }
+    if free == all {
+        return Some(if all == 1 {
+            "the GPU is free".to_owned()
+        } else {
+            format!("all {all} GPUs are free")
+        });
+    }
+    let rest = [
+        (summary.gpus_held, "held"),
+        (summary.gpus_short, "short of memory or absent"),
+        (summary.gpus_unknown, "unknown"),
+    ];
+    let rest = rest
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, word)| format!(", {count} {word}"));
+    Some(format!("{free} of {} free{}", counted(all, "GPU", "GPUs"), rest.collect::<String>()))
+}
+
 /// What a look found, in one line.
 fn found(summary: &Summary) -> String {
     let orphans = match summary.orphans {
@@ -308,7 +405,12 @@ fn found(summary: &Summary) -> String {
     let parts: Vec<String> = std::iter::once(orphans)
         .chain(others(summary))
         .chain(spared)
-        .chain([ports(summary)])
+        .chain(
+            [ports(summary)]
+                .into_iter()
+                .filter(|_| summary.ports_guarded > 0 || summary.gpus_guarded == 0),
+        )
+        .chain(gpus(summary))
         .collect();
     parts.join(" · ")
 }
@@ -373,7 +475,7 @@ fn remains(reaped: &Reaped) -> Vec<String> {
         not_ended.contains(&pid) || came_back.contains(&pid)
     };
     let left = reaped.after.verdicts.iter().filter(|verdict| !is_told(verdict));
-    let left = Summary::of(left.map(|verdict| (verdict, None)), &[]);
+    let left = Summary::of_processes(left.map(|verdict| (verdict, None)));
     let not_ended = (!not_ended.is_empty())
         .then(|| format!("{} not ended (pid {})", not_ended.len(), pids(&not_ended)));
     let came_back = (!came_back.is_empty())

@@ -110,6 +110,7 @@ fn look(pid: u32) -> Snapshot {
         declared_units: BTreeSet::new(),
         reach: Reach::Narrow,
         pids: [Pid(pid)].into(),
+        gpus: None,
         engines: observe::Engines::none(),
     };
     let mut snapshot = observe::observe(&Host::live(), &question);

@@ -11,7 +11,7 @@ use crate::{
     ident::{ContainerId, EngineRef, Manager, Pid, UnitRef},
     snapshot::{
         Cgroup, ClaimKind, CommandLine, ContainerClaim, ContainerState, Containers, Enclosure,
-        KillMode, Process, Published, Seen, SocketState, Store, Unit,
+        GpuUse, KillMode, Process, Published, Seen, SocketState, Store, Unit,
     },
 };
 
@@ -268,6 +268,12 @@ fn any_enclosure() -> impl Strategy<Value = Enclosure> {
         .boxed()
 }
 
+fn any_gpu() -> impl Strategy<Value = (u64, Vec<(u32, GpuUse)>)> {
+    let kinds = [GpuUse::Compute, GpuUse::Compute, GpuUse::Mps, GpuUse::Graphics];
+    let user = (1u32..9, prop::sample::select(kinds.to_vec()));
+    (prop::sample::select(vec![0, 40, 79]), prop::collection::vec(user, 0..3)).boxed()
+}
+
 prop_compose! {
     fn any_host()(
         processes in (2u32..9).prop_map(|n| (1..n).map(any_process).collect::<Vec<_>>()).prop_flat_map(|p| p),
@@ -283,8 +289,12 @@ prop_compose! {
         v6only in any::<[bool; 5]>(),
         is_first_random in prop::bool::weighted(0.2),
         containers in any_containers(),
+        gpu in prop::option::weighted(0.3, any_gpu()),
     ) -> Scene {
         let mut scene = Scene::new();
+        if let Some((free_gib, users)) = gpu {
+            scene = scene.gpu(free_gib, &users);
+        }
         for process in processes {
             if process.key.pid == Pid::INIT && !is_first_random {
                 continue;

@@ -7,20 +7,24 @@ use globset::Glob;
 use super::super::{
     Judgement, Terms,
     case::Guard,
+    gpu::{GpuGuard, GpuState},
     judge,
     port::{PortState, PortVerdict},
     verdict::{Finding, Verdict},
 };
 use crate::{
     config::settings::{
-        Defaults, Engines, ForeignHolder, Gate, Protect, RunsIn, Service, ServicePattern, Settings,
-        WorkerPattern, compile_pattern,
+        Defaults, Engines, ForeignHolder, Gate, GpuNeed, GpuSources, Protect, RunsIn, Service,
+        ServicePattern, Settings, WorkerPattern, compile_pattern,
     },
-    ident::{Endpoint, EngineKind, EngineRef, Manager, Pid, Port, ProcessKey, Proto, UnitRef},
+    ident::{
+        Endpoint, EngineKind, EngineRef, GpuName, Manager, Pid, Port, ProcessKey, Proto, UnitRef,
+    },
     snapshot::{
         Cgroup, ClaimKind, Clock, CommandLine, Container, ContainerClaim, ContainerState,
-        Containers, Enclosure, Holding, KillMode, Process, Receipt, Seen, Sight, Snapshot, Socket,
-        SocketState, Sockets, Store, Terminal, Unit,
+        Containers, Enclosure, Gpu, GpuHolding, GpuMemory, GpuSource, GpuUse, GpuVendor, Gpus,
+        Holding, KillMode, Process, Receipt, Seen, Sight, Snapshot, Socket, SocketState, Sockets,
+        Store, Terminal, Unit,
     },
 };
 
@@ -55,6 +59,8 @@ fn service(name: &str, runs_in: Option<RunsIn>, ports: &[u16], patterns: &[&str]
         runs_in,
         ports: ports.iter().map(|p| p.to_string().parse().unwrap()).collect(),
         reuse_addr: true,
+        gpus: Vec::new(),
+        gpu_free: GpuNeed::Share(90),
         patterns: patterns.iter().map(pattern).collect(),
         grace: Duration::from_secs(5),
         foreign_holder: ForeignHolder::Report,
@@ -84,6 +90,7 @@ fn settings() -> Settings {
         protect: vec![Protect::Unit(glob("keep*.service")), Protect::Exe(glob("/srv/keep/*"))],
         engines: Engines::default(),
         gate: Gate::default(),
+        gpus: GpuSources::default(),
     }
 }
 
@@ -371,6 +378,52 @@ impl Scene {
         self
     }
 
+    /// A GPU of 80 GiB, so many free, used by these processes; all GPUs are guarded, for nobody.
+    pub(super) fn gpu(mut self, free_gib: u64, users: &[(u32, GpuUse)]) -> Self {
+        let gpus = self.snapshot.gpus.get_or_insert_default();
+        let user = |&(pid, kind): &(u32, GpuUse)| GpuHolding {
+            pid: Pid(pid),
+            kind,
+            memory_bytes: Some(1 << 30),
+        };
+        gpus.all.push(Gpu {
+            vendor: GpuVendor::Nvidia,
+            index: u32::try_from(gpus.all.len()).unwrap(),
+            uuid: None,
+            bus: None,
+            name: "NVIDIA H200".to_owned(),
+            part: None,
+            is_split: false,
+            is_integrated: false,
+            memory: Seen::Known(Some(GpuMemory {
+                total_bytes: 80 << 30,
+                free_bytes: free_gib << 30,
+            })),
+            holdings: users.iter().map(user).collect(),
+            may_miss: None,
+            source: GpuSource::Nvml,
+        });
+        if self.terms.gpus.is_empty() {
+            self = self.guards_gpu(GpuName::All, None, GpuNeed::Share(90));
+        }
+        self
+    }
+
+    pub(super) fn guards_gpu(
+        mut self,
+        name: GpuName,
+        service: Option<&str>,
+        need: GpuNeed,
+    ) -> Self {
+        self.terms.gpus.push(GpuGuard { name, service: service.map(Into::into), need });
+        self
+    }
+
+    pub(super) fn edit_gpus(mut self, edit: impl FnOnce(&mut Gpus)) -> Self {
+        edit(self.snapshot.gpus.get_or_insert_default());
+        self
+    }
+
     pub(super) fn judge(&self) -> Judgement {
         judge(&self.snapshot, &self.settings, &self.terms)
     }
@@ -469,6 +522,11 @@ pub(super) enum Fact {
     Layer(u32),
     Fellows(u32),
     LayerThere(u32),
+    GpuMemory(usize),
+    /// Who holds a GPU: none is seen, and it is known that some may be missed.
+    GpuHolders(usize),
+    /// That there may be more GPUs.
+    Gpus,
     /// Not in the `Seen` form: rights, and what the walk through `/proc` was refused.
     Sight,
 }
@@ -548,6 +606,9 @@ impl Scene {
             Fact::Fellows,
             Fact::LayerThere,
         ];
+        let gpus = snapshot.gpus.as_ref().map_or(0, |gpus| gpus.all.len());
+        facts.extend((0..gpus).flat_map(|at| [Fact::GpuMemory(at), Fact::GpuHolders(at)]));
+        facts.extend(snapshot.gpus.iter().map(|_| Fact::Gpus));
         facts.extend(enclosed.flat_map(|p| of_enclosure.map(|fact| fact(p.key.pid.0))));
         facts
     }
@@ -656,6 +717,21 @@ impl Scene {
             Fact::LayerThere(pid) => of(pid, &|p| {
                 p.enclosure.iter_mut().for_each(|e| blind(&mut e.is_layer_there, how));
             }),
+            Fact::GpuMemory(at) => {
+                return self.edit_gpus(|gpus| blind(&mut gpus.all[*at].memory, how));
+            }
+            Fact::GpuHolders(at) => {
+                return self.edit_gpus(|gpus| {
+                    gpus.all[*at].holdings.clear();
+                    gpus.all[*at].may_miss = Some("it was not read".to_owned());
+                });
+            }
+            Fact::Gpus => {
+                return self.edit_gpus(|gpus| {
+                    gpus.all.clear();
+                    gpus.may_miss = Some("they were not read".to_owned());
+                });
+            }
             Fact::V6Only(at) => {
                 return self.edit_sockets(|s| s.all[*at].v6only = None);
             }
@@ -693,6 +769,15 @@ impl Scene {
                         verdict.reason,
                     ));
                 }
+            }
+            for after in blinded.gpus.iter().filter(|after| after.state == GpuState::Free) {
+                let before = sighted.gpus.iter().find(|before| before.label == after.label);
+                if before.is_none_or(|before| before.state != GpuState::Free) {
+                    return Err(format!("{fact:?} {blindness:?} makes {} free", after.label));
+                }
+            }
+            if blinded.gpus.is_empty() && !sighted.gpus.is_empty() {
+                return Err(format!("{fact:?} {blindness:?} leaves no GPU to judge"));
             }
             for (before, after) in sighted.ports.iter().zip(&blinded.ports) {
                 if after.state == PortState::Free && before.state != PortState::Free {
