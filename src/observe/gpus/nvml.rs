@@ -210,7 +210,7 @@ fn look(nvml: &Nvml) -> Result<Vec<Told>, NvmlError> {
     let mut all = Vec::new();
     for index in 0..nvml.device_count()? {
         match nvml.device_by_index(index) {
-            Ok(device) => tell(&device, index, &mut all),
+            Ok(device) => tell(&device, index, &mut all)?,
             Err(error) => all.push(Told::unread(index, &error)),
         }
     }
@@ -239,14 +239,14 @@ impl Told {
 }
 
 /// A GPU and, where it is split, its parts behind it.
-fn tell(device: &Device<'_>, index: u32, all: &mut Vec<Told>) {
-    let mut gpu = tell_one(device, index);
+fn tell(device: &Device<'_>, index: u32, all: &mut Vec<Told>) -> Result<(), NvmlError> {
+    let mut gpu = tell_one(device, index)?;
     gpu.bus = device.pci_info().ok().and_then(|pci| pci_address(&pci.bus_id));
     let mut parts = Vec::new();
     match device.mig_mode() {
         Ok(mode) if mode.current != 0 => {
             gpu.is_split = true;
-            parts = tell_parts(device, &mut gpu);
+            parts = tell_parts(device, &mut gpu)?;
         }
         Ok(_) | Err(NvmlError::NotSupported | NvmlError::FailedToLoadSymbol(_)) => {}
         Err(error) => {
@@ -259,21 +259,22 @@ fn tell(device: &Device<'_>, index: u32, all: &mut Vec<Told>) {
     });
     all.push(gpu);
     all.append(&mut parts);
+    Ok(())
 }
 
-fn tell_parts(device: &Device<'_>, gpu: &mut Told) -> Vec<Told> {
+fn tell_parts(device: &Device<'_>, gpu: &mut Told) -> Result<Vec<Told>, NvmlError> {
     let most = match device.mig_device_count() {
         Ok(most) => most,
         Err(error) => {
             gpu.miss(format!("its parts, NVML does not tell: it {}", said(&error)));
-            return Vec::new();
+            return Ok(Vec::new());
         }
     };
     let mut parts = Vec::new();
     for number in 0..most {
         match device.mig_device_by_index(number) {
             Ok(part) => {
-                let mut told = tell_one(&part, gpu.index);
+                let mut told = tell_one(&part, gpu.index)?;
                 (told.part, told.bus) = (Some(number), gpu.bus.clone());
                 parts.push(told);
             }
@@ -284,10 +285,11 @@ fn tell_parts(device: &Device<'_>, gpu: &mut Told) -> Vec<Told> {
             }
         }
     }
-    parts
+    Ok(parts)
 }
 
-fn tell_one(device: &Device<'_>, index: u32) -> Told {
+/// Fails only where the library cannot list processes at all.
+fn tell_one(device: &Device<'_>, index: u32) -> Result<Told, NvmlError> {
     let mut told = Told {
         index,
         uuid: device.uuid().ok().map(|text| uuid(&text)),
@@ -299,23 +301,41 @@ fn tell_one(device: &Device<'_>, index: u32) -> Told {
         holdings: Vec::new(),
         may_miss: None,
     };
+    let mut knows_no_mps = false;
     for (kind, list) in [
         (ToldUse::Mps, mps as fn(&Device<'_>) -> Result<Vec<ProcessInfo>, NvmlError>),
         (ToldUse::Compute, compute),
         (ToldUse::Graphics, graphics),
     ] {
-        match (1..TRIES)
-            .map(|_| list(device))
-            .find(|listed| !is_short(listed))
-            .unwrap_or_else(|| list(device))
-        {
-            Ok(processes) => processes.iter().for_each(|process| told.hold(kind, process)),
-            Err(error) => {
+        let mut listed = list(device);
+        for _ in 1..TRIES {
+            if !matches!(listed, Err(NvmlError::InsufficientSize(_))) {
+                break;
+            }
+            listed = list(device);
+        }
+        match (listed, kind) {
+            (Ok(processes), _) => processes.iter().for_each(|process| told.hold(kind, process)),
+            (Err(error @ NvmlError::FailedToLoadSymbol(_)), ToldUse::Compute) => return Err(error),
+            // A driver before 510, and below.
+            (Err(NvmlError::FailedToLoadSymbol(_)), ToldUse::Mps | ToldUse::Graphics) => {
+                knows_no_mps |= kind == ToldUse::Mps;
+            }
+            (Err(error), _) => {
                 told.miss(format!("its processes, NVML does not list: it {}", said(&error)));
             }
         }
     }
-    told
+    // Nobody computes through MPS without its server, which computes here itself.
+    if knows_no_mps && told.holdings.iter().any(|held| is_mps_server(held.pid)) {
+        told.miss("this driver does not list who computes through MPS".to_owned());
+    }
+    Ok(told)
+}
+
+fn is_mps_server(pid: u32) -> bool {
+    let name = Host::live().read_text(&format!("proc/{pid}/comm"));
+    name.known().is_none_or(|name| name.starts_with("nvidia-cuda-mps"))
 }
 
 impl Told {
@@ -343,10 +363,6 @@ impl Told {
             None => self.holdings.push(ToldHolding { pid: process.pid, kind, bytes }),
         }
     }
-}
-
-fn is_short(listed: &Result<Vec<ProcessInfo>, NvmlError>) -> bool {
-    matches!(listed, Err(NvmlError::InsufficientSize(_)))
 }
 
 fn compute(device: &Device<'_>) -> Result<Vec<ProcessInfo>, NvmlError> {
