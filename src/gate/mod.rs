@@ -12,13 +12,14 @@ use crate::{
     host::Host,
     ident::Endpoint,
     judge::{
-        Also, Terms,
+        Also, Judgement, Terms,
         gate::{Answer, Binds, Passage, asks_for_bind, judge, may_reuse},
+        port::PortState,
         verdict::{Unknown, Verdict},
     },
     observe::{Reach, bind, watch::Watch},
     pipeline::{self, Event, Inquiry, Orders, Reaped, Scope, ScopeError},
-    snapshot::Snapshot,
+    snapshot::{Bind, Seen, Snapshot},
 };
 
 use lock::{Held, Lock};
@@ -72,6 +73,9 @@ impl Gated {
 
 /// A reap that brought somebody back is not tried without end.
 const MOST_REAPS: usize = 3;
+
+/// What was seen, what of each port it comes to, and who holds them.
+type Look = (Snapshot, Vec<Passage>, Vec<Verdict>);
 
 /// A gate that is being kept.
 pub struct Gate<'a> {
@@ -213,7 +217,37 @@ impl<'a> Gate<'a> {
         Ok(())
     }
 
-    fn look(&self) -> (Snapshot, Vec<Passage>, Vec<Verdict>) {
+    fn look(&self) -> Look {
+        self.look_by_binding().unwrap_or_else(|| self.look_at_all())
+    }
+
+    /// The short way, where nothing listens on any port and each can be bound plainly: then nothing else is on them. The
+    /// kernel's walk of its tables for what is silent, connected or lingers takes milliseconds.
+    fn look_by_binding(&self) -> Option<Look> {
+        let (snapshot, judgement) = self.inquiry.look(&self.terms, Reach::Listeners);
+        let mut binds = Binds::new();
+        for port in &judgement.ports {
+            match port.state {
+                PortState::Free | PortState::NoListener => {}
+                PortState::Held(_)
+                | PortState::BoundOnly(_)
+                | PortState::Ephemeral { .. }
+                | PortState::Connected { .. }
+                | PortState::Lingering
+                | PortState::KernelOwned
+                | PortState::HolderNotVisible
+                | PortState::Unknown(_) => return None,
+            }
+            let bind = bind::observe(self.host, &port.endpoint, false);
+            if bind != Seen::Known(Bind::Bound) {
+                return None;
+            }
+            binds.insert(port.endpoint, bind);
+        }
+        Some(self.judged(snapshot, judgement, &binds))
+    }
+
+    fn look_at_all(&self) -> Look {
         // Somebody else may share the service's own socket.
         let reach = if self.wishes.accepts_ours { Reach::Whole } else { Reach::Narrow };
         let (snapshot, judgement) = self.inquiry.look(&self.terms, reach);
@@ -224,8 +258,12 @@ impl<'a> Gate<'a> {
                 (port.endpoint, bind::observe(self.host, &port.endpoint, may_reuse))
             })
             .collect();
+        self.judged(snapshot, judgement, &binds)
+    }
+
+    fn judged(&self, snapshot: Snapshot, judgement: Judgement, binds: &Binds) -> Look {
         let ours = self.wishes.accepts_ours;
-        let ports = judge(&snapshot, self.settings, &self.terms, &judgement, &binds, ours);
+        let ports = judge(&snapshot, self.settings, &self.terms, &judgement, binds, ours);
         (snapshot, ports, judgement.verdicts)
     }
 

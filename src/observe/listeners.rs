@@ -93,6 +93,10 @@ pub fn from_diagnostics(endpoints: &[Endpoint], reach: Reach) -> io::Result<Vec<
     let mut all = diag.sockets(Proto::Tcp, states::LISTEN, &ports_of(endpoints, Proto::Tcp))?;
     all.extend(diag.sockets(Proto::Udp, states::UNCONNECTED, &ports_of(endpoints, Proto::Udp))?);
     let silent = match reach {
+        Reach::Listeners => {
+            retain(&mut all, endpoints, &[]);
+            return Ok(all);
+        }
         Reach::Whole => ports_of(endpoints, Proto::Tcp),
         Reach::Narrow => ports_of(unserved(endpoints, &all), Proto::Tcp),
     };
