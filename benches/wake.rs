@@ -51,7 +51,10 @@ fn main() -> Outcome {
     match words.as_slice() {
         ["hold"] => hold(),
         ["blow"] => blow(),
-        ["loop"] => bind_every_50_ms(),
+        ["loop"] => {
+            bind_every_50_ms();
+            Ok(())
+        }
         [rounds, portreeve] => race(rounds.parse()?, portreeve, false),
         [rounds, portreeve, "storm"] => race(rounds.parse()?, portreeve, true),
         _ => Err("expected ROUNDS PORTREEVE [storm]".into()),
@@ -59,11 +62,10 @@ fn main() -> Outcome {
 }
 
 /// What a script does: tries until it succeeds.
-fn bind_every_50_ms() -> Outcome {
+fn bind_every_50_ms() {
     while TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).is_err() {
         thread::sleep(INTERVAL);
     }
-    Ok(())
 }
 
 /// Holds the port until standard input ends.

@@ -466,13 +466,8 @@ impl<'a> Inquiry<'a> {
     }
 
     pub(crate) fn look(&self, terms: &Terms, reach: Reach) -> (Snapshot, Judgement) {
-        let guards = self.guards.iter().filter(|guard| match reach {
-            Reach::Listeners => terms.is_asked_about(guard),
-            // Who holds one of them may hold another's, too.
-            Reach::Narrow | Reach::Whole => true,
-        });
         let question = Question {
-            endpoints: guards.map(|g| g.endpoint).collect(),
+            endpoints: self.guards.iter().map(|g| g.endpoint).collect(),
             nominate: self.nominate.clone(),
             declared_units: self.declared_units.clone(),
             reach,

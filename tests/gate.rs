@@ -12,7 +12,7 @@ mod support;
 
 use std::{
     fs,
-    net::TcpStream,
+    net::{TcpStream, UdpSocket},
     os::fd::OwnedFd,
     process::{Child, Output, Stdio},
     time::{Duration, Instant},
@@ -20,10 +20,10 @@ use std::{
 
 use portreeve::{
     host::Host,
-    observe::bind,
+    observe::{Reach, bind, listeners},
     snapshot::{Bind, Seen},
 };
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use serde_json::Value;
 use support::{
     DEADLINE, skip,
@@ -150,6 +150,102 @@ fn the_probe_of_each_of_nine_binds_is_what_a_service_meets() {
     assert_eq!(free, [true, false, false, true, true, false, false, false, false]);
 }
 
+/// A TCP socket on this address, bound as it says.
+fn silent(at: &str, reuses: [bool; 2], v6only: bool) -> OwnedFd {
+    let at: std::net::SocketAddr = at.parse().unwrap();
+    let family = if at.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None).unwrap();
+    if at.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, v6only).unwrap();
+    }
+    sockopt::set_socket_reuseaddr(&socket, reuses[0]).unwrap();
+    sockopt::set_socket_reuseport(&socket, reuses[1]).unwrap();
+    rustix::net::bind(&socket, &at).unwrap();
+    socket
+}
+
+/// What the whole dump shows beside which a plain bind succeeds; and how many sockets it showed at all.
+fn bound_beside(name: &str, port: u16) -> (Vec<String>, usize) {
+    let at = ["", "127.0.0.1:", "127.0.0.2:", "0.0.0.0:", "[::1]:", "[::]:"];
+    let endpoints = at.iter().flat_map(|at| ["tcp", "udp"].map(|p| format!("{at}{port}/{p}")));
+    let mut shown = 0;
+    let wrong = endpoints.filter_map(|text| {
+        let endpoint = text.parse().unwrap();
+        let sockets = listeners::from_diagnostics(&[endpoint], Reach::Whole).unwrap();
+        let bind = bind::observe(&Host::live(), &endpoint, false);
+        shown += sockets.len();
+        let is_wrong = !sockets.is_empty() && bind != Seen::Known(Bind::Busy);
+        is_wrong.then(|| format!("{text} beside {name}: {bind:?}, {sockets:?}"))
+    });
+    (wrong.collect(), shown)
+}
+
+#[test]
+fn a_plain_bind_succeeds_beside_no_socket_of_any_state() {
+    let stage = match Stage::set() {
+        Ok(stage) => stage,
+        Err(reason) => return skip(&reason),
+    };
+    let seen: Vec<(&str, Vec<String>, usize)> = stage.within(|| {
+        let mut seen = Vec::new();
+        let mut look = |name, port| {
+            let (wrong, shown) = bound_beside(name, port);
+            seen.push((name, wrong, shown));
+        };
+        let addresses = ["127.0.0.1", "0.0.0.0", "[::1]", "[::]", "[::ffff:127.0.0.1]"];
+        let ways = [[false, false], [true, false], [false, true], [true, true]];
+        // Another one each time: what other tests fork may have the last one open for a moment.
+        let mut ports = 7300..;
+        for (address, reuses) in addresses.iter().flat_map(|a| ways.map(|w| (a, w))) {
+            for v6only in [false, true] {
+                if v6only && !address.contains("[::]") {
+                    continue;
+                }
+                let port = ports.next().unwrap();
+                let socket = silent(&format!("{address}:{port}"), reuses, v6only);
+                if listeners::sees_bound(&Host::live()) {
+                    look("what is bound and silent", port);
+                }
+                rustix::net::listen(&socket, 1).unwrap();
+                look("what listens", port);
+            }
+        }
+        let two = [(); 2].map(|()| silent("127.0.0.1:7220", [true, true], false));
+        for socket in &two {
+            rustix::net::listen(socket, 1).unwrap();
+        }
+        look("two that share it", 7220);
+        drop(two);
+        for (at, port) in [("127.0.0.1", 7221), ("[::1]", 7222)] {
+            let server = serve(&format!("[::]:{port}"), false, true).unwrap();
+            let client = TcpStream::connect(format!("{at}:{port}")).unwrap();
+            let accepted = rustix::net::accept(&server).unwrap();
+            drop(server);
+            look("a connection that it accepted", port);
+            look("a client", client.local_addr().unwrap().port());
+            drop(accepted);
+            look("FIN_WAIT", port);
+            drop(client);
+            look("TIME_WAIT", port);
+        }
+        for (at, peer) in [("127.0.0.1:7223", "127.0.0.1:9"), ("0.0.0.0:7223", "127.0.0.1:9")] {
+            let socket = UdpSocket::bind(at).unwrap();
+            look("UDP", 7223);
+            socket.connect(peer).unwrap();
+            look("connected UDP", 7223);
+        }
+        let both = UdpSocket::bind("[::]:7224").unwrap();
+        look("UDP of both families", 7224);
+        drop(both);
+        seen
+    });
+    for (name, wrong, shown) in seen {
+        assert!(wrong.is_empty(), "{wrong:#?}");
+        assert!(shown > 0, "{name} is not seen");
+    }
+}
+
 /// A server that closed its connection first, and went: TIME_WAIT is on the port.
 fn leave_time_wait(stage: &Stage, port: u16, reuse_addr: bool) {
     stage.within(|| {
@@ -182,7 +278,7 @@ fn time_wait_lets_a_server_with_so_reuseaddr_pass_and_blocks_one_without() {
     let db = document(&stage, &config, &["db"]);
     assert_eq!(first(&db), ("blocked".into(), "lingering".into(), vec![]), "{db:#}");
     let web = document(&stage, &config, &["web"]);
-    if !portreeve::observe::listeners::sees_bound(&Host::live()) {
+    if !listeners::sees_bound(&Host::live()) {
         // There a silent socket beside them would not be seen.
         assert_eq!((&web["ports"][0]["answer"], &web["exit_code"]), (&"unknown".into(), &2.into()));
         return;
@@ -200,7 +296,7 @@ fn a_socket_that_is_bound_and_silent_blocks_and_its_holder_is_named() {
     let document = document(&stage, &config, &["web"]);
     let (answer, title, pids) = first(&document);
     assert_eq!((answer.as_str(), &document["exit_code"]), ("blocked", &1.into()), "{document:#}");
-    if portreeve::observe::listeners::sees_bound(&Host::live()) {
+    if listeners::sees_bound(&Host::live()) {
         assert_eq!((title.as_str(), pids), ("bound, not listening", vec![holder.pid().into()]));
     } else {
         assert_eq!(title, "busy");

@@ -99,7 +99,7 @@ fn sign(file: &mut File) {
     let _ = file
         .set_len(0)
         .and_then(|()| file.rewind())
-        .and_then(|()| writeln!(file, "{}", std::process::id()));
+        .and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
 }
 
 fn signed(file: &mut Option<File>) -> String {

@@ -12,12 +12,12 @@ use crate::{
     host::Host,
     ident::Endpoint,
     judge::{
-        Also, Judgement, Terms,
-        gate::{Answer, Binds, Passage, asks_for_bind, judge, may_reuse},
+        self, Also, Judgement, Terms,
+        gate::{Answer, Binds, Passage, asks_for_bind, may_reuse},
         port::PortState,
         verdict::{Unknown, Verdict},
     },
-    observe::{Reach, bind, watch::Watch},
+    observe::{self, Reach, bind, watch::Watch},
     pipeline::{self, Event, Inquiry, Orders, Reaped, Scope, ScopeError},
     snapshot::{Bind, Seen, Snapshot},
 };
@@ -224,7 +224,10 @@ impl<'a> Gate<'a> {
     /// The short way, where nothing listens on any port and each can be bound plainly: then nothing else is on them. The
     /// kernel's walk of its tables for what is silent, connected or lingers takes milliseconds.
     fn look_by_binding(&self) -> Option<Look> {
-        let (snapshot, judgement) = self.inquiry.look(&self.terms, Reach::Listeners);
+        let asked = self.terms.guards.iter().filter(|guard| self.terms.is_asked_about(guard));
+        let endpoints: Vec<Endpoint> = asked.map(|guard| guard.endpoint).collect();
+        let snapshot = observe::ports(self.host, &endpoints);
+        let judgement = judge::judge(&snapshot, self.settings, &self.terms);
         let mut binds = Binds::new();
         for port in &judgement.ports {
             match port.state {
@@ -263,7 +266,8 @@ impl<'a> Gate<'a> {
 
     fn judged(&self, snapshot: Snapshot, judgement: Judgement, binds: &Binds) -> Look {
         let ours = self.wishes.accepts_ours;
-        let ports = judge(&snapshot, self.settings, &self.terms, &judgement, binds, ours);
+        let ports =
+            judge::gate::judge(&snapshot, self.settings, &self.terms, &judgement, binds, ours);
         (snapshot, ports, judgement.verdicts)
     }
 

@@ -29,8 +29,6 @@ use crate::{
 /// How far to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// Whether anything listens, and not who: for whoever binds the ports as well. A plain bind succeeds where nothing else is.
-    Listeners,
     /// Stop where the creating cgroups already explain every socket: of each socket at least one holder, and
     /// all that are in the cgroup that created it. Enough to say that a port is taken and by whom; a holder
     /// to whom the descriptor travelled into another cgroup is looked for only where nobody is found there, and a
@@ -48,7 +46,7 @@ const PIDS_OF_A_THREAD: usize = 8;
 /// Finds the holders of `sockets` and writes them into it; asks for the list of all processes where it needs it.
 pub fn observe<'p>(host: &Host, sockets: &mut Sockets, reach: Reach, pids: &dyn Fn() -> &'p [Pid]) {
     let wanted: BTreeSet<u64> = sockets.all.iter().map(|s| s.inode).filter(|&i| i != 0).collect();
-    if wanted.is_empty() || reach == Reach::Listeners {
+    if wanted.is_empty() {
         return;
     }
     let search = Search { host, wanted: &wanted, refused: Mutex::default() };

@@ -25,7 +25,10 @@ use std::{
 use crate::{
     host::{Host, seen},
     ident::{Endpoint, Manager, Pid, UnitName, UnitRef},
-    snapshot::{Clock, CommandLine, Process, Seen, Sight, Snapshot, Socket, SocketState, Sockets},
+    snapshot::{
+        Clock, CommandLine, Containers, Process, Seen, Sight, Snapshot, Socket, SocketState,
+        Sockets,
+    },
 };
 
 pub use containers::Engines;
@@ -69,6 +72,34 @@ pub fn observe(host: &Host, question: &Question) -> Snapshot {
             return snapshot;
         }
         looks += 1;
+    }
+}
+
+/// The ports alone: what listens on them, and whether the kernel gives them to clients. No process is looked at, and nothing
+/// that is silent, connected or lingers: for whoever binds them as well.
+pub fn ports(host: &Host, endpoints: &[Endpoint]) -> Snapshot {
+    let unasked = "it was not asked about";
+    let clock = Clock {
+        boot_id: Seen::Unreadable(unasked.to_owned()),
+        now_ticks: Seen::Unreadable(unasked.to_owned()),
+        ticks_per_second: ticks_per_second(host),
+    };
+    Snapshot {
+        clock,
+        ourselves: Vec::new(),
+        has_systemd: Seen::Unreadable(unasked.to_owned()),
+        sight: Sight { may_see_all: false, is_first_pid_namespace: false, is_proc_hidden: false },
+        ephemeral_ports: ephemeral_ports(host),
+        reserved_ports: reserved_ports(host),
+        sockets: listeners::observe_listening(host, endpoints),
+        matching: BTreeSet::new(),
+        processes: BTreeMap::new(),
+        unread: Vec::new(),
+        units: BTreeMap::new(),
+        sessions: BTreeMap::new(),
+        lingering: BTreeMap::new(),
+        containers: Containers::default(),
+        receipts: Vec::new(),
     }
 }
 
@@ -160,8 +191,7 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
         forget_vanished(sockets, &processes, &blurred);
         // To eyes that see everything, a server's socket without a holder was closed between two reads.
         let sees_all = sight.may_see_all && sight.is_first_pid_namespace;
-        let has_looked = question.reach != Reach::Listeners;
-        is_torn |= sees_all && has_looked && sockets.all.iter().any(|s| is_unheld(sockets, s));
+        is_torn |= sees_all && sockets.all.iter().any(|s| is_unheld(sockets, s));
     }
     let has_systemd = has_systemd(host, &processes);
     let answers = if has_systemd == Seen::Known(true) {
@@ -377,8 +407,7 @@ pub fn ourselves(host: &Host) -> Option<Vec<Pid>> {
 
 /// Time, as the kernel counts it.
 pub fn clock(host: &Host) -> Clock {
-    let ticks_per_second =
-        if host.is_live() { rustix::param::clock_ticks_per_second() } else { 100 };
+    let ticks_per_second = ticks_per_second(host);
     // Start times count from boot, suspended time included, as /proc/uptime does (proc_uptime(5)).
     let now_ticks = host.read_text("proc/uptime").parse(|text| {
         let (seconds, hundredths) = text.split_whitespace().next()?.split_once('.')?;
@@ -387,6 +416,10 @@ pub fn clock(host: &Host) -> Clock {
     });
     let boot_id = host.read_text("proc/sys/kernel/random/boot_id").map(|t| t.trim().to_owned());
     Clock { boot_id, now_ticks, ticks_per_second }
+}
+
+fn ticks_per_second(host: &Host) -> u64 {
+    if host.is_live() { rustix::param::clock_ticks_per_second() } else { 100 }
 }
 
 /// Bits of linux/capability.h, as far as anything here asks for them.
