@@ -229,14 +229,14 @@ fn a_plain_bind_succeeds_beside_no_socket_of_any_state() {
             drop(client);
             look("TIME_WAIT", port);
         }
-        for (at, peer) in [("127.0.0.1:7223", "127.0.0.1:9"), ("0.0.0.0:7223", "127.0.0.1:9")] {
-            let socket = UdpSocket::bind(at).unwrap();
-            look("UDP", 7223);
-            socket.connect(peer).unwrap();
-            look("connected UDP", 7223);
+        for (address, port) in [("127.0.0.1", 7223), ("0.0.0.0", 7224)] {
+            let socket = UdpSocket::bind((address, port)).unwrap();
+            look("UDP", port);
+            socket.connect("127.0.0.1:9").unwrap();
+            look("connected UDP", port);
         }
-        let both = UdpSocket::bind("[::]:7224").unwrap();
-        look("UDP of both families", 7224);
+        let both = UdpSocket::bind("[::]:7225").unwrap();
+        look("UDP of both families", 7225);
         drop(both);
         seen
     });
@@ -614,13 +614,129 @@ fn a_gate_waits_for_another_and_its_command_keeps_nobody_waiting() {
     assert_eq!(code(&output), 0, "{}", text(&output.stderr));
 }
 
+/// Gates of one stage that share a `/run`.
+fn in_turn(stage: &Stage, config: &str, words: &[&str]) -> std::process::Command {
+    let run = stage.path("run");
+    fs::create_dir_all(&run).unwrap();
+    let script = format!("mount --bind {} /run; exec", run.display());
+    stage.portreeve_by(&script, &[&["gate", "--config", config], words].concat())
+}
+
+/// Somebody beside the gate who takes port 7202 as soon as this file is there; as a child of theirs, or by themselves.
+fn lurk(stage: &Stage, sign: &str, itself: bool) -> Planted {
+    let (plant, ready) = (stage.program("examples/plant"), stage.path("planted/thief"));
+    let script = format!(
+        "while ! [ -e {sign} ]; do sleep 0.02; done; {} {} --as thief --ready {} --leash {} --listen 7202; exit",
+        if itself { "exec" } else { "" },
+        plant.display(),
+        ready.display(),
+        stage.path("leash").display(),
+    );
+    let lurker = stage.command(&["sh", "-c", &script]).stdout(Stdio::null()).spawn().unwrap();
+    Planted::of_child(lurker)
+}
+
 #[test]
-fn who_took_the_port_after_a_gate_is_named_by_the_next() {
+fn a_thief_who_takes_the_port_from_under_a_start_is_named_by_the_next_gate() {
+    for itself in [false, true] {
+        let Some((stage, config)) = stage() else { return };
+        let sign = stage.path("through").to_str().unwrap().to_owned();
+        let lurker = lurk(&stage, &sign, itself);
+        // Older than the passage by more than the kernel's clock tells apart.
+        let began = Instant::now();
+        let is_past = || began.elapsed() > Duration::from_millis(30);
+        wait_until(DEADLINE, "some ticks are over", is_past);
+        let (plant, ready) = (stage.program("examples/plant"), stage.path("planted/thief"));
+        let service = format!(
+            "touch {sign}; while ! [ -e {} ]; do sleep 0.02; done; exec {} --as web --ready {}/web --listen 7202",
+            ready.display(),
+            plant.display(),
+            stage.path("planted").display(),
+        );
+        let start = ["web", "--", "sh", "-c", &service];
+        let started = in_turn(&stage, &config, &start).stderr(Stdio::piped()).spawn().unwrap();
+        let gate_pid = started.id();
+        let failed = started.wait_with_output().unwrap();
+        assert!(text(&failed.stderr).contains("AddrInUse"), "{}", text(&failed.stderr));
+        let thief: u32 = fs::read_to_string(&ready).unwrap().trim().parse().unwrap();
+        let thief = Planted::adopt(thief);
+        assert_eq!(thief.pid() == lurker.pid(), itself);
+        let said = format!("for its command, pid {gate_pid}, which did not start it: the thief");
+        let asked = |words: &[&str]| {
+            let output = in_turn(&stage, &config, &[&["web"], words].concat()).output().unwrap();
+            assert_eq!(code(&output), 1);
+            output
+        };
+        let table = text(&asked(&[]).stdout);
+        assert!(table.contains(&said) && table.contains(&thief.pid().to_string()), "{table}");
+        let document: Value = serde_json::from_slice(&asked(&["--format", "json"]).stdout).unwrap();
+        let blocker = &document["ports"][0]["blockers"][0];
+        assert_eq!(blocker["pid"], thief.pid());
+        assert!(blocker["since"].as_str().unwrap().ends_with(&said), "{document:#}");
+        let journal = text(&asked(&["--verbose"]).stderr);
+        assert!(journal.contains(&format!("pid {}: it took the port", thief.pid())), "{journal}");
+        let github = text(&asked(&["--format", "github"]).stdout);
+        assert!(github.contains(&said), "{github}");
+        drop(lurker);
+    }
+}
+
+#[test]
+fn what_the_command_started_is_no_thief_and_neither_is_who_had_the_port_before_any_gate() {
     let Some((stage, config)) = stage() else { return };
-    assert_eq!(code(&gate(&stage, &config, &["web"])), 0);
-    let thief = stage.plant(&["--as", "thief", "--listen", "7202"]);
-    let found = document(&stage, &config, &["web"]);
-    assert_eq!(first(&found).2, [u64::from(thief.pid())]);
+    let since = || {
+        let words = ["web", "--format", "json"];
+        let output = in_turn(&stage, &config, &words).output().unwrap();
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(document["exit_code"], 1, "{document:#}");
+        document["ports"][0]["blockers"][0]["since"].clone()
+    };
+    let mut before = stage.plant(&["--as", "before", "--listen", "7202"]);
+    assert_eq!(since(), Value::Null);
+    before.end();
+    let (plant, ready) = (stage.program("examples/plant"), stage.path("planted/child"));
+    let service = format!(
+        "{} --as child --ready {} --leash {} --listen 7202; exit",
+        plant.display(),
+        ready.display(),
+        stage.path("leash").display()
+    );
+    let words = ["web", "--", "sh", "-c", &service];
+    let mut server = Planted::of_child(in_turn(&stage, &config, &words).spawn().unwrap());
+    wait_until(DEADLINE, "the command's child listens", || ready.exists());
+    let mut child = Planted::adopt(fs::read_to_string(&ready).unwrap().trim().parse().unwrap());
+    assert_eq!(since(), Value::Null);
+    server.end();
+    child.end();
+    // Who comes after a gate without a command may be what it stood before.
+    assert_eq!(code(&in_turn(&stage, &config, &["web"]).output().unwrap()), 0);
+    let _next = stage.plant(&["--as", "next", "--listen", "7202"]);
+    let said = since();
+    assert!(said.as_str().unwrap().starts_with("it took the port after a gate found"), "{said}");
+    assert!(!said.as_str().unwrap().contains("thief"), "{said}");
+}
+
+#[test]
+fn a_passage_that_cannot_be_written_down_is_a_warning_and_no_reason_not_to_start() {
+    let Some((stage, config)) = stage() else { return };
+    let full = "mkdir -p /run/portreeve/passed.json; exec";
+    let run = |script: &str, more: &[&str]| by(&stage, &config, script, more);
+    for more in [&[][..], &["--", "true"]] {
+        let output = run(full, more);
+        assert_eq!(code(&output), 0);
+        let said = text(&output.stderr);
+        assert!(said.starts_with("warning: the next gate will not know"), "{said}");
+    }
+    // Read-only, or full.
+    for options in ["remount,ro", "remount,size=4k"] {
+        let script = format!(
+            "install -d /run/portreeve; : >/run/portreeve/gate.lock; mount -o {options} /run; exec"
+        );
+        let output = run(&script, &["--", "echo", "up"]);
+        let up = (code(&output), text(&output.stdout));
+        assert_eq!(up, (0, "up\n".to_owned()), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).starts_with("warning: "), "{options}");
+    }
 }
 
 #[test]

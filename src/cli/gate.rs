@@ -110,6 +110,9 @@ pub(super) fn run(
         Ok(())
     };
     let (code, gated, _) = keep(&mut gate, &mut record)?;
+    if code == exit::CLEAR && wish.command.is_empty() {
+        put_on_record(&gate, &gated, wish, &mut record);
+    }
     gate.give_way();
     report(code, &gated, &mut record)?;
     let Some((program, arguments)) = wish.command.split_first() else { return Ok(code) };
@@ -123,12 +126,20 @@ pub(super) fn run(
         report(code, &gated, &mut record)?;
         return Ok(if is_interrupted { NOT_KNOWN } else { before_command(code) });
     }
+    put_on_record(&gate, &gated, wish, &mut record);
     drop(record);
     let Rlimit { current, maximum } = limit;
     let _ = setrlimit(Resource::Nofile, Rlimit { current, maximum });
     // What is ours is closed by it, the lock last.
     let error = Command::new(program).args(arguments).exec();
     Err(Failure::Usage(format!("'{}' cannot be run: {error}", program.to_string_lossy())))
+}
+
+/// No reason not to start.
+fn put_on_record(gate: &Gate<'_>, gated: &Gated, wish: &Wish, record: &mut Record) {
+    if let Err(why) = gate.record(gated, !wish.command.is_empty()) {
+        record.tell(Event::Warning(&why));
+    }
 }
 
 fn before_command(code: u8) -> u8 {

@@ -49,6 +49,11 @@ impl Lock {
         }
     }
 
+    /// Another file of gates, beside it.
+    pub(super) fn beside(&self, name: &str) -> PathBuf {
+        self.0.with_file_name(name)
+    }
+
     fn file(&self) -> io::Result<File> {
         let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
         let mut options = OpenOptions::new();

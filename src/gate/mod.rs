@@ -2,6 +2,7 @@
 //! Nothing is bound or held on the service's behalf.
 
 mod lock;
+mod passed;
 mod wait;
 
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use crate::{
     judge::{
         self, Also, Judgement, Terms,
         gate::{Answer, Binds, Passage, asks_for_bind, may_reuse},
-        port::PortState,
+        port::{PortState, PortVerdict},
         verdict::{Unknown, Verdict},
     },
     observe::{self, Reach, bind, watch::Watch},
@@ -23,6 +24,7 @@ use crate::{
 };
 
 use lock::{Held, Lock};
+use passed::Records;
 
 /// How the gate is to be kept.
 #[derive(Debug, Clone, Copy)]
@@ -86,6 +88,8 @@ pub struct Gate<'a> {
     inquiry: Inquiry<'a>,
     terms: Terms,
     lock: Option<Lock>,
+    /// What gates let pass; none where it cannot be kept.
+    records: Option<Records>,
     /// From the first look that found something shut.
     watch: Option<Watch>,
     /// No other gate looks or ends anything while this lives: from a look on until a wait, or our end.
@@ -119,7 +123,9 @@ impl<'a> Gate<'a> {
                 None
             }
         };
+        let beside = lock.as_ref().map(|lock| lock.beside("passed.json"));
         Ok(Self {
+            records: beside.and_then(|path| Records::of(host, path)),
             host,
             settings,
             scope,
@@ -179,6 +185,20 @@ impl<'a> Gate<'a> {
                 return Ok(self.gated(ports, verdicts, Some(interrupted())));
             }
         }
+    }
+
+    /// Writes down what is let pass now, before other gates may look: the next one is to name who takes it in between.
+    pub fn record(&self, gated: &Gated, becomes_command: bool) -> Result<(), String> {
+        let Some(records) = &self.records else { return Ok(()) };
+        let is_free = |passage: &&Passage| {
+            matches!(passage.answer, Answer::Open(_)) && asks_for_bind(&passage.port)
+        };
+        let free: Vec<Endpoint> =
+            gated.ports.iter().filter(is_free).map(|passage| passage.port.endpoint).collect();
+        if free.is_empty() {
+            return Ok(());
+        }
+        records.add(self.host, &free, becomes_command)
     }
 
     /// Lets other gates look meanwhile: whoever reads our report may take their time.
@@ -266,8 +286,12 @@ impl<'a> Gate<'a> {
 
     fn judged(&self, snapshot: Snapshot, judgement: Judgement, binds: &Binds) -> Look {
         let ours = self.wishes.accepts_ours;
+        let is_held = |port: &PortVerdict| !asks_for_bind(port);
+        let passed = self.records.as_ref().filter(|_| judgement.ports.iter().any(is_held));
+        let passed = passed.map(Records::read).unwrap_or_default();
+        let (settings, terms) = (self.settings, &self.terms);
         let ports =
-            judge::gate::judge(&snapshot, self.settings, &self.terms, &judgement, binds, ours);
+            judge::gate::judge(&snapshot, settings, terms, &judgement, binds, &passed, ours);
         (snapshot, ports, judgement.verdicts)
     }
 

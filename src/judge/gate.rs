@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 use crate::{
     config::settings::{RunsIn, Service, Settings},
     ident::{Endpoint, Manager, Pid},
-    snapshot::{Bind, Process, Seen, Snapshot},
+    snapshot::{Bind, Passed, Process, Seen, Snapshot},
 };
 
 use super::{
     Judgement, Terms, explain,
     port::{self, PortState, PortVerdict},
+    seconds,
     truth::Truth,
     verdict::{ContainerRef, Finding, Spare, Unknown, Verdict},
 };
@@ -66,6 +67,8 @@ pub struct Blocker {
     pub pid: Pid,
     /// What to do about it.
     pub next_step: Option<String>,
+    /// That it took the port after a gate had found it free, in a sentence.
+    pub since: Option<String>,
 }
 
 /// Whether the port's sockets leave open if it can be bound, and so a bind has to tell.
@@ -97,20 +100,38 @@ fn sets_reuse_addr(port: &PortVerdict, settings: &Settings) -> bool {
 }
 
 /// Judges every port of a look. `accepts_ours`: who holds a port and surely is the service itself does not block it.
+/// `passed` is what gates before this one let pass, one entry for a port.
 pub fn judge(
     snapshot: &Snapshot,
     settings: &Settings,
     terms: &Terms,
     judgement: &Judgement,
     binds: &Binds,
+    passed: &[Passed],
     accepts_ours: bool,
 ) -> Vec<Passage> {
-    let look = Look { snapshot, settings, terms, judgement, binds, accepts_ours };
+    let look = Look { snapshot, settings, terms, judgement, binds, passed, accepts_ours };
     judgement
         .ports
         .iter()
         .map(|port| Passage { port: port.clone(), answer: look.answer(port) })
         .collect()
+}
+
+fn is_in_unit_of(passed: &Passed, process: &Process) -> bool {
+    let path = process.cgroup.known().map(|cgroup| &cgroup.path);
+    path.is_some() && path == passed.unit_path.as_ref()
+}
+
+/// What is not surely outside of containers may be in one.
+fn may_be_contained(process: &Process) -> bool {
+    let has_claim = process.cgroup.known().is_none_or(|cgroup| cgroup.claim.is_some());
+    has_claim || process.namespace_pids.known().is_none_or(|pids| pids.len() > 1)
+}
+
+/// The rows of containers and of those who forward to them.
+fn is_of_containers(verdict: &Verdict) -> bool {
+    (3..=7).contains(&verdict.row.0)
 }
 
 struct Look<'a> {
@@ -119,6 +140,7 @@ struct Look<'a> {
     terms: &'a Terms,
     judgement: &'a Judgement,
     binds: &'a Binds,
+    passed: &'a [Passed],
     accepts_ours: bool,
 }
 
@@ -133,9 +155,11 @@ impl Look<'_> {
             PortState::Held(holders) => self.by_holders(port, "held", holders),
             PortState::BoundOnly(holders) => self.by_holders(port, "bound, not listening", holders),
             PortState::Ephemeral { holders, .. } => {
-                blocked("outgoing connection", self.blockers(holders))
+                blocked("outgoing connection", self.blockers(port, holders))
             }
-            PortState::Connected { holders, .. } => blocked("a connection", self.blockers(holders)),
+            PortState::Connected { holders, .. } => {
+                blocked("a connection", self.blockers(port, holders))
+            }
             PortState::KernelOwned => blocked("held by the kernel", Vec::new()),
             PortState::HolderNotVisible => Answer::Unknown(Unknown {
                 fact: format!("who holds {}", port.endpoint),
@@ -151,8 +175,7 @@ impl Look<'_> {
 
     fn by_holders(&self, port: &PortVerdict, title: &'static str, holders: &[Pid]) -> Answer {
         let is_ours = |pid: &Pid| {
-            let verdict = self.judgement.verdicts.iter().find(|v| v.key().pid == *pid);
-            self.accepts_ours && verdict.is_some_and(|v| self.is_ours(port, v))
+            self.accepts_ours && self.verdict_on(*pid).is_some_and(|v| self.is_ours(port, v))
         };
         let others: Vec<Pid> = holders.iter().filter(|pid| !is_ours(pid)).copied().collect();
         if others.is_empty() && !holders.is_empty() {
@@ -164,15 +187,67 @@ impl Look<'_> {
         }
         let why =
             Advice { title, sentence: port.sentence.clone(), next_step: port.next_step.clone() };
-        Answer::Blocked(Block { by: self.blockers(&others), why })
+        Answer::Blocked(Block { by: self.blockers(port, &others), why })
     }
 
-    fn blockers(&self, pids: &[Pid]) -> Vec<Blocker> {
+    fn verdict_on(&self, pid: Pid) -> Option<&Verdict> {
+        self.judgement.verdicts.iter().find(|verdict| verdict.key().pid == pid)
+    }
+
+    fn blockers(&self, port: &PortVerdict, pids: &[Pid]) -> Vec<Blocker> {
         let next = |pid: Pid| {
             let said = explain::explain(self.snapshot, self.settings, self.terms, pid);
             said.map(|explanation| explanation.next)
         };
-        pids.iter().map(|&pid| Blocker { pid, next_step: next(pid) }).collect()
+        let blocker = |&pid| Blocker { pid, next_step: next(pid), since: self.since(port, pid) };
+        pids.iter().map(blocker).collect()
+    }
+
+    /// That nothing had the port when a gate before this one let it pass, and so this process took it since. Not of the
+    /// service itself, as far as that can be told; a thief is only who surely is not.
+    fn since(&self, port: &PortVerdict, pid: Pid) -> Option<String> {
+        let passed = self.passed.iter().find(|passed| passed.endpoint == port.endpoint)?;
+        let process = self.snapshot.processes.get(&pid)?;
+        let verdict = self.verdict_on(pid);
+        if verdict.is_some_and(|v| self.is_ours(port, v)) || is_in_unit_of(passed, process) {
+            return None;
+        }
+        let free = format!(
+            "a gate found it free {} ago",
+            seconds(self.snapshot.clock.age(passed.at_ticks)?)
+        );
+        // An engine starts containers for the command, and is no child of it.
+        let may_be_told = !may_be_contained(process) && !verdict.is_some_and(is_of_containers);
+        let gate = passed.gate.pid;
+        match self.is_started_by(passed, process) {
+            Some(true) => None,
+            Some(false) if may_be_told && passed.became_command => Some(format!(
+                "it took the port after {free} for its command, pid {gate}, which did not start it: the thief"
+            )),
+            Some(false) if may_be_told && passed.unit_path.is_some() => Some(format!(
+                "it took the port after {free} for its unit, in which it does not run: the thief"
+            )),
+            Some(false) | None => Some(format!("it took the port after {free}")),
+        }
+    }
+
+    /// Whether it descends from the gate, or the command that this became; none where that cannot be told. Who loses their
+    /// parent gets one of their ancestors in its place (prctl(2), `PR_SET_CHILD_SUBREAPER`). So above a descendant whose
+    /// line is broken comes somebody who stood above the gate, too; under anybody else who is older than the passage there
+    /// is none.
+    fn is_started_by(&self, passed: &Passed, process: &Process) -> Option<bool> {
+        let pid = process.key.pid;
+        let line = std::iter::once(process).chain(self.snapshot.ancestors(pid));
+        for above in line {
+            if above.key.is_same(&passed.gate) {
+                return Some(true);
+            }
+            if above.key.start_ticks < passed.at_ticks {
+                let ancestors = passed.ancestors.as_ref()?;
+                return (!ancestors.contains(&above.key.pid)).then_some(false);
+            }
+        }
+        None
     }
 
     /// No holder is seen: only a bind tells.

@@ -357,7 +357,11 @@ fn blocked(
 ) -> Entry {
     let first = by.iter().find_map(|blocker| gate::verdict_on(gated, blocker.pid));
     let who = first.map_or_else(|| why.sentence.clone(), sentence);
-    let message = format!("port {}: {}: {who}", port.endpoint.short(), why.title);
+    let since = by
+        .iter()
+        .filter_map(|Blocker { pid, since, .. }| Some(format!("; pid {pid}: {}", since.as_ref()?)));
+    let since: String = since.collect();
+    let message = format!("port {}: {}: {who}{since}", port.endpoint.short(), why.title);
     let next = by.iter().filter_map(|Blocker { next_step, .. }| next_step.as_ref());
     Entry::new(Kind::Blocked, priority, &message)
         .with("PORTREEVE_PORT", &port.endpoint)
