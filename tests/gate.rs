@@ -526,6 +526,64 @@ fn whom_somebody_brings_back_is_not_ended_again_and_again() {
 }
 
 #[test]
+fn a_port_between_an_end_and_a_respawn_is_not_let_pass() {
+    let Some((stage, config)) = stage() else { return };
+    let (plant, ready) = (stage.program("examples/plant"), stage.path("planted/again"));
+    let again = stage.path("planted/second");
+    let once = |ready: &std::path::Path| {
+        format!(
+            "{} --daemonise --as '{}' --ready {} --leash {} --listen 7201",
+            plant.display(),
+            left_name(&stage),
+            ready.display(),
+            stage.path("leash").display(),
+        )
+    };
+    let alive =
+        format!("grep -q 'State:.[^Z]' /proc/$(cat {})/status 2>/dev/null", ready.display());
+    // It takes its time to bring the second one up: nobody watches for it (respawn_watch: 0s).
+    let script = format!(
+        "{}; while {alive}; do sleep 0.02; done; sleep 0.4; {}; sleep 60",
+        once(&ready),
+        once(&again),
+    );
+    let launcher = stage.command(&["sh", "-c", &script]).stdout(Stdio::null()).spawn().unwrap();
+    let mut launcher = Planted::of_child(launcher);
+    wait_until(DEADLINE, "the first is there", || ready.exists());
+    let first_one = Planted::adopt(fs::read_to_string(&ready).unwrap().trim().parse().unwrap());
+    let slow = fs::read_to_string(&config).unwrap().replace("settle: 50ms", "settle: 3s");
+    let config = stage.write("slow.yaml", &slow);
+    let output = gate(&stage, &config, &["left", "--reap"]);
+    let said = text(&output.stdout);
+    launcher.end();
+    assert!(!first_one.is_alive(), "{said}");
+    assert_eq!(code(&output), 1, "{said}");
+    let _second = Planted::adopt(fs::read_to_string(&again).unwrap().trim().parse().unwrap());
+}
+
+#[test]
+fn who_stays_in_the_way_is_let_pass_at_once_and_who_may_go_is_waited_for() {
+    let Some((stage, _)) = stage() else { return };
+    let config = stage.write(
+        "patient.yaml",
+        "defaults: { min_age: 1ms }\ngate: { timeout: 4s, settle: 50ms }\n\
+         services: { db: { ports: [7206] }, lost: { ports: ['192.0.2.77:7204'] } }\n",
+    );
+    let _postgres = stage.plant(&["--as", "postgres", "--listen", "7206"]);
+    let waited = |words: &[&str]| {
+        let found = document(&stage, &config, &[words, &["--on-blocked", "warn"]].concat());
+        assert_eq!(found["exit_code"], 0, "{found:#}");
+        found["waited_ms"].as_u64().unwrap()
+    };
+    assert!(waited(&["db"]) < 3000);
+    // An address may come; and whoever says how long to wait is believed.
+    assert!(waited(&["db", "lost"]) >= 4000);
+    let waited_long = waited(&["db", "--timeout", "1500ms"]);
+    assert!((1500..4000).contains(&waited_long), "{waited_long}");
+    assert_eq!(document(&stage, &config, &["db", "--timeout", "0s"])["exit_code"], 1);
+}
+
+#[test]
 fn the_commands_own_code_is_its_own_and_it_inherits_nothing_of_ours() {
     let Some((stage, config)) = stage() else { return };
     assert_eq!(code(&gate(&stage, &config, &["web", "--", "sh", "-c", "exit 42"])), 42);

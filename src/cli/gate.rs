@@ -56,7 +56,8 @@ pub(super) struct Wish {
 enum Blocked {
     /// It fails, with 1 (before a COMMAND: 75)
     Fail,
-    /// It goes on with a warning; never where something is not known
+    /// It goes on with a warning; never where something is not known. Who stays in the way is not waited for, unless
+    /// '--timeout' says how long
     Warn,
 }
 
@@ -80,6 +81,7 @@ pub(super) fn run(
     let wishes = Wishes {
         timeout: wish.timeout.unwrap_or(settings.gate.timeout),
         settle: settings.gate.settle,
+        lets_pass: wish.on_blocked == Blocked::Warn && wish.timeout.is_none(),
         reaps: wish.reap,
         accepts_ours: wish.allow_ours,
     };

@@ -14,7 +14,7 @@ use crate::{
     ident::Endpoint,
     judge::{
         self, Also, Judgement, Terms,
-        gate::{Answer, Binds, Passage, asks_for_bind, may_reuse},
+        gate::{Answer, Binds, Passage, asks_for_bind, may_reuse, stays},
         port::{PortState, PortVerdict},
         verdict::{Unknown, Verdict},
     },
@@ -33,6 +33,8 @@ pub struct Wishes {
     pub timeout: Duration,
     /// A port is called blocked only if it has been so for this long, whatever the timeout.
     pub settle: Duration,
+    /// What blocks is let pass in the end: what somebody would have to change is waited for no longer than it settles.
+    pub lets_pass: bool,
     /// Ends orphans first.
     pub reaps: bool,
     /// Who holds a port and surely is the service itself does not block it.
@@ -97,6 +99,8 @@ pub struct Gate<'a> {
     began: Instant,
     reaps: usize,
     reaped: Vec<Reaped>,
+    /// Until then an open port may be one between an end and who is brought back for it.
+    settles_at: Instant,
 }
 
 impl<'a> Gate<'a> {
@@ -123,6 +127,7 @@ impl<'a> Gate<'a> {
                 None
             }
         };
+        let began = Instant::now();
         let beside = lock.as_ref().map(|lock| lock.beside("passed.json"));
         Ok(Self {
             records: beside.and_then(|path| Records::of(host, path)),
@@ -135,9 +140,10 @@ impl<'a> Gate<'a> {
             lock,
             watch: None,
             held: None,
-            began: Instant::now(),
+            began,
             reaps: 0,
             reaped: Vec::new(),
+            settles_at: began,
         })
     }
 
@@ -164,7 +170,15 @@ impl<'a> Gate<'a> {
                 continue;
             }
             let is_open = ports.iter().all(|port| matches!(port.answer, Answer::Open(_)));
-            let left = self.left();
+            let unsettled = self.settles_at.saturating_duration_since(Instant::now());
+            if is_open && !unsettled.is_zero() {
+                self.held = None;
+                if interrupt.wait(unsettled) {
+                    return Ok(self.gated(ports, verdicts, Some(interrupted())));
+                }
+                continue;
+            }
+            let left = self.left_for(&ports, &verdicts);
             if is_open || left.is_zero() {
                 return Ok(self.gated(ports, verdicts, None));
             }
@@ -210,6 +224,15 @@ impl<'a> Gate<'a> {
         self.wishes.timeout.max(self.wishes.settle).saturating_sub(self.began.elapsed())
     }
 
+    /// The same, or less where a warning would be all that comes of more.
+    fn left_for(&self, ports: &[Passage], verdicts: &[Verdict]) -> Duration {
+        let is_shut = |port: &&Passage| !matches!(port.answer, Answer::Open(_));
+        if self.wishes.lets_pass && ports.iter().filter(is_shut).all(|port| stays(port, verdicts)) {
+            return self.wishes.settle.saturating_sub(self.began.elapsed());
+        }
+        self.left()
+    }
+
     fn take_lock(
         &mut self,
         interrupt: &mut Interrupt,
@@ -232,6 +255,11 @@ impl<'a> Gate<'a> {
         let also = Also::default();
         let reaped =
             pipeline::reap(self.host, self.settings, self.scope, also, &orders, interrupt, tell)?;
+        if reaped.deeds.iter().any(|deed| deed.outcome.is_gone()) {
+            // The reap itself has watched for a while.
+            let watched = self.settings.defaults.respawn_watch;
+            self.settles_at = Instant::now() + self.wishes.settle.saturating_sub(watched);
+        }
         self.reaps += 1;
         self.reaped.push(reaped);
         Ok(())

@@ -91,6 +91,40 @@ pub fn may_reuse(port: &PortVerdict, settings: &Settings) -> bool {
     port.state == PortState::Lingering && sets_reuse_addr(port, settings)
 }
 
+/// Whether a port stays blocked until somebody does something: it is held by processes whose verdicts time does not change.
+/// Not so what lingers or is connected, an address that is not there yet, or what is too young to be judged.
+pub fn stays(passage: &Passage, verdicts: &[Verdict]) -> bool {
+    let is_settled = |pid: Pid| {
+        let verdict = verdicts.iter().find(|verdict| verdict.key().pid == pid);
+        verdict.is_some_and(|verdict| match verdict.finding {
+            Finding::Undecided(_) => false,
+            Finding::Spare(_)
+            | Finding::Orphan(_)
+            | Finding::Suspect
+            | Finding::Unsupervised(_)
+            | Finding::Foreign => true,
+        })
+    };
+    match (&passage.port.state, &passage.answer) {
+        (PortState::Held(_) | PortState::BoundOnly(_), Answer::Blocked(block)) => {
+            !block.by.is_empty() && block.by.iter().all(|blocker| is_settled(blocker.pid))
+        }
+        (
+            PortState::Free
+            | PortState::NoListener
+            | PortState::Held(_)
+            | PortState::BoundOnly(_)
+            | PortState::Ephemeral { .. }
+            | PortState::Connected { .. }
+            | PortState::Lingering
+            | PortState::KernelOwned
+            | PortState::HolderNotVisible
+            | PortState::Unknown(_),
+            Answer::Open(_) | Answer::Blocked(_) | Answer::Unknown(_),
+        ) => false,
+    }
+}
+
 fn service_of<'s>(port: &PortVerdict, settings: &'s Settings) -> Option<&'s Service> {
     settings.service(port.service.as_ref()?)
 }
