@@ -255,6 +255,9 @@ impl Look<'_> {
         let gate = passed.gate.pid;
         match self.is_started_by(passed, process) {
             Some(true) => None,
+            Some(false) | None if may_be_told && self.is_elsewhere(port, process) => Some(format!(
+                "it took the port after {free}, and does not run where the port's service does: the thief"
+            )),
             Some(false) if may_be_told && passed.became_command => Some(format!(
                 "it took the port after {free} for its command, pid {gate}, which did not start it: the thief"
             )),
@@ -262,6 +265,20 @@ impl Look<'_> {
                 "it took the port after {free} for its unit, in which it does not run: the thief"
             )),
             Some(false) | None => Some(format!("it took the port after {free}")),
+        }
+    }
+
+    /// Whether the port's service is declared to run where this process, in no container, does not.
+    fn is_elsewhere(&self, port: &PortVerdict, process: &Process) -> bool {
+        match service_of(port, self.settings).and_then(|service| service.runs_in.as_ref()) {
+            Some(RunsIn::Unit(name)) => process.cgroup.known().is_some_and(|cgroup| {
+                cgroup
+                    .unit
+                    .as_ref()
+                    .is_none_or(|unit| unit.manager != Manager::System || unit.name != *name)
+            }),
+            Some(RunsIn::Container(_)) => true,
+            None => false,
         }
     }
 

@@ -245,9 +245,11 @@ fn is_thief(said: Option<&str>) -> bool {
     said.is_some_and(|said| said.ends_with("the thief"))
 }
 
-/// Pid 7 holds the port, started at this tick below this parent; pids 40 and 60 are shells from before, 70 came since.
+/// Pid 7 holds the port, started at this tick below this parent; pids 40 and 60 are shells from before, 70 came since. No
+/// service says where it runs.
 fn taken(parent: u32, start_ticks: u64) -> Scene {
     let scene = Scene::new()
+        .set(|s| s.services.iter_mut().for_each(|s| s.runs_in = None))
         .process(40, 1, "bash")
         .process(60, 1, "bash")
         .process(70, 60, "sh")
@@ -311,4 +313,22 @@ fn what_is_not_known_makes_nobody_a_thief() {
         assert!(said.is_some() && !is_thief(said.as_deref()), "{said:?}");
     }
     assert_eq!(since(&taken(60, 6000).see(|s| s.clock.now_ticks = Seen::Gone), passed()), None);
+}
+
+#[test]
+fn who_does_not_run_where_the_ports_service_is_declared_to_is_a_thief_whoever_started_it() {
+    let runs_in = |scene: Scene, place: RunsIn| {
+        scene.set(|s| s.services.iter_mut().for_each(|s| s.runs_in = Some(place.clone())))
+    };
+    let in_unit = |scene: Scene| runs_in(scene, RunsIn::Unit("web.service".into()));
+    let thief = in_unit(taken(1, 6000)).inside(7, &system("thief.service"));
+    assert!(is_thief(since(&thief, passed()).as_deref()));
+    let itself = in_unit(taken(1, 6000)).inside(7, &system("web.service"));
+    assert!(!is_thief(since(&itself, passed()).as_deref()));
+    let blurred = in_unit(taken(1, 6000)).edit(7, |p| p.cgroup = Seen::Denied);
+    assert!(!is_thief(since(&blurred, passed()).as_deref()));
+    let container = |scene| runs_in(scene, RunsIn::Container(Some("web".into())));
+    assert!(is_thief(since(&container(taken(1, 6000)), passed()).as_deref()));
+    let another = container(taken(1, 6000)).contained(7, &[7, 1]);
+    assert!(!is_thief(since(&another, passed()).as_deref()));
 }
