@@ -20,7 +20,7 @@ use crate::{
         port::PortVerdict,
         verdict::{Finding, Unknown, Verdict},
     },
-    observe::{self, Engines, Nominate, Question, Reach},
+    observe::{self, Ask, Engines, Nominate, Question, Reach},
     snapshot::Snapshot,
 };
 
@@ -117,6 +117,8 @@ pub(crate) struct Inquiry<'a> {
     pids: BTreeSet<Pid>,
     /// Whether it matters what a container is called.
     pub(crate) by_name: bool,
+    /// Whether rules and engines are asked for ports that no socket shows.
+    pub(crate) beyond: Ask,
 }
 
 /// Looks once and reports: the dry run.
@@ -171,6 +173,7 @@ pub fn explain(
         Subject::Port(endpoint) => {
             scope.ports.push(endpoint);
             let named = Inquiry::new(host, settings, &scope)?.guards;
+            inquiry.beyond = Ask::Anew;
             inquiry.guards.retain(|g| !named.contains(g));
             inquiry.guards.extend(named);
         }
@@ -406,7 +409,8 @@ impl<'a> Inquiry<'a> {
             })
             .collect();
         let pids = BTreeSet::new();
-        Ok(Self { host, settings, guards, nominate, declared_units, pids, by_name: false })
+        let beyond = Ask::No;
+        Ok(Self { host, settings, guards, nominate, declared_units, pids, by_name: false, beyond })
     }
 
     /// Ends the convicted of one look: processes by signals, unsupervised containers by their engines.
@@ -473,6 +477,7 @@ impl<'a> Inquiry<'a> {
             reach,
             pids: self.pids.clone(),
             engines: Engines { by_name: self.by_name, ..engines(self.settings) },
+            beyond: self.beyond.clone(),
         };
         let snapshot = observe::observe(self.host, &question);
         let judgement = judge::judge(&snapshot, self.settings, terms);

@@ -430,6 +430,7 @@ fn a_look_at_a_host_with_stuck_processes_names_them_as_unread() {
         reach: Reach::Narrow,
         pids: BTreeSet::new(),
         engines: portreeve::observe::Engines::none(),
+        beyond: portreeve::observe::Ask::No,
     };
     let began = Instant::now();
     let snapshot = observe::observe(&Host::fixture(folder.path()), &question);

@@ -101,6 +101,7 @@ fn look(endpoint: Endpoint) -> Snapshot {
         reach: Reach::Whole,
         pids: BTreeSet::new(),
         engines: observe::Engines::none(),
+        beyond: observe::Ask::No,
     };
     observe::observe(&Host::live(), &question)
 }

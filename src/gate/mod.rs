@@ -13,15 +13,16 @@ use crate::{
     ident::Endpoint,
     judge::{
         Also, Terms,
-        gate::{Answer, Binds, Passage, asks_for_bind, judge, may_reuse},
+        gate::{Answer, Binds, Passage, asks_for_bind, judge, may_reuse, unseen},
         verdict::{Unknown, Verdict},
     },
-    observe::{Reach, bind, watch::Watch},
+    observe::{Ask, Reach, bind, watch::Watch},
     pipeline::{self, Event, Inquiry, Orders, Reaped, Scope, ScopeError},
-    snapshot::Snapshot,
+    snapshot::{Publishers, Snapshot},
 };
 
 use lock::{Held, Lock};
+use wait::Wait;
 
 /// How the gate is to be kept.
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +48,8 @@ pub struct Gated {
     pub reaped: Vec<Reaped>,
     /// How long it took.
     pub waited: Duration,
+    /// What this run had no right to see; it keeps no port shut.
+    pub unseen: Option<Unknown>,
     /// Why the ports were not looked at to the end.
     pub cut_short: Option<Unknown>,
 }
@@ -65,6 +68,7 @@ impl Gated {
             verdicts,
             reaped: Vec::new(),
             waited: Duration::from_millis(1234),
+            unseen: None,
             cut_short: None,
         }
     }
@@ -72,6 +76,12 @@ impl Gated {
 
 /// A reap that brought somebody back is not tried without end.
 const MOST_REAPS: usize = 3;
+
+/// While a gate waits, its engines are asked again with every whole look (`wait::LOOK`), so that their answer is at hand when
+/// a port is released. So old it may be at another look, and at one that a release brought about
+/// ([0014](../../docs/decisions/0014-ports-without-a-socket.md)).
+const ANSWER_LASTS: Duration = Duration::from_millis(900);
+const ANSWER_LASTS_FOR_A_RELEASE: Duration = Duration::from_secs(2);
 
 /// A gate that is being kept.
 pub struct Gate<'a> {
@@ -84,6 +94,11 @@ pub struct Gate<'a> {
     lock: Option<Lock>,
     /// From the first look that found something shut.
     watch: Option<Watch>,
+    /// What engines said, and when.
+    said: Option<(Instant, Publishers)>,
+    /// The last wait was ended by a release.
+    was_released: bool,
+    unseen: Option<Unknown>,
     /// No other gate looks or ends anything while this lives: from a look on until a wait, or our end.
     held: Option<Held>,
     began: Instant,
@@ -124,6 +139,9 @@ impl<'a> Gate<'a> {
             terms,
             lock,
             watch: None,
+            said: None,
+            was_released: false,
+            unseen: None,
             held: None,
             began: Instant::now(),
             reaps: 0,
@@ -171,8 +189,10 @@ impl<'a> Gate<'a> {
             }
             // The first progress line is due when it is settled.
             let most = if settle.is_zero() { left } else { settle.min(left) };
-            if wait::for_change(self.host, watch, &snapshot, &ports, interrupt, most) {
-                return Ok(self.gated(ports, verdicts, Some(interrupted())));
+            match wait::for_change(self.host, watch, &snapshot, &ports, interrupt, most) {
+                Wait::Interrupted => return Ok(self.gated(ports, verdicts, Some(interrupted()))),
+                Wait::Changed => self.was_released = true,
+                Wait::Over => self.was_released = false,
             }
         }
     }
@@ -213,10 +233,14 @@ impl<'a> Gate<'a> {
         Ok(())
     }
 
-    fn look(&self) -> (Snapshot, Vec<Passage>, Vec<Verdict>) {
+    fn look(&mut self) -> (Snapshot, Vec<Passage>, Vec<Verdict>) {
+        self.inquiry.beyond = self.ask();
+        let asked_at = Instant::now();
         // Somebody else may share the service's own socket.
         let reach = if self.wishes.accepts_ours { Reach::Whole } else { Reach::Narrow };
         let (snapshot, judgement) = self.inquiry.look(&self.terms, reach);
+        self.unseen = unseen(&snapshot);
+        self.keep_answer(asked_at, &snapshot);
         let asked = judgement.ports.iter().filter(|port| asks_for_bind(port));
         let binds: Binds = asked
             .map(|port| {
@@ -229,6 +253,34 @@ impl<'a> Gate<'a> {
         (snapshot, ports, judgement.verdicts)
     }
 
+    fn ask(&self) -> Ask {
+        let lasts = if self.was_released { ANSWER_LASTS_FOR_A_RELEASE } else { ANSWER_LASTS };
+        match &self.said {
+            Some((at, said)) if at.elapsed() < lasts => Ask::Kept(said.clone()),
+            Some(_) | None => Ask::Anew,
+        }
+    }
+
+    /// Keeps what engines said, unless the next release may be a forwarder's end: that one leaves a port that its engine has
+    /// allocated still.
+    fn keep_answer(&mut self, asked_at: Instant, snapshot: &Snapshot) {
+        let sockets = snapshot.sockets.known();
+        let mut holders = sockets.into_iter().flat_map(|sockets| &sockets.holdings);
+        let may_forward = holders.any(|holding| {
+            let process = snapshot.processes.get(&holding.pid);
+            process.is_none_or(|p| p.exe.known().is_none() || p.forwards_for().is_some())
+        });
+        let said = snapshot.beyond.as_ref().map(|beyond| &beyond.publishers);
+        self.said = match (said, &self.inquiry.beyond) {
+            _ if may_forward => None,
+            (Some(said), Ask::Anew) if said.values().all(|seen| seen.known().is_some()) => {
+                Some((asked_at, said.clone()))
+            }
+            (_, Ask::Kept(_)) => self.said.take(),
+            (_, Ask::No | Ask::Anew) => None,
+        };
+    }
+
     fn gated(
         &mut self,
         ports: Vec<Passage>,
@@ -236,7 +288,8 @@ impl<'a> Gate<'a> {
         cut_short: Option<Unknown>,
     ) -> Gated {
         let reaped = std::mem::take(&mut self.reaped);
-        Gated { ports, verdicts, reaped, waited: self.began.elapsed(), cut_short }
+        let (waited, unseen) = (self.began.elapsed(), self.unseen.clone());
+        Gated { ports, verdicts, reaped, waited, unseen, cut_short }
     }
 }
 

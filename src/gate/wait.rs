@@ -16,7 +16,10 @@ use crate::{
     act::interrupt::{Interrupt, timespec},
     host::Host,
     ident::{Endpoint, Pid},
-    judge::gate::{Answer, Passage},
+    judge::{
+        gate::{Answer, Passage},
+        port::PortState,
+    },
     observe::{
         Reach, listeners,
         watch::{Watch, Woken},
@@ -30,8 +33,18 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The same where no socket is seen that could change: only another bind tells.
 const BIND_AGAIN: Duration = Duration::from_millis(100);
 
-/// Waits until a look is worth it, at most so long; returns whether a signal to ourselves ended the waiting. The watch was
-/// made before the look.
+/// What ended a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// Something on a blocked port is not as it was.
+    Changed,
+    /// It was time for a whole look.
+    Over,
+    /// A signal to ourselves.
+    Interrupted,
+}
+
+/// Waits until a look is worth it, at most so long. The watch was made before the look.
 pub(super) fn for_change(
     host: &Host,
     watch: &mut Watch,
@@ -39,13 +52,28 @@ pub(super) fn for_change(
     ports: &[Passage],
     interrupt: &mut Interrupt,
     most: Duration,
-) -> bool {
+) -> Wait {
     let shut: Vec<&Passage> =
         ports.iter().filter(|port| !matches!(port.answer, Answer::Open(_))).collect();
     let endpoints: Vec<Endpoint> = shut.iter().map(|port| port.port.endpoint).collect();
     let before = marks(&snapshot.sockets, &endpoints);
     let in_the_way = before.as_ref().filter(|seen| !seen.is_empty());
-    let end = Instant::now() + most.min(if in_the_way.is_some() { LOOK } else { BIND_AGAIN });
+    // What an engine or a rule has is asked about at the pace of whole looks.
+    let is_beyond = |port: &&Passage| match port.port.state {
+        PortState::Allocated(_) | PortState::Detoured(_) => true,
+        PortState::Unknown(_) => before.is_some(),
+        PortState::Free
+        | PortState::NoListener
+        | PortState::Held(_)
+        | PortState::BoundOnly(_)
+        | PortState::Ephemeral { .. }
+        | PortState::Connected { .. }
+        | PortState::Lingering
+        | PortState::KernelOwned
+        | PortState::HolderNotVisible => false,
+    };
+    let is_slow = in_the_way.is_some() || shut.iter().any(|port| is_beyond(port));
+    let end = Instant::now() + most.min(if is_slow { LOOK } else { BIND_AGAIN });
     watch.follow(in_the_way.map(|seen| seen.iter().map(|(cookie, _)| *cookie).collect()));
     watch.forget_holders();
     for holder in living(&shut) {
@@ -53,14 +81,15 @@ pub(super) fn for_change(
     }
     loop {
         match watch.wait(end, Some(interrupt.as_fd())) {
-            Woken::Released(_) | Woken::HolderEnded | Woken::Deadline => return false,
-            Woken::Signal if interrupt.count() > 0 => return true,
+            Woken::Released(_) | Woken::HolderEnded => return Wait::Changed,
+            Woken::Deadline => return Wait::Over,
+            Woken::Signal if interrupt.count() > 0 => return Wait::Interrupted,
             Woken::Signal => {}
             // A dump costs a tenth of a look.
             Woken::LookAgain => {
                 let now = listeners::observe(host, &endpoints, Reach::Narrow);
                 if marks(&now, &endpoints) != before {
-                    return false;
+                    return Wait::Changed;
                 }
             }
         }

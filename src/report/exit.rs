@@ -62,9 +62,11 @@ fn of_port(port: &PortVerdict, verdicts: &[Verdict]) -> u8 {
                 CLEAR
             }
         }
-        PortState::Ephemeral { .. } | PortState::Connected { .. } | PortState::KernelOwned => {
-            NOT_CLEAR
-        }
+        PortState::Ephemeral { .. }
+        | PortState::Connected { .. }
+        | PortState::KernelOwned
+        | PortState::Allocated(_)
+        | PortState::Detoured(_) => NOT_CLEAR,
         PortState::HolderNotVisible | PortState::Unknown(_) => COULD_NOT_TELL,
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     act::{Deed, Outcome, Respawn, container::End},
     ident::Pid,
     judge::{
-        port::{PortState, PortVerdict},
+        port::{PortState, PortVerdict, allocated_title},
         verdict::{Finding, Unknown, Verdict},
     },
     pipeline::{Findings, Reaped},
@@ -134,6 +134,8 @@ fn port_rows<'a>(
         PortState::Connected { holders, .. } => (holders.as_slice(), Some(("a connection", DOUBT))),
         PortState::Lingering => (&[][..], Some(("lingering", SPARED))),
         PortState::KernelOwned => (&[][..], Some(("held by the kernel", DOUBT))),
+        PortState::Allocated(container) => (&[][..], Some((allocated_title(container), DOUBT))),
+        PortState::Detoured(_) => (&[][..], Some(("a rule takes its packets", DOUBT))),
         PortState::HolderNotVisible => (&[][..], Some(("holder not visible", DOUBT))),
         PortState::Unknown(_) => (&[][..], Some(("unknown", DOUBT))),
     };
@@ -394,6 +396,8 @@ fn taken_by_no_server(port: &PortVerdict) -> Option<String> {
     let how = match port.state {
         PortState::Ephemeral { .. } | PortState::Connected { .. } => "taken by a connection",
         PortState::KernelOwned => "held by the kernel",
+        PortState::Allocated(_) => "taken by a container",
+        PortState::Detoured(_) => "taken by a rule",
         PortState::HolderNotVisible => "held by somebody not visible",
         PortState::Unknown(_) => "unknown",
         PortState::Free

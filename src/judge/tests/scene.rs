@@ -141,6 +141,7 @@ impl Scene {
             sessions: BTreeMap::new(),
             lingering: [(1000, Seen::Known(false))].into(),
             containers: Containers::default(),
+            beyond: None,
             receipts: Vec::new(),
         };
         let scene = Self { snapshot, settings, terms };
@@ -437,6 +438,10 @@ pub(super) enum Fact {
     Now,
     EphemeralPorts,
     ReservedPorts,
+    /// Rules of the packet filter: that they may not be read is told once for all ports, and keeps none shut.
+    Detours,
+    /// What an engine publishes.
+    Published(usize),
     Sockets,
     V6Only(usize),
     /// The process itself: gone between two reads.
@@ -547,6 +552,10 @@ impl Scene {
             Fact::Fellows,
             Fact::LayerThere,
         ];
+        if let Some(beyond) = &snapshot.beyond {
+            facts.push(Fact::Detours);
+            facts.extend((0..beyond.publishers.len()).map(Fact::Published));
+        }
         facts.extend(enclosed.flat_map(|p| of_enclosure.map(|fact| fact(p.key.pid.0))));
         facts
     }
@@ -586,6 +595,15 @@ impl Scene {
             Fact::EphemeralPorts => blind(&mut snapshot.ephemeral_ports, how),
             Fact::ReservedPorts => blind(&mut snapshot.reserved_ports, how),
             Fact::Sockets => blind(&mut snapshot.sockets, how),
+            Fact::Detours => {
+                let beyond = snapshot.beyond.iter_mut().filter(|_| how != Blindness::Denied);
+                beyond.for_each(|beyond| blind(&mut beyond.detours, how));
+            }
+            Fact::Published(at) => {
+                let beyond = snapshot.beyond.iter_mut();
+                let mut said = beyond.flat_map(|beyond| beyond.publishers.values_mut());
+                said.nth(*at).into_iter().for_each(|seen| blind(seen, how));
+            }
             Fact::Unit(unit) => {
                 if let Some(seen) = snapshot.units.get_mut(unit) {
                     blind(seen, how);
