@@ -111,6 +111,7 @@ fn look(pid: u32) -> Snapshot {
         reach: Reach::Narrow,
         pids: [Pid(pid)].into(),
         engines: observe::Engines::none(),
+        beyond: crate::observe::Ask::No,
     };
     let mut snapshot = observe::observe(&Host::live(), &question);
     let container = Container {
