@@ -368,13 +368,17 @@ fn detoured(snapshot: &Snapshot, detour: &Detour) -> (String, Option<String>) {
         return (sentence, Some(format!("see to it that {engine} answers, and ask again")));
     }
     let rules: Vec<&RulePlace> = detours(beyond, detour.endpoint).map(|d| &d.place).collect();
-    let sentence =
-        format!("no socket is on it, but {rule}, and no container that runs has the port");
+    let asked: Vec<String> = beyond.publishers.keys().map(ToString::to_string).collect();
+    let whose = match asked.as_slice() {
+        [] => "no engine is up that could say whose it is".to_owned(),
+        asked => format!("no running container of {} has the port", asked.join(" or ")),
+    };
+    let sentence = format!("no socket is on it, but {rule}, and {whose}");
     let commands: Option<Vec<String>> = rules.iter().map(|place| removal(place)).collect();
     let next = match commands.as_deref() {
-        None | Some([]) => format!("remove {}", detour.place),
-        Some([one]) => format!("'{one}' removes it"),
-        Some(all) => format!("'{}' removes them", all.join("; ")),
+        None | Some([]) => format!("remove {}, if nothing else needs it", detour.place),
+        Some([one]) => format!("'{one}' removes it, if nothing else needs it"),
+        Some(all) => format!("'{}' removes them, if nothing else needs them", all.join("; ")),
     };
     (sentence, Some(next))
 }

@@ -30,7 +30,7 @@ const MOST_ELEMENTS: usize = 65_536;
 
 /// The tables that have such chains; none where the kernel has no nftables.
 pub(super) fn tables() -> io::Result<Vec<Table>> {
-    let netlink = match Netlink::open(Some(netlink::NETFILTER)) {
+    let mut netlink = match Netlink::open(Some(netlink::NETFILTER)) {
         Ok(netlink) => netlink,
         Err(error) => match error.raw_os_error() {
             Some(libc::EPROTONOSUPPORT) => return Ok(Vec::new()),
@@ -39,15 +39,17 @@ pub(super) fn tables() -> io::Result<Vec<Table>> {
             Some(_) | None => return Err(error),
         },
     };
-    let mut reader = Reader { netlink, generation: None };
     again(|| {
-        reader.generation = None;
-        reader.tables()
+        let mut ask = |kind: u16, body: &[u8]| netlink.dump(kind, body);
+        Reader { ask: &mut ask, generation: None }.tables()
     })
 }
 
-struct Reader {
-    netlink: Netlink,
+/// Puts a question of this kind and body, and has the bodies of the whole answer.
+type Dump<'a> = dyn FnMut(u16, &[u8]) -> io::Result<Vec<Vec<u8>>> + 'a;
+
+struct Reader<'a> {
+    ask: &'a mut Dump<'a>,
     /// Of the rule set, as every message says it: several dumps must speak of one.
     generation: Option<u16>,
 }
@@ -90,7 +92,7 @@ fn family_number(family: Family) -> u8 {
     }
 }
 
-impl Reader {
+impl Reader<'_> {
     fn tables(&mut self) -> io::Result<Vec<Table>> {
         let chains = match self.dump(GETCHAIN, 0, &[]) {
             // No nftables in this kernel (nfnetlink_rcv_msg).
@@ -128,7 +130,7 @@ impl Reader {
             body.push(0);
             body.resize(body.len().next_multiple_of(4), 0);
         }
-        let replies = self.netlink.dump(NFTABLES | kind, &body)?;
+        let replies = (self.ask)(NFTABLES | kind, &body)?;
         for reply in &replies {
             let generation = u16_be_at(&reply, 2).ok_or_else(cut_short)?;
             if *self.generation.get_or_insert(generation) != generation {
@@ -211,15 +213,15 @@ struct Element {
 }
 
 /// The sets of a table, read where a rule asks for one.
-struct Sets<'a> {
-    reader: &'a mut Reader,
+struct Sets<'a, 'r> {
+    reader: &'a mut Reader<'r>,
     family: u8,
     table: &'a str,
     /// By name, whether a set has ranges.
     flags: Option<BTreeMap<String, bool>>,
 }
 
-impl Sets<'_> {
+impl Sets<'_, '_> {
     /// Its elements, and whether they are the ends of ranges; none where there are too many.
     fn elements(&mut self, set: &str) -> io::Result<Option<(Vec<Element>, bool)>> {
         let has_ranges = self.flags()?.get(set).copied().unwrap_or_default();
@@ -319,9 +321,9 @@ enum Field {
 }
 
 /// Reads the expressions of one rule, one after the other.
-struct Decoder<'a, 'b> {
+struct Decoder<'a, 'b, 'r> {
     family: Family,
-    sets: &'a RefCell<Sets<'b>>,
+    sets: &'a RefCell<Sets<'b, 'r>>,
     /// By the number of their first 32 bits, with the length of what they hold.
     registers: BTreeMap<usize, (Field, usize)>,
     steps: Vec<Step>,
@@ -337,8 +339,8 @@ fn slot(register: u32) -> Option<usize> {
     }
 }
 
-impl<'a, 'b> Decoder<'a, 'b> {
-    fn new(family: Family, sets: &'a RefCell<Sets<'b>>) -> Self {
+impl<'a, 'b, 'r> Decoder<'a, 'b, 'r> {
+    fn new(family: Family, sets: &'a RefCell<Sets<'b, 'r>>) -> Self {
         Self { family, sets, registers: BTreeMap::new(), steps: Vec::new(), comment: None }
     }
 
@@ -441,6 +443,14 @@ impl<'a, 'b> Decoder<'a, 'b> {
             "nat" => {
                 const DNAT: u32 = 1;
                 if get(1) == Some(DNAT) {
+                    // In a table of both families it passes by packets of the other one (nft_nat_inet_eval).
+                    match get(2).and_then(|number| u8::try_from(number).ok()).and_then(family) {
+                        Some(Family::Ip) => {
+                            self.steps.push(Step::Test(not(Test::IsIpv6, true)));
+                        }
+                        Some(Family::Ip6) => self.steps.push(Step::Test(Test::IsIpv6)),
+                        Some(Family::Inet) | None => {}
+                    }
                     let address = field(3, &self.registers);
                     let port = field(5, &self.registers);
                     self.steps.push(Step::Detour(destination(address, port)));
