@@ -4,6 +4,8 @@
 //! a rule take some of them; a condition that it does not know makes it unclear, never harmless.
 
 mod nft;
+#[cfg(test)]
+mod tests;
 mod xt;
 
 use std::{

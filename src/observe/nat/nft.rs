@@ -41,12 +41,17 @@ pub(super) fn tables() -> io::Result<Vec<Table>> {
     };
     again(|| {
         let mut ask = |kind: u16, body: &[u8]| netlink.dump(kind, body);
-        Reader { ask: &mut ask, generation: None }.tables()
+        read(&mut ask)
     })
 }
 
+/// The same of whoever answers.
+pub(super) fn read(ask: &mut Dump<'_>) -> io::Result<Vec<Table>> {
+    Reader { ask, generation: None }.tables()
+}
+
 /// Puts a question of this kind and body, and has the bodies of the whole answer.
-type Dump<'a> = dyn FnMut(u16, &[u8]) -> io::Result<Vec<Vec<u8>>> + 'a;
+pub(super) type Dump<'a> = dyn FnMut(u16, &[u8]) -> io::Result<Vec<Vec<u8>>> + 'a;
 
 struct Reader<'a> {
     ask: &'a mut Dump<'a>,
@@ -452,7 +457,9 @@ impl<'a, 'b, 'r> Decoder<'a, 'b, 'r> {
                         Some(Family::Inet) | None => {}
                     }
                     let address = field(3, &self.registers);
-                    let port = field(5, &self.registers);
+                    // A range of ports is not one.
+                    let is_range = get(6).is_some_and(|last| get(5) != Some(last));
+                    let port = field(5, &self.registers).filter(|_| !is_range);
                     self.steps.push(Step::Detour(destination(address, port)));
                 } else {
                     self.steps.push(Step::Go(Verdict::Stop));

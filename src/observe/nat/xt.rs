@@ -42,6 +42,20 @@ pub(super) fn tables(host: &Host) -> io::Result<Vec<Table>> {
 }
 
 fn table(family: Family) -> io::Result<Table> {
+    let (info, entries) = dump(family)?;
+    read(family, &info, &entries).ok_or_else(cut_short)
+}
+
+/// A recording of what `read` reads.
+#[cfg(test)]
+pub(super) fn record(family: Family) -> Option<String> {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let (info, entries) = dump(family).ok()?;
+    Some(format!("{} {} {}", family.word(), hex(&info), hex(&entries)))
+}
+
+/// What the kernel tells about the table, and its entries.
+fn dump(family: Family) -> io::Result<(Vec<u8>, Vec<u8>)> {
     let (domain, level) = match family {
         Family::Ip | Family::Inet => (AddressFamily::INET, libc::SOL_IP),
         Family::Ip6 => (AddressFamily::INET6, libc::SOL_IPV6),
@@ -64,7 +78,7 @@ fn table(family: Family) -> io::Result<Table> {
         Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => return Err(cut_short()),
         answer => answer?,
     };
-    read(family, &info, entries.get(head..).unwrap_or_default()).ok_or_else(cut_short)
+    Ok((info, entries.split_off(head)))
 }
 
 /// Where things stand in an entry: struct ipt_entry, struct ip6t_entry.
@@ -107,7 +121,7 @@ enum Target {
 }
 
 /// None where it is not what the kernel writes.
-fn read(family: Family, info: &[u8], entries: &[u8]) -> Option<Table> {
+pub(super) fn read(family: Family, info: &[u8], entries: &[u8]) -> Option<Table> {
     const HOOKS: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
     let layout = if family == Family::Ip6 { &IPV6 } else { &IPV4 };
     let valid = u32_at(info, NAME_BYTES)?;
@@ -119,6 +133,9 @@ fn read(family: Family, info: &[u8], entries: &[u8]) -> Option<Table> {
         if hook == PREROUTING || hook == OUTPUT {
             bases.push((hook, name.to_owned()));
         }
+    }
+    if u32_at(info, 80)? as usize != entries.len() {
+        return None;
     }
     let mut read: Vec<(usize, usize, Target, Vec<Step>, Option<String>, bool)> = Vec::new();
     let mut at = 0;
@@ -316,6 +333,7 @@ fn destination(revision: u8, data: &[u8]) -> Option<String> {
     // An IPv4 address stands in the first of sixteen bytes.
     let is_short = bytes.len() == 16 && bytes.get(4..)?.iter().all(|byte| *byte == 0);
     let address = super::ip(if is_short { bytes.get(..4)? } else { bytes })?;
-    let port = u16_be_at(data, port).filter(|_| has_port);
-    Some(super::target(address, port))
+    // A range of ports is not one.
+    let (first, last) = (u16_be_at(data, port), u16_be_at(data, port + 2));
+    Some(super::target(address, first.filter(|_| has_port && first == last)))
 }
