@@ -208,7 +208,17 @@ fn a_port_that_docker_alone_counts_as_taken_is_shut_until_its_container_gives_it
     assert!(explained.contains("allocated it to container local-aidb"), "{explained}");
     test_box.sh(command(&taken));
     assert!(!proxies().is_empty());
+    // It is asked again where a forwarder goes while a gate waits.
+    let mut waiting = test_box.command(&["/build/portreeve", "gate", "--config", "/etc/gate.yaml"]);
+    waiting.args(["aidb", "--timeout", "3s"]).stdout(std::process::Stdio::piped());
+    let mut waiting = waiting.spawn().unwrap();
+    let began = std::time::Instant::now();
+    wait_until(DEADLINE, "it waits", || began.elapsed() > Duration::from_millis(1200));
+    assert!(waiting.try_wait().unwrap().is_none());
     kill_proxies();
+    let output = waiting.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.code() == Some(1) && said.contains(title), "{said}");
     assert_is(&answer(&test_box, &["aidb"]), "blocked", title, &[]);
     test_box.sh("docker stop --time 0 local-aidb");
     // It would publish the port at its next start, and holds nothing.
