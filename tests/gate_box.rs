@@ -440,6 +440,10 @@ fn rules_are_followed_as_the_kernel_follows_them() {
     for port in ["7613", "7614", "7655", "7708"] {
         assert_is(of(port), "open", "a rule takes some packets", &["sends some of its packets"]);
     }
+    // Of one family alone, in a table of both.
+    for (port, word) in [("[::1]:7601", "open"), ("127.0.0.1:7601", "blocked")] {
+        assert_eq!(answer(&test_box, &["--port", port])[0], word, "{port}");
+    }
     // Over UDP it is the other way round.
     assert_eq!(answer(&test_box, &["--port", "7617/udp"])[0], "blocked");
     for port in ["7601", "7701", "7712", "7721"] {

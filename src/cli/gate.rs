@@ -148,7 +148,8 @@ fn let_pass(gated: &Gated) -> impl Iterator<Item = String> {
 
 /// Nothing but open ports, of which nothing need be said.
 fn is_plain(gated: &Gated) -> bool {
-    gated.reaped.iter().all(|reaped| reaped.deeds.is_empty())
+    gated.unseen.is_none()
+        && gated.reaped.iter().all(|reaped| reaped.deeds.is_empty())
         && gated.ports.iter().all(|port| port.answer == Answer::Open(Vec::new()))
 }
 

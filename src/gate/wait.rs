@@ -72,7 +72,7 @@ pub(super) fn for_change(
         | PortState::KernelOwned
         | PortState::HolderNotVisible => false,
     };
-    let is_slow = in_the_way.is_some() || shut.iter().any(|port| is_beyond(port));
+    let is_slow = in_the_way.is_some() || shut.iter().any(is_beyond);
     let end = Instant::now() + most.min(if is_slow { LOOK } else { BIND_AGAIN });
     watch.follow(in_the_way.map(|seen| seen.iter().map(|(cookie, _)| *cookie).collect()));
     watch.forget_holders();

@@ -66,7 +66,7 @@ pub enum PortState {
     /// No socket is on it, but an engine has allocated it to this running container, or a rule sends its packets there.
     Allocated(ContainerRef),
     /// No socket is on it, but a rule sends its packets elsewhere, and no running container is known to have it.
-    Detoured(Detour),
+    Detoured(Box<Detour>),
     /// The port's sockets could not be read, or what else may have it.
     Unknown(Unknown),
 }
@@ -242,7 +242,7 @@ fn without_socket(beyond: &Beyond, endpoint: Endpoint) -> Option<PortState> {
         return Some(PortState::Allocated(reference(owner)));
     }
     if let Some(detour) = detour {
-        return Some(PortState::Detoured(detour.clone()));
+        return Some(PortState::Detoured(Box::new(detour.clone())));
     }
     let silent = silent_engines(beyond).next().map(|(engine, why)| {
         let remedy = if why == "permission denied" {

@@ -251,7 +251,7 @@ pub fn publishers(host: &Host, engines: &Engines, kinds: &[EngineKind]) -> Publi
         }
         let is_up = name.kind != EngineKind::Docker || !place.is_usual() || runs(host);
         match if is_up { Seen::Known(false) } else { is_asleep(host, name) } {
-            Seen::Known(true) => continue,
+            Seen::Known(true) => {}
             Seen::Known(false) | Seen::Gone => {
                 questions.push(Question { running: true, ..Question::about(place, []) });
             }

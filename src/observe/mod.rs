@@ -181,7 +181,7 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
         let sees_all = sight.may_see_all && sight.is_first_pid_namespace;
         is_torn |= sees_all && sockets.all.iter().any(|s| is_unheld(sockets, s));
     }
-    let beyond = beyond(host, question, &sockets, &sight);
+    let beyond = beyond(host, question, &sockets, sight);
     let has_systemd = has_systemd(host, &processes);
     let answers = if has_systemd == Seen::Known(true) {
         units::observe(host, &questions(&processes, &candidates, question))
@@ -214,7 +214,7 @@ fn beyond(
     host: &Host,
     question: &Question,
     sockets: &Seen<Sockets>,
-    sight: &Sight,
+    sight: Sight,
 ) -> Option<Beyond> {
     if question.beyond == Ask::No || !host.is_live() {
         return None;

@@ -99,7 +99,7 @@ enum Step {
     Go(Verdict),
     /// To another address.
     Detour(Option<String>),
-    /// To another port of this host.
+    /// To another port of this host; 0 where the rule computes it.
     Redirect(Option<u16>),
 }
 
@@ -255,7 +255,9 @@ impl Walk<'_> {
                 Step::Detour(_) | Step::Redirect(_) => {
                     let to = match step {
                         Step::Detour(to) => to.clone(),
-                        Step::Redirect(port) => port.map(|port| format!("port {port}")),
+                        Step::Redirect(port) => {
+                            port.filter(|port| *port != 0).map(|port| format!("port {port}"))
+                        }
                         Step::Test(_) | Step::Cases(_) | Step::Go(_) => None,
                     };
                     let place = RulePlace {

@@ -236,15 +236,15 @@ fn edit(scene: Scene, edit: impl FnOnce(&mut Beyond)) -> Scene {
 
 /// A container of this name that runs, and publishes this port.
 fn publishes(scene: Scene, engine: EngineRef, name: &str, number: u16) -> Scene {
-    let published = Published {
+    let own = Published {
         address: None,
         port: port(number),
         proto: Proto::Tcp,
         container_port: port(80),
     };
-    let (name, published) = (name.to_owned(), vec![published]);
-    let publisher = Publisher { engine, id: ID.into(), name, main_pid: Some(Pid(77)), published };
-    edit(scene, |b| drop(b.publishers.insert(engine, Seen::Known(vec![publisher]))))
+    let (name, published) = (name.to_owned(), vec![own]);
+    let container = Publisher { engine, id: ID.into(), name, main_pid: Some(Pid(77)), published };
+    edit(scene, |b| drop(b.publishers.insert(engine, Seen::Known(vec![container]))))
 }
 
 /// A rule of the handle that takes such a share of this port's packets.

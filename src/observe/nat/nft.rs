@@ -137,7 +137,7 @@ impl Reader<'_> {
         }
         let replies = (self.ask)(NFTABLES | kind, &body)?;
         for reply in &replies {
-            let generation = u16_be_at(&reply, 2).ok_or_else(cut_short)?;
+            let generation = u16_be_at(reply, 2).ok_or_else(cut_short)?;
             if *self.generation.get_or_insert(generation) != generation {
                 let why = "the rules changed while they were read";
                 return Err(io::Error::new(io::ErrorKind::Interrupted, why));
@@ -325,6 +325,24 @@ enum Field {
     Unclear,
 }
 
+/// The attributes of an expression.
+struct Data<'a>(BTreeMap<u16, &'a [u8]>);
+
+impl Data<'_> {
+    fn number(&self, kind: u16) -> Option<u32> {
+        self.0.get(&kind).and_then(|value| number(value))
+    }
+
+    fn register(&self, kind: u16) -> Option<usize> {
+        self.number(kind).and_then(slot)
+    }
+
+    fn bytes(&self, kind: u16) -> io::Result<Option<Vec<u8>>> {
+        let Some(value) = self.0.get(&kind) else { return Ok(None) };
+        Ok(attributes(value)?.get(&1).map(|value| value.to_vec()))
+    }
+}
+
 /// Reads the expressions of one rule, one after the other.
 struct Decoder<'a, 'b, 'r> {
     family: Family,
@@ -352,136 +370,143 @@ impl<'a, 'b, 'r> Decoder<'a, 'b, 'r> {
     fn take(&mut self, expression: &[u8]) -> io::Result<()> {
         let expression = attributes(expression)?;
         let name = expression.get(&1).map(|name| text(name)).ok_or_else(cut_short)?;
-        let data = attributes(expression.get(&2).copied().unwrap_or_default())?;
-        let has_verdict = self.expression(&name, &data)?;
-        if has_verdict.is_none() {
+        let data = Data(attributes(expression.get(&2).copied().unwrap_or_default())?);
+        if self.expression(&name, &data)?.is_none() {
             self.steps.push(Step::Test(Test::Unclear));
         }
         Ok(())
     }
 
     /// None where it is not known what the expression does.
-    fn expression(&mut self, name: &str, data: &BTreeMap<u16, &[u8]>) -> io::Result<Option<()>> {
-        let get = |kind: u16| data.get(&kind).and_then(|value| number(value));
-        let register = |kind: u16| get(kind).and_then(slot);
-        let field = |kind: u16, registers: &BTreeMap<usize, (Field, usize)>| {
-            register(kind).and_then(|at| registers.get(&at)).map(|(field, _)| field.clone())
-        };
-        let bytes = |kind: u16| -> io::Result<Option<Vec<u8>>> {
-            let Some(value) = data.get(&kind) else { return Ok(None) };
-            Ok(attributes(value)?.get(&1).map(|value| value.to_vec()))
-        };
+    fn expression(&mut self, name: &str, data: &Data<'_>) -> io::Result<Option<()>> {
         match name {
-            "counter" | "log" | "notrack" | "last" | "objref" => {}
-            "limit" | "quota" => self.steps.push(Step::Test(Test::Some)),
-            "meta" => {
-                // With a source, it sets something.
-                let (Some(to), Some(key)) = (register(1), get(2)) else {
-                    return Ok(get(3).map(drop));
-                };
-                self.registers.insert(to, meta(key));
+            "counter" | "log" | "notrack" | "last" | "objref" => Ok(Some(())),
+            "limit" | "quota" => {
+                self.steps.push(Step::Test(Test::Some));
+                Ok(Some(()))
             }
+            "meta" | "payload" | "fib" | "ct" | "socket" | "rt" | "hash" | "numgen" | "osf"
+            | "xfrm" | "tunnel" | "exthdr" => Ok(self.load(name, data)),
+            "bitwise" => self.bitwise(data),
+            "cmp" | "range" => self.compare(name, data),
+            "lookup" => self.lookup(data),
+            "immediate" => self.immediate(data),
+            "nat" | "redir" | "masq" => {
+                self.translate(name, data);
+                Ok(Some(()))
+            }
+            "match" | "target" => Ok(self.compat(name == "match", data)),
+            _ => Ok(None),
+        }
+    }
+
+    /// What the register that an attribute names holds.
+    fn field(&self, data: &Data<'_>, kind: u16) -> Option<Field> {
+        self.registers.get(&data.register(kind)?).map(|(field, _)| field.clone())
+    }
+
+    /// A part of the packet into a register.
+    fn load(&mut self, name: &str, data: &Data<'_>) -> Option<()> {
+        const ADDRESS_TYPE: u32 = 3;
+        const OF_DESTINATION: u32 = 2;
+        let Some(to) = data.register(1) else {
+            // With a source instead, it sets something.
+            return data.number(3).filter(|_| name == "meta").map(drop);
+        };
+        let loaded = match name {
+            "meta" => meta(data.number(2)?),
             "payload" => {
-                let (Some(to), Some(base), Some(offset), Some(length)) =
-                    (register(1), get(2), get(3), get(4))
-                else {
-                    return Ok(None);
-                };
-                let field = payload(self.family, base, offset, length);
-                self.registers.insert(to, (field, length as usize));
+                let (base, offset, length) = (data.number(2)?, data.number(3)?, data.number(4)?);
+                (payload(self.family, base, offset, length), length as usize)
             }
             "fib" => {
-                const ADDRESS_TYPE: u32 = 3;
-                const OF_DESTINATION: u32 = 2;
-                let Some(to) = register(1) else { return Ok(None) };
-                let is_it = get(2) == Some(ADDRESS_TYPE)
-                    && get(3).is_some_and(|flags| flags & OF_DESTINATION != 0);
-                let field = if is_it { Field::AddressType } else { Field::Unclear };
-                self.registers.insert(to, (field, 4));
+                let is_type = data.number(2) == Some(ADDRESS_TYPE);
+                let is_of_it = data.number(3).is_some_and(|flags| flags & OF_DESTINATION != 0);
+                let field = if is_type && is_of_it { Field::AddressType } else { Field::Unclear };
+                (field, 4)
             }
-            "ct" | "socket" | "rt" | "hash" | "numgen" | "osf" | "xfrm" | "tunnel" | "exthdr" => {
-                let Some(to) = register(1) else { return Ok(None) };
-                self.registers.insert(to, (Field::Unclear, 4));
+            _ => (Field::Unclear, 4),
+        };
+        self.registers.insert(to, loaded);
+        Some(())
+    }
+
+    fn bitwise(&mut self, data: &Data<'_>) -> io::Result<Option<()>> {
+        let (Some(to), Some(from)) = (data.register(2), self.field(data, 1)) else {
+            return Ok(None);
+        };
+        let (mask, flip) = (data.bytes(4)?, data.bytes(5)?);
+        let length = mask.as_ref().map_or(4, Vec::len);
+        let is_plain = flip.is_none_or(|flip| flip.iter().all(|byte| *byte == 0));
+        let field = match (from, mask) {
+            (Field::To { is_ipv6, mask: None }, Some(mask)) if is_plain => {
+                Field::To { is_ipv6, mask: Some(mask) }
             }
-            "bitwise" => {
-                let (Some(to), Some(from)) = (register(2), field(1, &self.registers)) else {
-                    return Ok(None);
-                };
-                let (mask, flip) = (bytes(4)?, bytes(5)?);
-                let length = mask.as_ref().map_or(4, Vec::len);
-                let is_plain = flip.is_none_or(|flip| flip.iter().all(|byte| *byte == 0));
-                let field = match (from, mask) {
-                    (Field::To { is_ipv6, mask: None }, Some(mask)) if is_plain => {
-                        Field::To { is_ipv6, mask: Some(mask) }
-                    }
-                    (Field::Sender, _) => Field::Sender,
-                    (_, _) => Field::Unclear,
-                };
-                self.registers.insert(to, (field, length));
-            }
-            "cmp" => {
-                let (Some(field), Some(op), Some(value)) =
-                    (field(1, &self.registers), get(2), bytes(3)?)
-                else {
-                    return Ok(None);
-                };
-                self.steps.push(Step::Test(compare(&field, op, &value)));
-            }
-            "range" => {
-                let (Some(field), Some(op), Some(low), Some(high)) =
-                    (field(1, &self.registers), get(2), bytes(3)?, bytes(4)?)
-                else {
-                    return Ok(None);
-                };
-                self.steps.push(Step::Test(not(between(&field, &low, &high), op == 1)));
-            }
-            "lookup" => return self.lookup(data),
-            "immediate" => {
-                let Some(value) = data.get(&2) else { return Ok(None) };
-                if let Some(verdict) = verdict_in(value)? {
-                    self.steps.push(Step::Go(verdict));
-                } else if let (Some(to), Some(value)) = (register(1), bytes(2)?) {
-                    let length = value.len();
-                    self.registers.insert(to, (Field::Value(value), length));
-                }
-            }
-            "nat" => {
-                const DNAT: u32 = 1;
-                if get(1) == Some(DNAT) {
-                    // In a table of both families it passes by packets of the other one (nft_nat_inet_eval).
-                    match get(2).and_then(|number| u8::try_from(number).ok()).and_then(family) {
-                        Some(Family::Ip) => {
-                            self.steps.push(Step::Test(not(Test::IsIpv6, true)));
-                        }
-                        Some(Family::Ip6) => self.steps.push(Step::Test(Test::IsIpv6)),
-                        Some(Family::Inet) | None => {}
-                    }
-                    let address = field(3, &self.registers);
-                    // A range of ports is not one.
-                    let is_range = get(6).is_some_and(|last| get(5) != Some(last));
-                    let port = field(5, &self.registers).filter(|_| !is_range);
-                    self.steps.push(Step::Detour(destination(address, port)));
-                } else {
-                    self.steps.push(Step::Go(Verdict::Stop));
-                }
-            }
-            "redir" => {
-                let port = field(1, &self.registers);
-                let port = port.map(|port| port_in(Some(&port)).unwrap_or_default());
-                self.steps.push(Step::Redirect(port));
-            }
-            "masq" => self.steps.push(Step::Go(Verdict::Stop)),
-            "match" | "target" => return Ok(self.compat(name == "match", data)),
-            _ => return Ok(None),
+            (Field::Sender, _) => Field::Sender,
+            (_, _) => Field::Unclear,
+        };
+        self.registers.insert(to, (field, length));
+        Ok(Some(()))
+    }
+
+    fn compare(&mut self, name: &str, data: &Data<'_>) -> io::Result<Option<()>> {
+        let (field, op) = (self.field(data, 1), data.number(2));
+        let (Some(field), Some(op), Some(value)) = (field, op, data.bytes(3)?) else {
+            return Ok(None);
+        };
+        let test = if name == "cmp" {
+            compare(&field, op, &value)
+        } else {
+            let Some(last) = data.bytes(4)? else { return Ok(None) };
+            not(between(&field, &value, &last), op == 1)
+        };
+        self.steps.push(Step::Test(test));
+        Ok(Some(()))
+    }
+
+    /// A verdict, or bytes for a later expression.
+    fn immediate(&mut self, data: &Data<'_>) -> io::Result<Option<()>> {
+        let Some(value) = data.0.get(&2) else { return Ok(None) };
+        if let Some(verdict) = verdict_in(value)? {
+            self.steps.push(Step::Go(verdict));
+        } else if let (Some(to), Some(value)) = (data.register(1), data.bytes(2)?) {
+            let length = value.len();
+            self.registers.insert(to, (Field::Value(value), length));
         }
         Ok(Some(()))
     }
 
+    /// What changes an address or a port.
+    fn translate(&mut self, name: &str, data: &Data<'_>) {
+        const DNAT: u32 = 1;
+        if name == "redir" {
+            let port = self.field(data, 1);
+            let port = port.map(|port| port_in(&port).unwrap_or_default());
+            self.steps.push(Step::Redirect(port));
+            return;
+        }
+        if name == "masq" || data.number(1) != Some(DNAT) {
+            self.steps.push(Step::Go(Verdict::Stop));
+            return;
+        }
+        // In a table of both families it passes by packets of the other one (nft_nat_inet_eval).
+        let of = data.number(2).and_then(|number| u8::try_from(number).ok()).and_then(family);
+        match of {
+            Some(Family::Ip) => self.steps.push(Step::Test(not(Test::IsIpv6, true))),
+            Some(Family::Ip6) => self.steps.push(Step::Test(Test::IsIpv6)),
+            Some(Family::Inet) | None => {}
+        }
+        // A range of ports is not one.
+        let is_range = data.number(6).is_some_and(|last| data.number(5) != Some(last));
+        let port = self.field(data, 5).filter(|_| !is_range);
+        self.steps.push(Step::Detour(destination(self.field(data, 3), port)));
+    }
+
     /// What iptables-nft carries over: name, revision, and the bytes of x_tables.
-    fn compat(&mut self, is_match: bool, data: &BTreeMap<u16, &[u8]>) -> Option<()> {
-        let name = text(data.get(&1)?);
-        let revision = u8::try_from(number(data.get(&2)?)?).ok()?;
-        let bytes = data.get(&3)?;
+    fn compat(&mut self, is_match: bool, data: &Data<'_>) -> Option<()> {
+        let name = text(data.0.get(&1)?);
+        let revision = u8::try_from(data.number(2)?).ok()?;
+        let bytes = data.0.get(&3)?;
         if is_match {
             self.comment = self.comment.take().or_else(|| xt::comment_of(&name, bytes));
             self.steps.push(Step::Test(xt::test(&name, revision, bytes)));
@@ -491,18 +516,17 @@ impl<'a, 'b, 'r> Decoder<'a, 'b, 'r> {
         Some(())
     }
 
-    fn lookup(&mut self, data: &BTreeMap<u16, &[u8]>) -> io::Result<Option<()>> {
+    fn lookup(&mut self, data: &Data<'_>) -> io::Result<Option<()>> {
         const INVERTED: u32 = 1;
-        let get = |kind: u16| data.get(&kind).and_then(|value| number(value));
-        let (Some(set), Some(from)) = (data.get(&1), get(2).and_then(slot)) else {
+        let (Some(set), Some(from)) = (data.0.get(&1), data.register(2)) else {
             return Ok(None);
         };
         let Some((elements, has_ranges)) = self.sets.borrow_mut().elements(&text(set))? else {
             return Ok(None);
         };
         let cases = self.cases(from, elements, has_ranges);
-        let is_inverted = get(5).is_some_and(|flags| flags & INVERTED != 0);
-        match get(3) {
+        let is_inverted = data.number(5).is_some_and(|flags| flags & INVERTED != 0);
+        match data.number(3) {
             // Register 0 takes a verdict.
             Some(0) => {
                 let with = |(test, verdict): (Test, Option<Verdict>)| Some((test, verdict?));
@@ -684,7 +708,7 @@ fn filled(bytes: &[u8], is_ipv6: bool, filler: u8) -> Vec<u8> {
 /// Where a `nat` expression sends what it takes, as far as the rule says it by itself.
 fn destination(address: Option<Field>, port: Option<Field>) -> Option<String> {
     let port = match port {
-        Some(port) => Some(port_in(Some(&port))?),
+        Some(port) => Some(port_in(&port)?),
         None => None,
     };
     match address {
@@ -694,8 +718,8 @@ fn destination(address: Option<Field>, port: Option<Field>) -> Option<String> {
     }
 }
 
-fn port_in(field: Option<&Field>) -> Option<u16> {
-    match field? {
+fn port_in(field: &Field) -> Option<u16> {
+    match field {
         Field::Value(bytes) => u16_be_at(bytes, 0),
         Field::Family
         | Field::EtherType

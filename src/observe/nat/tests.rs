@@ -50,7 +50,7 @@ fn rules_are_recorded_where_that_is_asked_for() {
     nft::read(&mut ask).unwrap();
     fs::write(folder.join("nft.txt"), text).unwrap();
     let legacy: Vec<String> =
-        [Family::Ip, Family::Ip6].into_iter().filter_map(xt::record).collect();
+        [Family::Ip, Family::Ip6].into_iter().filter_map(|f| xt::record(f, hex)).collect();
     fs::write(folder.join("xt.txt"), legacy.join("\n")).unwrap();
 }
 
@@ -202,11 +202,11 @@ proptest! {
     fn an_address_under_a_mask_is_a_range_or_unclear(value: [u8; 4], mask: [u8; 4], other: [u8; 4]) {
         let is_under = value.iter().zip(mask).map(|(v, m)| v & m)
             .eq(other.iter().zip(mask).map(|(o, m)| o & m));
-        match under_mask(&value, &mask) {
-            Test::To(low, high) => {
-                prop_assert_eq!((low..=high).contains(&IpAddr::from(other)), is_under);
-            }
-            test => prop_assert_eq!(test, Test::Unclear),
+        let test = under_mask(&value, &mask);
+        if let Test::To(low, high) = test {
+            prop_assert_eq!((low..=high).contains(&IpAddr::from(other)), is_under);
+        } else {
+            prop_assert_eq!(test, Test::Unclear);
         }
     }
 }

@@ -48,8 +48,7 @@ fn table(family: Family) -> io::Result<Table> {
 
 /// A recording of what `read` reads.
 #[cfg(test)]
-pub(super) fn record(family: Family) -> Option<String> {
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+pub(super) fn record(family: Family, hex: fn(&[u8]) -> String) -> Option<String> {
     let (info, entries) = dump(family).ok()?;
     Some(format!("{} {} {}", family.word(), hex(&info), hex(&entries)))
 }
@@ -113,17 +112,29 @@ const IPV6: Layout = Layout {
 };
 
 /// One entry, before its jump has a chain to go to.
+struct Entry {
+    at: usize,
+    next: usize,
+    steps: Vec<Step>,
+    comment: Option<String>,
+    is_goto: bool,
+    target: Target,
+}
+
 enum Target {
-    /// A chain begins behind it.
-    Head,
+    /// A chain of this name begins behind it.
+    Head(String),
     Verdict(i32),
-    Steps(Vec<Step>),
+    Steps(Option<Step>),
 }
 
 /// None where it is not what the kernel writes.
-pub(super) fn read(family: Family, info: &[u8], entries: &[u8]) -> Option<Table> {
+pub(super) fn read(family: Family, info: &[u8], bytes: &[u8]) -> Option<Table> {
     const HOOKS: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
     let layout = if family == Family::Ip6 { &IPV6 } else { &IPV4 };
+    if u32_at(info, 80)? as usize != bytes.len() {
+        return None;
+    }
     let valid = u32_at(info, NAME_BYTES)?;
     let mut begins: BTreeMap<usize, String> = BTreeMap::new();
     let mut bases = Vec::new();
@@ -134,72 +145,78 @@ pub(super) fn read(family: Family, info: &[u8], entries: &[u8]) -> Option<Table>
             bases.push((hook, name.to_owned()));
         }
     }
-    if u32_at(info, 80)? as usize != entries.len() {
+    let mut entries = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        let entry = read_entry(layout, bytes.get(at..)?, at)?;
+        if let Target::Head(name) = &entry.target {
+            begins.insert(entry.next, name.clone());
+        }
+        at = entry.next;
+        entries.push(entry);
+    }
+    Some(Table { family, name: "nat".to_owned(), bases, chains: chains(entries, &begins)? })
+}
+
+fn read_entry(layout: &Layout, bytes: &[u8], at: usize) -> Option<Entry> {
+    let target = usize::from(u16_at(bytes, layout.target_offset)?);
+    let length = usize::from(u16_at(bytes, layout.target_offset + 2)?);
+    if length <= target || target < layout.matches {
         return None;
     }
-    let mut read: Vec<(usize, usize, Target, Vec<Step>, Option<String>, bool)> = Vec::new();
-    let mut at = 0;
-    while at < entries.len() {
-        let entry = entries.get(at..)?;
-        let target = usize::from(u16_at(entry, layout.target_offset)?);
-        let next = usize::from(u16_at(entry, layout.target_offset + 2)?);
-        if next < target || target < layout.matches || next == 0 {
-            return None;
-        }
-        let entry = entry.get(..next)?;
-        let mut steps: Vec<Step> = header(layout, entry)?.into_iter().map(Step::Test).collect();
-        let mut comment = None;
-        let mut rest = entry.get(layout.matches..target)?;
-        while !rest.is_empty() {
-            let size = usize::from(u16_at(rest, 0)?);
-            let one = rest.get(..size).filter(|one| one.len() >= 32)?;
-            let (name, data) = (text(one.get(2..31)?), one.get(32..)?);
-            comment = comment.or_else(|| comment_of(&name, data));
-            steps.push(Step::Test(test(&name, *one.get(31)?, data)));
-            rest = rest.get(size..)?;
-        }
-        let target = entry.get(target..)?;
-        let (name, revision, data) =
-            (text(target.get(2..31)?), *target.get(31)?, target.get(32..)?);
-        let target = match name.as_str() {
-            "ERROR" => {
-                begins.insert(at + next, text(data.get(..30)?));
-                Target::Head
-            }
-            "" => Target::Verdict(u32_at(data, 0)?.cast_signed()),
-            _ => Target::Steps(deed(&name, revision, data).into_iter().collect()),
-        };
-        let is_goto = entry.get(layout.flags)? & layout.goto != 0;
-        read.push((at, next, target, steps, comment, is_goto));
-        at += next;
+    let bytes = bytes.get(..length)?;
+    let mut steps: Vec<Step> = header(layout, bytes)?.into_iter().map(Step::Test).collect();
+    let mut comment = None;
+    let mut rest = bytes.get(layout.matches..target)?;
+    while !rest.is_empty() {
+        let size = usize::from(u16_at(rest, 0)?);
+        let (name, revision, data) = extension(rest.get(..size)?)?;
+        comment = comment.or_else(|| comment_of(&name, data));
+        steps.push(Step::Test(test(&name, revision, data)));
+        rest = rest.get(size..)?;
     }
+    let (name, revision, data) = extension(bytes.get(target..)?)?;
+    let target = match name.as_str() {
+        "ERROR" => Target::Head(text(data.get(..30)?)),
+        "" => Target::Verdict(u32_at(data, 0)?.cast_signed()),
+        _ => Target::Steps(deed(&name, revision, data)),
+    };
+    let is_goto = bytes.get(layout.flags)? & layout.goto != 0;
+    Some(Entry { at, next: at + length, steps, comment, is_goto, target })
+}
+
+/// Name, revision and own bytes of a match or target (struct xt_entry_match).
+fn extension(bytes: &[u8]) -> Option<(String, u8, &[u8])> {
+    Some((text(bytes.get(2..31)?), *bytes.get(31)?, bytes.get(32..)?))
+}
+
+/// The rules chain by chain; `begins` has where chains begin.
+fn chains(
+    entries: Vec<Entry>,
+    begins: &BTreeMap<usize, String>,
+) -> Option<BTreeMap<String, Vec<Rule>>> {
     let mut chains: BTreeMap<String, Vec<Rule>> = BTreeMap::new();
     let mut chain = String::new();
-    for (at, next, target, mut steps, comment, is_goto) in read {
+    for Entry { at, next, mut steps, comment, is_goto, target } in entries {
         if let Some(name) = begins.get(&at) {
             chain.clone_from(name);
         }
         match target {
-            Target::Head => continue,
-            Target::Verdict(verdict) => {
-                let verdict = match usize::try_from(verdict) {
-                    Ok(to) if to == at + next => Verdict::Continue,
-                    Ok(to) => {
-                        let to = begins.get(&to)?.clone();
-                        if is_goto { Verdict::Goto(to) } else { Verdict::Jump(to) }
-                    }
-                    // XT_RETURN is -NF_REPEAT - 1; accepted and dropped are -NF_ACCEPT - 1 and -NF_DROP - 1.
-                    Err(_) if verdict == -5 => Verdict::Return,
-                    Err(_) => Verdict::Stop,
-                };
-                steps.push(Step::Go(verdict));
-            }
+            Target::Head(_) => continue,
             Target::Steps(deed) => steps.extend(deed),
+            Target::Verdict(verdict) => steps.push(Step::Go(match usize::try_from(verdict) {
+                Ok(to) if to == next => Verdict::Continue,
+                Ok(to) if is_goto => Verdict::Goto(begins.get(&to)?.clone()),
+                Ok(to) => Verdict::Jump(begins.get(&to)?.clone()),
+                // XT_RETURN is -NF_REPEAT - 1; accepted and dropped are -NF_ACCEPT - 1 and -NF_DROP - 1.
+                Err(_) if verdict == -5 => Verdict::Return,
+                Err(_) => Verdict::Stop,
+            })),
         }
         let rules = chains.entry(chain.clone()).or_default();
         rules.push(Rule { number: RuleNumber::Place(rules.len() + 1), comment, steps });
     }
-    Some(Table { family, name: "nat".to_owned(), bases, chains })
+    Some(chains)
 }
 
 /// The conditions that stand in the entry itself.
