@@ -208,7 +208,7 @@ fn a_port_that_docker_alone_counts_as_taken_is_shut_until_its_container_gives_it
     assert!(explained.contains("allocated it to container local-aidb"), "{explained}");
     test_box.sh(command(&taken));
     assert!(!proxies().is_empty());
-    // It is asked again where a forwarder goes while a gate waits.
+    // Nor does it open where the forwarder goes while a gate waits.
     let mut waiting = test_box.command(&["/build/portreeve", "gate", "--config", "/etc/gate.yaml"]);
     waiting.args(["aidb", "--timeout", "3s"]).stdout(std::process::Stdio::piped());
     let mut waiting = waiting.spawn().unwrap();

@@ -14,6 +14,7 @@ use crate::{
     judge::{
         Also, Terms,
         gate::{Answer, Binds, Passage, asks_for_bind, judge, may_reuse, unseen},
+        port::PortState,
         verdict::{Unknown, Verdict},
     },
     observe::{Ask, Reach, bind, watch::Watch},
@@ -240,7 +241,6 @@ impl<'a> Gate<'a> {
         let reach = if self.wishes.accepts_ours { Reach::Whole } else { Reach::Narrow };
         let (snapshot, judgement) = self.inquiry.look(&self.terms, reach);
         self.unseen = unseen(&snapshot);
-        self.keep_answer(asked_at, &snapshot);
         let asked = judgement.ports.iter().filter(|port| asks_for_bind(port));
         let binds: Binds = asked
             .map(|port| {
@@ -250,6 +250,7 @@ impl<'a> Gate<'a> {
             .collect();
         let ours = self.wishes.accepts_ours;
         let ports = judge(&snapshot, self.settings, &self.terms, &judgement, &binds, ours);
+        self.keep_answer(asked_at, &snapshot, &ports);
         (snapshot, ports, judgement.verdicts)
     }
 
@@ -261,9 +262,10 @@ impl<'a> Gate<'a> {
         }
     }
 
-    /// Keeps what engines said, unless the next release may be a forwarder's end: that one leaves a port that its engine has
-    /// allocated still.
-    fn keep_answer(&mut self, asked_at: Instant, snapshot: &Snapshot) {
+    /// Keeps what engines said, unless it shuts a port, or the next release may be a forwarder's end: its container may have
+    /// come since.
+    fn keep_answer(&mut self, asked_at: Instant, snapshot: &Snapshot, ports: &[Passage]) {
+        let is_shut = |p: &Passage| matches!(p.port.state, PortState::Allocated(_));
         let sockets = snapshot.sockets.known();
         let mut holders = sockets.into_iter().flat_map(|sockets| &sockets.holdings);
         let may_forward = holders.any(|holding| {
@@ -272,7 +274,7 @@ impl<'a> Gate<'a> {
         });
         let said = snapshot.beyond.as_ref().map(|beyond| &beyond.publishers);
         self.said = match (said, &self.inquiry.beyond) {
-            _ if may_forward => None,
+            _ if may_forward || ports.iter().any(is_shut) => None,
             (Some(said), Ask::Anew) if said.values().all(|seen| seen.known().is_some()) => {
                 Some((asked_at, said.clone()))
             }

@@ -15,7 +15,7 @@ use rustix::{
 use crate::{
     act::interrupt::{Interrupt, timespec},
     host::Host,
-    ident::{Endpoint, Pid},
+    ident::{Endpoint, EngineKind, Pid},
     judge::{
         gate::{Answer, Passage},
         port::PortState,
@@ -44,6 +44,9 @@ pub(super) enum Wait {
     Interrupted,
 }
 
+/// The same where Docker counts it as a container's: of one that is being stopped, it does so for a moment longer.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+
 /// Waits until a look is worth it, at most so long. The watch was made before the look.
 pub(super) fn for_change(
     host: &Host,
@@ -58,22 +61,9 @@ pub(super) fn for_change(
     let endpoints: Vec<Endpoint> = shut.iter().map(|port| port.port.endpoint).collect();
     let before = marks(&snapshot.sockets, &endpoints);
     let in_the_way = before.as_ref().filter(|seen| !seen.is_empty());
-    // What an engine or a rule has is asked about at the pace of whole looks.
-    let is_beyond = |port: &&Passage| match port.port.state {
-        PortState::Allocated(_) | PortState::Detoured(_) => true,
-        PortState::Unknown(_) => before.is_some(),
-        PortState::Free
-        | PortState::NoListener
-        | PortState::Held(_)
-        | PortState::BoundOnly(_)
-        | PortState::Ephemeral { .. }
-        | PortState::Connected { .. }
-        | PortState::Lingering
-        | PortState::KernelOwned
-        | PortState::HolderNotVisible => false,
-    };
-    let is_slow = in_the_way.is_some() || shut.iter().any(is_beyond);
-    let end = Instant::now() + most.min(if is_slow { LOOK } else { BIND_AGAIN });
+    let pace = shut.iter().map(|port| pace(port, before.is_some())).min();
+    let pace = if in_the_way.is_some() { LOOK } else { pace.unwrap_or(LOOK) };
+    let end = Instant::now() + most.min(pace);
     watch.follow(in_the_way.map(|seen| seen.iter().map(|(cookie, _)| *cookie).collect()));
     watch.forget_holders();
     for holder in living(&shut) {
@@ -93,6 +83,29 @@ pub(super) fn for_change(
                 }
             }
         }
+    }
+}
+
+/// How soon a whole look is worth it again at a shut port on which no socket is to be seen.
+fn pace(port: &Passage, sees_sockets: bool) -> Duration {
+    match &port.port.state {
+        PortState::Allocated(container) => match container.engine.kind {
+            EngineKind::Docker => ASK_AGAIN,
+            EngineKind::Podman => LOOK,
+        },
+        PortState::Detoured(_) => LOOK,
+        // An engine or the rules could not be asked.
+        PortState::Unknown(_) if sees_sockets => LOOK,
+        PortState::Unknown(_)
+        | PortState::Free
+        | PortState::NoListener
+        | PortState::Held(_)
+        | PortState::BoundOnly(_)
+        | PortState::Ephemeral { .. }
+        | PortState::Connected { .. }
+        | PortState::Lingering
+        | PortState::KernelOwned
+        | PortState::HolderNotVisible => BIND_AGAIN,
     }
 }
 
