@@ -297,6 +297,25 @@ fn a_docker_that_hangs_lets_no_port_pass_and_one_that_sleeps_or_is_gone_is_not_a
     assert_eq!(code(&test_box, &["aidb"]), 0);
 }
 
+#[test]
+fn who_may_not_ask_docker_is_told_so_and_may_say_that_it_does_not_matter() {
+    let Some(test_box) = test_box("gate-denied") else { return };
+    let _engine = Engine::start(&test_box, Kind::DockerSystemd);
+    test_box.write("/etc/off.yaml", &format!("{CONFIG}\nengines: {{ docker: off }}\n"));
+    let as_alice = |file: &str| {
+        let gate = format!("/build/portreeve gate --config {file} aidb");
+        let by = "setpriv --reuid alice --regid alice --init-groups";
+        let output = test_box.run(&["bash", "-c", &format!("{by} {gate}")]);
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, said) = as_alice("/etc/gate.yaml");
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("permission denied") && said.contains("docker: off"), "{said}");
+    let (code, said) = as_alice("/etc/off.yaml");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("lacks CAP_NET_ADMIN"), "{said}");
+}
+
 const NFT_RULES: &str = r#"
 table inet stage {
     map by_port { type inet_service : ipv4_addr; elements = { 7605 : 10.9.9.5 } }

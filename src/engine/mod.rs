@@ -21,6 +21,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::{
+    fs::{Access, AtFlags, CWD, accessat},
+    io::Errno,
+};
+
 pub use deed::{Deed, Until, kill, remove, stop, wait};
 use tokio::{
     runtime::{Builder, Runtime},
@@ -164,6 +169,12 @@ impl Engine {
     /// Whether there is a socket that we may open; it is not touched.
     pub fn look(&self) -> Result<(), NoAnswer> {
         way::open(self).map(drop)
+    }
+
+    /// Whether its socket is there and not ours to write to; it is not touched.
+    pub fn is_forbidden(&self) -> bool {
+        let may = accessat(CWD, &self.socket, Access::WRITE_OK, AtFlags::EACCESS);
+        matches!(may, Err(Errno::ACCESS | Errno::PERM))
     }
 
     /// Whether anything of an engine of root's is there: a socket, or the command that needs none.

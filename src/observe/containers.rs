@@ -249,6 +249,10 @@ pub fn publishers(host: &Host, engines: &Engines, kinds: &[EngineKind]) -> Publi
         if !kinds.contains(&name.kind) {
             continue;
         }
+        if place.is_forbidden() {
+            published.insert(name, Seen::Denied);
+            continue;
+        }
         let is_up = name.kind != EngineKind::Docker || !place.is_usual() || runs(host);
         match if is_up { Seen::Known(false) } else { is_asleep(host, name) } {
             Seen::Known(true) => {}
