@@ -23,7 +23,7 @@ use crate::{
         verdict::{Finding, Unknown, Verdict},
     },
     observe::{
-        self, Engines, Nominate, Question, Reach,
+        self, Ask, Engines, Nominate, Question, Reach,
         gpus::{self, Sources, Way},
         settling::Settling,
     },
@@ -127,6 +127,8 @@ pub(crate) struct Inquiry<'a> {
     pids: BTreeSet<Pid>,
     /// Whether it matters what a container is called.
     pub(crate) by_name: bool,
+    /// Whether rules and engines are asked for ports that no socket shows.
+    pub(crate) beyond: Ask,
     gpus: Vec<GpuGuard>,
     /// Who knows GPUs: stays loaded from look to look. None where no GPU is guarded.
     reader: Option<RefCell<gpus::Reader>>,
@@ -192,6 +194,7 @@ pub fn explain(
         Subject::Port(endpoint) => {
             scope.ports.push(endpoint);
             let named = Inquiry::new(host, settings, &scope)?.guards;
+            inquiry.beyond = Ask::Anew;
             inquiry.guards.retain(|g| !named.contains(g));
             inquiry.guards.extend(named);
         }
@@ -479,6 +482,7 @@ impl<'a> Inquiry<'a> {
             declared_units,
             pids: BTreeSet::new(),
             by_name: false,
+            beyond: Ask::No,
             gpus,
             reader,
         })
@@ -549,16 +553,30 @@ impl<'a> Inquiry<'a> {
         }
     }
 
-    pub(crate) fn look(&self, terms: &Terms, reach: Reach) -> (Snapshot, Judgement) {
-        let question = Question {
-            endpoints: self.guards.iter().map(|g| g.endpoint).collect(),
+    fn question(&self, endpoints: Vec<Endpoint>, reach: Reach) -> Question {
+        Question {
+            endpoints,
             nominate: self.nominate.clone(),
             declared_units: self.declared_units.clone(),
             reach,
             pids: self.pids.clone(),
             engines: Engines { by_name: self.by_name, ..engines(self.settings) },
-            gpus: self.reader.as_ref().map(|reader| reader.borrow_mut().look(self.host)),
-        };
+            beyond: self.beyond.clone(),
+            gpus: None,
+        }
+    }
+
+    /// Adds to the sockets on these ports what may have one without a socket.
+    pub(crate) fn look_beyond(&self, snapshot: &mut Snapshot, endpoints: &[Endpoint]) {
+        let question = self.question(endpoints.to_vec(), Reach::Narrow);
+        let sight = || observe::sight(self.host);
+        snapshot.beyond = observe::beyond(self.host, &question, &snapshot.sockets, sight);
+    }
+
+    pub(crate) fn look(&self, terms: &Terms, reach: Reach) -> (Snapshot, Judgement) {
+        let endpoints = self.guards.iter().map(|g| g.endpoint).collect();
+        let gpus = self.reader.as_ref().map(|reader| reader.borrow_mut().look(self.host));
+        let question = Question { gpus, ..self.question(endpoints, reach) };
         let snapshot = observe::observe(self.host, &question);
         let judgement = judge::judge(&snapshot, self.settings, terms);
         (snapshot, judgement)

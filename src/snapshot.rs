@@ -174,6 +174,21 @@ pub struct Container {
     pub labels: BTreeMap<String, String>,
 }
 
+/// A container that runs, and what its engine publishes for it now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Publisher {
+    /// Which engine says so.
+    pub engine: EngineRef,
+    /// The whole id.
+    pub id: ContainerId,
+    /// Its name.
+    pub name: String,
+    /// Its first process; Docker's list names none.
+    pub main_pid: Option<Pid>,
+    /// Ports of the host that are its own.
+    pub published: Vec<Published>,
+}
+
 /// Where an engine keeps its containers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Store {
@@ -676,6 +691,83 @@ impl Containers {
     }
 }
 
+/// Where a rule stands that sends packets elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RulePlace {
+    /// `ip`, `ip6`, `inet`: nftables' word for the family of its table.
+    pub family: &'static str,
+    /// The table.
+    pub table: String,
+    /// The chain.
+    pub chain: String,
+    /// Which one.
+    pub number: RuleNumber,
+}
+
+/// What tells a rule from the others of its chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RuleNumber {
+    /// nftables' handle, which stays the rule's own. iptables-nft keeps its rules there too.
+    Handle(u64),
+    /// Its place in its chain, from 1: the older tables of `iptables-legacy` name no rule.
+    Place(usize),
+}
+
+impl fmt::Display for RulePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { family, table, chain, number } = self;
+        match number {
+            RuleNumber::Handle(handle) => {
+                write!(f, "rule {handle} of chain {chain} (nftables, table {family} {table})")
+            }
+            RuleNumber::Place(place) => {
+                let tool = if *family == "ip6" { "ip6tables-legacy" } else { "iptables-legacy" };
+                write!(f, "rule {place} of chain {chain} ({tool}, table {table})")
+            }
+        }
+    }
+}
+
+/// Of a port's packets, which ones a rule takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Share {
+    /// All, or all but those of a few senders.
+    All,
+    /// All or some: one of its conditions we do not know.
+    Unclear,
+    /// Those from some interface or sender alone, or with some mark.
+    Some,
+}
+
+/// A rule that sends the packets of a guarded port elsewhere (DNAT, redirect), so that no server on the port sees them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Detour {
+    /// The guarded port.
+    pub endpoint: Endpoint,
+    /// Which rule.
+    pub place: RulePlace,
+    /// Which packets.
+    pub share: Share,
+    /// Where to, as far as the rule says it in one word: `10.88.0.2:8091`.
+    pub to: Option<String>,
+    /// What its author wrote beside it.
+    pub comment: Option<String>,
+}
+
+/// What engines say that they publish now.
+pub type Publishers = BTreeMap<EngineRef, Seen<Vec<Publisher>>>;
+
+/// What may have a guarded port though no socket is on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Beyond {
+    /// Rules on the way to a guarded port.
+    pub detours: Seen<Vec<Detour>>,
+    /// What runs in root's engines, of those that were asked.
+    pub publishers: Publishers,
+    /// Those of their main processes that are gone.
+    pub gone: BTreeSet<Pid>,
+}
+
 /// systemd's KillMode= (systemd.kill(5)).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KillMode {
@@ -827,6 +919,8 @@ pub struct Snapshot {
     pub lingering: BTreeMap<u32, Seen<bool>>,
     /// What engines said of the containers in question.
     pub containers: Containers,
+    /// What may have a port without a socket; none = not asked.
+    pub beyond: Option<Beyond>,
     /// Receipts of processes that we started.
     pub receipts: Vec<Receipt>,
     /// GPUs; none = they were not asked about.

@@ -431,6 +431,7 @@ fn a_look_at_a_host_with_stuck_processes_names_them_as_unread() {
         pids: BTreeSet::new(),
         gpus: None,
         engines: portreeve::observe::Engines::none(),
+        beyond: portreeve::observe::Ask::No,
     };
     let began = Instant::now();
     let snapshot = observe::observe(&Host::fixture(folder.path()), &question);

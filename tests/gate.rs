@@ -12,9 +12,11 @@ mod support;
 
 use std::{
     fs,
+    io::{BufRead, BufReader, Write},
     net::{TcpStream, UdpSocket},
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::net::UnixListener},
     process::{Child, Output, Stdio},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -447,6 +449,66 @@ fn a_signal_ends_the_waiting_and_nothing_is_started() {
     assert_eq!(code(&output), 69, "{}", text(&output.stderr));
     holder.end();
     assert!(!mark.exists());
+}
+
+/// A Docker in which nothing runs; says when it was asked for that.
+fn empty_docker(socket: &std::path::Path) -> Arc<Mutex<Vec<Instant>>> {
+    let listener = UnixListener::bind(socket).unwrap();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (stream, noted) = (stream.unwrap(), Arc::clone(&noted));
+            std::thread::spawn(move || {
+                let mut out = stream.try_clone().unwrap();
+                for line in BufReader::new(stream).lines() {
+                    let Ok(line) = line else { return };
+                    let body = match line.split(' ').nth(1) {
+                        Some("/version") => r#"{"Version":"20.10","ApiVersion":"1.41"}"#,
+                        Some(_) if line.starts_with("GET ") => {
+                            noted.lock().unwrap().push(Instant::now());
+                            "[]"
+                        }
+                        Some(_) | None => continue,
+                    };
+                    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}", body.len());
+                    if write!(out, "{head}\r\n\r\n{body}").is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    asked
+}
+
+#[test]
+fn engines_are_asked_while_it_waits_and_not_when_the_port_is_released() {
+    let Some((stage, config)) = stage() else { return };
+    let socket = stage.path("docker.sock");
+    let asked = empty_docker(&socket);
+    let count = || asked.lock().unwrap().len();
+    let settings = format!(
+        "{}\nengines: {{ docker: {}, podman: off }}\n",
+        fs::read_to_string(&config).unwrap(),
+        socket.display()
+    );
+    let config = stage.write("docker.yaml", &settings);
+    let mut holder = stage.plant(&["--as", "leaving", "--listen", "7202"]);
+    let waiting = start(&stage, &config, &["web", "--timeout", "20s"]);
+    // Once at first, and then with every whole look, a second apart.
+    wait_until(DEADLINE, "it was asked again", || count() == 3);
+    let ended = Instant::now();
+    holder.end();
+    let output = waiting.wait_with_output().unwrap();
+    assert_eq!(code(&output), 0, "{}", text_of(&output));
+    let asked = asked.lock().unwrap();
+    assert!(asked.iter().all(|at| *at < ended), "{asked:?}");
+    assert!(asked.windows(2).all(|two| two[1] - two[0] > Duration::from_millis(800)), "{asked:?}");
+}
+
+fn text_of(output: &Output) -> String {
+    text(&[output.stdout.clone(), output.stderr.clone()].concat())
 }
 
 // ---- what it becomes

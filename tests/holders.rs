@@ -370,6 +370,7 @@ fn seen_by(stage: &Stage, reach: Reach) -> BTreeSet<u32> {
         pids: BTreeSet::new(),
         gpus: None,
         engines: portreeve::observe::Engines::none(),
+        beyond: portreeve::observe::Ask::No,
     };
     let snapshot = stage.within(move || observe::observe(&Host::live(), &question));
     let sockets = snapshot.sockets.known().unwrap();

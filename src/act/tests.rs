@@ -102,6 +102,7 @@ fn look(endpoint: Endpoint) -> Snapshot {
         pids: BTreeSet::new(),
         gpus: None,
         engines: observe::Engines::none(),
+        beyond: observe::Ask::No,
     };
     observe::observe(&Host::live(), &question)
 }

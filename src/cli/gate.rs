@@ -162,7 +162,8 @@ fn let_pass(gated: &Gated) -> impl Iterator<Item = String> {
 
 /// Nothing but what is open and of which nothing need be said.
 fn is_plain(gated: &Gated) -> bool {
-    gated.reaped.iter().all(|reaped| reaped.deeds.is_empty())
+    gated.unseen.is_none()
+        && gated.reaped.iter().all(|reaped| reaped.deeds.is_empty())
         && gated.answers().all(|answer| *answer == Answer::Open(Vec::new()))
 }
 

@@ -10,9 +10,9 @@ use crate::{
     ident::{Pid, Port, Proto},
     observe::{
         diag::{Diag, states},
-        holders, listeners, processes,
+        holders, listeners, nat, processes,
     },
-    snapshot::Socket,
+    snapshot::{Seen, Socket},
     sys,
 };
 
@@ -30,6 +30,8 @@ pub(super) struct Kernel {
     by_handle: Option<io::Result<()>>,
     /// kcmp of ourselves.
     kcmp: io::Result<()>,
+    /// The packet filter's rules that may change a destination.
+    rules: Seen<()>,
 }
 
 pub(super) fn look(host: &Host) -> Kernel {
@@ -54,6 +56,7 @@ pub(super) fn look(host: &Host) -> Kernel {
         sees_bound: listeners::sees_bound(host),
         by_handle,
         kcmp: sys::shares_descriptors(Pid(me), Pid(me)).map(drop),
+        rules: nat::observe(host, &[]).map(drop),
     }
 }
 
@@ -66,6 +69,7 @@ pub(super) fn checks(kernel: &Kernel) -> Vec<Check> {
         creators(&kernel.listeners),
         by_handle(kernel.by_handle.as_ref()),
         kcmp(&kernel.kcmp),
+        rules(&kernel.rules),
     ]
 }
 
@@ -188,6 +192,26 @@ fn kcmp(compared: &io::Result<()>) -> Check {
     }
 }
 
+fn rules(read: &Seen<()>) -> Check {
+    let name = "rules of the packet filter";
+    match read {
+        Seen::Known(()) => {
+            new(name, State::Good, "a gate sees those that take a free port's packets (DNAT)")
+        }
+        Seen::Denied => {
+            let fix = "run as root, or with CAP_NET_ADMIN (in a unit also: AF_NETLINK in RestrictAddressFamilies=)";
+            let detail =
+                "refused; a gate calls a port open whose packets a rule (DNAT) takes, and says so";
+            new(name, off(fix), detail)
+        }
+        Seen::Gone => new(name, State::Unknown { fix: None }, "they were gone when they were read"),
+        Seen::Unreadable(why) => {
+            let detail = format!("they cannot be read: {why}; a gate then opens no port");
+            new(name, State::Unknown { fix: Some("try again".to_owned()) }, detail)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,6 +239,7 @@ mod tests {
             sees_bound: true,
             by_handle: Some(Ok(())),
             kcmp: Ok(()),
+            rules: Seen::Known(()),
         }
     }
 
@@ -269,6 +294,14 @@ mod tests {
             names(&Kernel { udp: failed(libc::ENOENT), ..modern() }),
             ["socket diagnostics"]
         );
+    }
+
+    #[test]
+    fn rules_that_may_not_be_read_are_off_and_such_that_cannot_be_are_unknown() {
+        let check = rules(&Seen::Denied);
+        assert!(check.fix().is_some_and(|fix| fix.contains("CAP_NET_ADMIN")), "{check:?}");
+        let check = rules(&Seen::Unreadable("no".to_owned()));
+        assert!(matches!(check.state, State::Unknown { .. }), "{check:?}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use super::{Version, http::Reply, way::NoAnswer};
 use crate::{
     ident::{ContainerId, EngineKind, EngineRef, Pid, Port, Proto},
-    snapshot::{Container, ContainerState, Published, Seen, Store},
+    snapshot::{Container, ContainerState, Published, Publisher, Seen, Store},
 };
 
 /// Up to which we know Docker's API; a newer engine is asked in this one, as long as it speaks it.
@@ -290,6 +290,105 @@ pub(super) fn listed(json: &[u8]) -> Result<Vec<ContainerId>, NoAnswer> {
 
 fn ids(listed: Vec<Listed>) -> Vec<ContainerId> {
     listed.into_iter().map(|container| ContainerId(container.id)).collect()
+}
+
+/// One of a list: Docker's `GET /containers/json`, Podman's own and `podman ps`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct RunningJson {
+    id: String,
+    names: Option<Vec<String>>,
+    state: String,
+    pid: Option<u32>,
+    ports: Option<Vec<PortJson>>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum PortJson {
+    Docker {
+        #[serde(rename = "IP")]
+        address: Option<String>,
+        #[serde(rename = "PrivatePort")]
+        inside: u16,
+        /// None where it is not published.
+        #[serde(rename = "PublicPort")]
+        outside: Option<u16>,
+        #[serde(rename = "Type")]
+        proto: String,
+    },
+    Podman {
+        #[serde(rename = "host_ip")]
+        address: Option<String>,
+        #[serde(rename = "container_port")]
+        inside: u16,
+        #[serde(rename = "host_port")]
+        outside: u16,
+        /// So many ports from there on.
+        range: Option<u16>,
+        #[serde(rename = "protocol")]
+        proto: String,
+    },
+}
+
+/// What runs, and which ports of the host are its own.
+pub(super) fn running(reply: &Reply, engine: EngineRef) -> Result<Vec<Publisher>, NoAnswer> {
+    publishers(body(reply)?, engine)
+}
+
+/// The same of what `podman ps` prints.
+pub(super) fn read_running(json: &[u8], engine: EngineRef) -> Result<Vec<Publisher>, NoAnswer> {
+    let all: Vec<RunningJson> = serde_json::from_slice(json).map_err(|error| no_form(&error))?;
+    publishers(all, engine)
+}
+
+/// Of those that run, as far as we know the word for what they do: the others list ports too, and have none.
+fn publishers(all: Vec<RunningJson>, engine: EngineRef) -> Result<Vec<Publisher>, NoAnswer> {
+    let is_down = |word: &str| {
+        matches!(word, "created" | "configured" | "exited" | "stopped" | "dead" | "removing")
+    };
+    let up = all.into_iter().filter(|json| !is_down(&json.state));
+    up.map(|json| publisher(json, engine)).collect()
+}
+
+fn publisher(json: RunningJson, engine: EngineRef) -> Result<Publisher, NoAnswer> {
+    let id = ContainerId(json.id);
+    if !super::is_whole(&id) {
+        return Err(NoAnswer::Strange(format!("its list has '{}'", shown(&id.0))));
+    }
+    let names = json.names.unwrap_or_default();
+    let name = names.first().and_then(|text| name(text)).unwrap_or_else(|| id.short()).to_owned();
+    let mut published = Vec::new();
+    for port in json.ports.unwrap_or_default() {
+        let (address, inside, outside, proto, range) = match port {
+            PortJson::Docker { outside: None, .. } => continue,
+            PortJson::Docker { address, inside, outside: Some(outside), proto } => {
+                (address, inside, outside, proto, 1)
+            }
+            PortJson::Podman { address, inside, outside, range, proto } => {
+                (address, inside, outside, proto, range.unwrap_or(1).max(1))
+            }
+        };
+        let strange = || NoAnswer::Strange(format!("{name} publishes no port that we can read"));
+        let address = match address.as_deref() {
+            None | Some("") => None,
+            Some(text) => Some(text.parse().map_err(|_| strange())?),
+        };
+        let proto = match proto.as_str() {
+            "tcp" => Proto::Tcp,
+            "udp" => Proto::Udp,
+            _ => continue,
+        };
+        for step in 0..range {
+            let number = |first: u16| first.checked_add(step).and_then(Port::new);
+            let (Some(port), Some(container_port)) = (number(outside), number(inside)) else {
+                return Err(strange());
+            };
+            published.push(Published { address, port, proto, container_port });
+        }
+    }
+    let main_pid = json.pid.map(Pid).filter(|pid| *pid != Pid::OUTSIDE);
+    Ok(Publisher { engine, id, name, main_pid, published })
 }
 
 #[derive(Deserialize)]

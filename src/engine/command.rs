@@ -114,6 +114,12 @@ impl Podman {
     fn ask(&self, part: Part) -> PartAnswer {
         let name = self.name;
         match part {
+            Part::Running => {
+                let arguments = ["ps", "--all", "--no-trunc", "--format", "json"];
+                let said = self.run(&arguments).and_then(succeeded);
+                let running = said.and_then(|json| answer::read_running(&json, name));
+                PartAnswer::Running(running.map_or_else(|why| why.of(name), Seen::Known))
+            }
             Part::Store => {
                 let said = self.run(&["info", "--format", "json"]).and_then(succeeded);
                 let store = said.and_then(|json| answer::podman_store(&json));

@@ -21,6 +21,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::{
+    fs::{Access, AtFlags, CWD, accessat},
+    io::Errno,
+};
+
 pub use deed::{Deed, Until, kill, remove, stop, wait};
 use tokio::{
     runtime::{Builder, Runtime},
@@ -31,7 +36,7 @@ pub use way::NoAnswer;
 use crate::{
     host::Host,
     ident::{ContainerId, EngineKind, EngineRef},
-    snapshot::{Container, Seen, Store},
+    snapshot::{Container, Publisher, Seen, Store},
 };
 
 /// Which engines may be asked.
@@ -66,6 +71,8 @@ pub struct Question {
     pub list: bool,
     /// Where it keeps them.
     pub store: bool,
+    /// Which of them run, with the host's ports that are theirs now.
+    pub running: bool,
 }
 
 /// What one engine answered. Where it said nothing, all that was asked is `Denied` or `Unreadable`, never `Gone`.
@@ -81,6 +88,8 @@ pub struct Answer {
     pub all: Option<Seen<Vec<ContainerId>>>,
     /// Its store, where it was asked for.
     pub store: Option<Seen<Store>>,
+    /// What runs, where that was asked for.
+    pub running: Option<Seen<Vec<Publisher>>>,
 }
 
 /// What an engine says of itself.
@@ -162,6 +171,12 @@ impl Engine {
         way::open(self).map(drop)
     }
 
+    /// Whether its socket is there and not ours to write to; it is not touched.
+    pub fn is_forbidden(&self) -> bool {
+        let may = accessat(CWD, &self.socket, Access::WRITE_OK, AtFlags::EACCESS);
+        matches!(may, Err(Errno::ACCESS | Errno::PERM))
+    }
+
     /// Whether anything of an engine of root's is there: a socket, or the command that needs none.
     fn is_here(&self) -> bool {
         way::is_there(&self.socket)
@@ -233,7 +248,7 @@ async fn answer(question: &Question, deadline: Instant) -> Answer {
 impl Question {
     /// Whether this engine knows these containers.
     pub fn about(engine: Engine, ids: impl IntoIterator<Item = ContainerId>) -> Self {
-        Self { engine, ids: ids.into_iter().collect(), list: false, store: false }
+        Self { engine, ids: ids.into_iter().collect(), list: false, store: false, running: false }
     }
 
     /// The answer where the engine was better not asked.
@@ -250,13 +265,15 @@ impl Question {
             containers: self.ids.iter().map(|id| (id.clone(), why.of(name))).collect(),
             all: self.list.then(|| why.of(name)),
             store: self.store.then(|| why.of(name)),
+            running: self.running.then(|| why.of(name)),
         }
     }
 
     /// One by one, what is asked. An id is asked for in full, so that nothing else is found by it.
     fn parts(&self) -> Vec<Part> {
         let ids = self.ids.iter().filter(|id| is_whole(id)).cloned().map(Part::Container);
-        let more = [(self.store, Part::Store), (self.list, Part::List)];
+        let more =
+            [(self.running, Part::Running), (self.store, Part::Store), (self.list, Part::List)];
         let more = more.into_iter().filter(|(is_asked, _)| *is_asked).map(|(_, part)| part);
         more.chain(ids).collect()
     }
@@ -265,6 +282,7 @@ impl Question {
 /// What one request asks.
 #[derive(Debug, Clone)]
 enum Part {
+    Running,
     Store,
     List,
     Container(ContainerId),
@@ -273,6 +291,7 @@ enum Part {
 /// What one request was answered.
 #[derive(Debug)]
 enum PartAnswer {
+    Running(Seen<Vec<Publisher>>),
     Store(Seen<Store>),
     List(Seen<Vec<ContainerId>>),
     Container(ContainerId, Box<Seen<Container>>),
@@ -281,6 +300,7 @@ enum PartAnswer {
 impl Answer {
     fn take(&mut self, part: PartAnswer) {
         match part {
+            PartAnswer::Running(running) => self.running = Some(running),
             PartAnswer::Store(store) => self.store = Some(store),
             PartAnswer::List(all) => self.all = Some(all),
             PartAnswer::Container(id, container) => drop(self.containers.insert(id, *container)),

@@ -103,6 +103,13 @@ impl Asker {
     async fn ask(&self, line: &mut Line, part: Part) -> PartAnswer {
         let (own, name) = (&self.dialect.own, self.name);
         match part {
+            Part::Running => {
+                // Podman's shorter list leaves out what is paused, Docker's does not.
+                let path = format!("{own}/containers/json?all=true");
+                let reply = line.get(&path, LIST_BYTES).await;
+                let running = reply.and_then(|reply| answer::running(&reply, name));
+                PartAnswer::Running(seen(running, name))
+            }
             Part::Store => {
                 let reply = line.get(&format!("{own}/info"), INFO_BYTES).await;
                 let store = reply.and_then(|reply| answer::store(&reply, name.kind));

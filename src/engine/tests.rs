@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::{fake::*, *};
 use crate::{
     ident::{Pid, Port, Proto},
-    snapshot::{ContainerState, Published},
+    snapshot::{ContainerState, Published, Publisher},
 };
 
 const SHORT: Duration = Duration::from_millis(300);
@@ -190,6 +190,82 @@ fn the_version_is_agreed_upon_with_older_and_newer_engines() {
             Act::Answer(200, a_running_container())
         });
         assert!(fake.inspect(LONG).known().is_some(), "{newest}");
+    }
+}
+
+/// What an engine says of what runs.
+fn publishers(fake: &Fake) -> Seen<Vec<Publisher>> {
+    let question = Question { running: true, ..Question::about(fake.only(), []) };
+    ask(&[question], LONG).remove(0).running.unwrap()
+}
+
+fn whole(address: Option<&str>, port: u16, proto: Proto, inside: u16) -> Published {
+    let address = address.map(|address| address.parse().unwrap());
+    let (port, container_port) = (Port::new(port).unwrap(), Port::new(inside).unwrap());
+    Published { address, port, proto, container_port }
+}
+
+#[test]
+fn what_runs_is_listed_with_the_ports_that_are_its_own_now() {
+    let docker = |state: &str| {
+        json!([{
+            "Id": id(1).0, "Names": ["/aidb"], "State": state,
+            "Ports": [
+                { "IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 8091, "Type": "tcp" },
+                { "IP": "::", "PrivatePort": 80, "PublicPort": 8091, "Type": "tcp" },
+                { "PrivatePort": 81, "Type": "tcp" },
+                { "IP": "", "PrivatePort": 9, "PublicPort": 9, "Type": "sctp" }
+            ]
+        }])
+    };
+    let named = |engine, main_pid, published| {
+        let name = "aidb".to_owned();
+        Seen::Known(vec![Publisher { engine, id: id(1), name, main_pid, published }])
+    };
+    for (state, is_up) in [("running", true), ("paused", true), ("restarting", true), ("new", true)]
+        .into_iter()
+        .chain([("created", false), ("exited", false), ("dead", false), ("removing", false)])
+    {
+        let body = docker(state);
+        let fake = Fake::docker(move |path| {
+            assert_eq!(path, "GET /v1.41/containers/json?all=true");
+            Act::Answer(200, body.clone())
+        });
+        let tcp = |address| whole(Some(address), 8091, Proto::Tcp, 80);
+        let name = EngineRef { kind: EngineKind::Docker, owner: 0 };
+        let up = named(name, None, vec![tcp("0.0.0.0"), tcp("::")]);
+        let expected = if is_up { up } else { Seen::Known(Vec::new()) };
+        assert_eq!(publishers(&fake), expected, "{state}");
+    }
+    let fake = Fake::podman(|path| {
+        assert_eq!(path, "GET /v4.3.1/libpod/containers/json?all=true");
+        let ports = json!([{ "host_ip": "", "container_port": 80, "host_port": 8091, "range": 2, "protocol": "udp" }]);
+        let mut all = json!([{ "Id": id(1).0, "Names": ["aidb"], "State": "running", "Pid": 42 }]);
+        all[0]["Ports"] = ports;
+        Act::Answer(200, all)
+    });
+    let udp = |port, inside| whole(None, port, Proto::Udp, inside);
+    let name = EngineRef { kind: EngineKind::Podman, owner: 0 };
+    let expected = named(name, Some(Pid(42)), vec![udp(8091, 80), udp(8092, 81)]);
+    assert_eq!(publishers(&fake), expected);
+}
+
+#[test]
+fn a_list_in_which_one_thing_is_not_understood_is_no_answer() {
+    for (field, value) in [
+        ("Id", json!("aidb")),
+        ("State", json!(7)),
+        (
+            "Ports",
+            json!([{ "IP": "everywhere", "PrivatePort": 80, "PublicPort": 80, "Type": "tcp" }]),
+        ),
+        ("Ports", json!([{ "PrivatePort": "80" }])),
+    ] {
+        let mut one =
+            json!({ "Id": id(1).0, "Names": ["/aidb"], "State": "running", "Ports": null });
+        one[field] = value;
+        let fake = Fake::docker(move |_| Act::Answer(200, json!([one.clone()])));
+        assert!(matches!(publishers(&fake), Seen::Unreadable(_)), "{field}");
     }
 }
 

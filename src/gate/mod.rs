@@ -17,18 +17,21 @@ use crate::{
     ident::Endpoint,
     judge::{
         self, Also, Judgement, Terms,
-        gate::{Answer, Binds, GpuPassage, Passage, asks_for_bind, judge_gpus, may_reuse, stays},
+        gate::{
+            Answer, Binds, GpuPassage, Passage, asks_for_bind, judge_gpus, may_reuse, stays, unseen,
+        },
         gpu::GpuState,
         port::{PortState, PortVerdict},
         verdict::{Unknown, Verdict},
     },
-    observe::{self, Reach, bind, settling::Settling, watch::Watch},
+    observe::{self, Ask, Reach, bind, settling::Settling, watch::Watch},
     pipeline::{self, Event, Inquiry, Orders, Reaped, Scope, ScopeError},
-    snapshot::{Bind, Seen, Snapshot},
+    snapshot::{Bind, Publishers, Seen, Snapshot},
 };
 
 use lock::{Held, Lock};
 use passed::Records;
+use wait::Wait;
 
 /// How the gate is to be kept.
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +61,8 @@ pub struct Gated {
     pub reaped: Vec<Reaped>,
     /// How long it took.
     pub waited: Duration,
+    /// What this run had no right to see; it keeps no port shut.
+    pub unseen: Option<Unknown>,
     /// Why they were not looked at to the end.
     pub cut_short: Option<Unknown>,
 }
@@ -81,6 +86,7 @@ impl Gated {
             verdicts,
             reaped: Vec::new(),
             waited: Duration::from_millis(1234),
+            unseen: None,
             cut_short: None,
         }
     }
@@ -88,6 +94,12 @@ impl Gated {
 
 /// A reap that brought somebody back is not tried without end.
 const MOST_REAPS: usize = 3;
+
+/// While a gate waits, its engines are asked again with every whole look (`wait::LOOK`), so that their answer is at hand when
+/// a port is released. So old it may be at another look, and at one that a release brought about
+/// ([0017](../../docs/decisions/0017-ports-without-a-socket.md)).
+const ANSWER_LASTS: Duration = Duration::from_millis(900);
+const ANSWER_LASTS_FOR_A_RELEASE: Duration = Duration::from_secs(2);
 
 /// A gate that is being kept.
 pub struct Gate<'a> {
@@ -102,6 +114,11 @@ pub struct Gate<'a> {
     records: Option<Records>,
     /// From the first look that found something shut.
     watch: Option<Watch>,
+    /// What engines said, and when.
+    said: Option<(Instant, Publishers)>,
+    /// The last wait was ended by a release.
+    was_released: bool,
+    unseen: Option<Unknown>,
     /// No other gate looks or ends anything while this lives: from a look on until a wait, or our end.
     held: Option<Held>,
     began: Instant,
@@ -180,6 +197,9 @@ impl<'a> Gate<'a> {
             terms,
             lock,
             watch: None,
+            said: None,
+            was_released: false,
+            unseen: None,
             held: None,
             began,
             reaps: 0,
@@ -241,8 +261,10 @@ impl<'a> Gate<'a> {
             }
             // The first progress line is due when it is settled.
             let most = if settle.is_zero() { left } else { settle.min(left) };
-            if wait::for_change(self.host, watch, &found, interrupt, most) {
-                return Ok(self.gated(Some(found), Some(interrupted())));
+            match wait::for_change(self.host, watch, &found, interrupt, most) {
+                Wait::Interrupted => return Ok(self.gated(Some(found), Some(interrupted()))),
+                Wait::Changed => self.was_released = true,
+                Wait::Over => self.was_released = false,
             }
         }
     }
@@ -327,7 +349,7 @@ impl<'a> Gate<'a> {
         }
         let asked = self.terms.guards.iter().filter(|guard| self.terms.is_asked_about(guard));
         let endpoints: Vec<Endpoint> = asked.map(|guard| guard.endpoint).collect();
-        let snapshot = observe::ports(self.host, &endpoints);
+        let mut snapshot = observe::ports(self.host, &endpoints);
         let judgement = judge::judge(&snapshot, self.settings, &self.terms);
         let mut binds = Binds::new();
         for port in &judgement.ports {
@@ -339,6 +361,8 @@ impl<'a> Gate<'a> {
                 | PortState::Connected { .. }
                 | PortState::Lingering
                 | PortState::KernelOwned
+                | PortState::Allocated(_)
+                | PortState::Detoured(_)
                 | PortState::HolderNotVisible
                 | PortState::Unknown(_) => return None,
             }
@@ -348,13 +372,18 @@ impl<'a> Gate<'a> {
             }
             binds.insert(port.endpoint, bind);
         }
-        Some(self.judged(snapshot, judgement, &binds))
+        let asked_at = self.prepare_to_ask();
+        self.inquiry.look_beyond(&mut snapshot, &endpoints);
+        let judgement = judge::judge(&snapshot, self.settings, &self.terms);
+        Some(self.judged(asked_at, snapshot, judgement, &binds))
     }
 
     fn look_at_all(&mut self) -> Found {
+        let asked_at = self.prepare_to_ask();
         // Somebody else may share the service's own socket.
         let reach = if self.wishes.accepts_ours { Reach::Whole } else { Reach::Narrow };
         let (snapshot, judgement) = self.inquiry.look(&self.terms, reach);
+        self.unseen = unseen(&snapshot);
         let asked = judgement.ports.iter().filter(|port| asks_for_bind(port));
         let binds: Binds = asked
             .map(|port| {
@@ -362,10 +391,16 @@ impl<'a> Gate<'a> {
                 (port.endpoint, bind::observe(self.host, &port.endpoint, may_reuse))
             })
             .collect();
-        self.judged(snapshot, judgement, &binds)
+        self.judged(asked_at, snapshot, judgement, &binds)
     }
 
-    fn judged(&mut self, snapshot: Snapshot, judgement: Judgement, binds: &Binds) -> Found {
+    fn judged(
+        &mut self,
+        asked_at: Instant,
+        snapshot: Snapshot,
+        judgement: Judgement,
+        binds: &Binds,
+    ) -> Found {
         let ours = self.wishes.accepts_ours;
         let is_held = |port: &PortVerdict| !asks_for_bind(port);
         let passed = self.records.as_ref().filter(|_| judgement.ports.iter().any(is_held));
@@ -373,10 +408,47 @@ impl<'a> Gate<'a> {
         let (settings, terms) = (self.settings, &self.terms);
         let ports =
             judge::gate::judge(&snapshot, settings, terms, &judgement, binds, &passed, ours);
+        self.keep_answer(asked_at, &snapshot, &ports);
+        self.unseen = unseen(&snapshot);
         let settling = self.settling(&judgement);
         let (settings, terms) = (self.settings, &self.terms);
         let gpus = judge_gpus(&snapshot, settings, terms, &judgement, &settling, ours);
         Found { snapshot, ports, gpus, verdicts: judgement.verdicts }
+    }
+
+    /// Decides whether engines are asked anew; when.
+    fn prepare_to_ask(&mut self) -> Instant {
+        self.inquiry.beyond = self.ask();
+        Instant::now()
+    }
+
+    fn ask(&self) -> Ask {
+        let lasts = if self.was_released { ANSWER_LASTS_FOR_A_RELEASE } else { ANSWER_LASTS };
+        match &self.said {
+            Some((at, said)) if at.elapsed() < lasts => Ask::Kept(said.clone()),
+            Some(_) | None => Ask::Anew,
+        }
+    }
+
+    /// Keeps what engines said, unless it shuts a port, or the next release may be a forwarder's end: its container may have
+    /// come since.
+    fn keep_answer(&mut self, asked_at: Instant, snapshot: &Snapshot, ports: &[Passage]) {
+        let is_shut = |p: &Passage| matches!(p.port.state, PortState::Allocated(_));
+        let sockets = snapshot.sockets.known();
+        let mut holders = sockets.into_iter().flat_map(|sockets| &sockets.holdings);
+        let may_forward = holders.any(|holding| {
+            let process = snapshot.processes.get(&holding.pid);
+            process.is_none_or(|p| p.exe.known().is_none() || p.forwards_for().is_some())
+        });
+        let said = snapshot.beyond.as_ref().map(|beyond| &beyond.publishers);
+        self.said = match (said, &self.inquiry.beyond) {
+            _ if may_forward || ports.iter().any(is_shut) => None,
+            (Some(said), Ask::Anew) if said.values().all(|seen| seen.known().is_some()) => {
+                Some((asked_at, said.clone()))
+            }
+            (_, Ask::Kept(_)) => self.said.take(),
+            (_, Ask::No | Ask::Anew) => None,
+        };
     }
 
     /// GPUs whose memory may still come back, by label.
@@ -397,7 +469,8 @@ impl<'a> Gate<'a> {
         let reaped = std::mem::take(&mut self.reaped);
         let (ports, gpus, verdicts) =
             found.map(|found| (found.ports, found.gpus, found.verdicts)).unwrap_or_default();
-        Gated { ports, gpus, verdicts, reaped, waited: self.began.elapsed(), cut_short }
+        let (waited, unseen) = (self.began.elapsed(), self.unseen.clone());
+        Gated { ports, gpus, verdicts, reaped, waited, unseen, cut_short }
     }
 }
 

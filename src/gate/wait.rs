@@ -15,8 +15,11 @@ use rustix::{
 use crate::{
     act::interrupt::{Interrupt, timespec},
     host::Host,
-    ident::{Endpoint, Pid},
-    judge::gate::{Answer, Passage},
+    ident::{Endpoint, EngineKind, Pid},
+    judge::{
+        gate::{Answer, Passage},
+        port::PortState,
+    },
     observe::{
         Reach, listeners,
         watch::{Watch, Woken},
@@ -34,27 +37,38 @@ const BIND_AGAIN: Duration = Duration::from_millis(100);
 /// The same where a GPU's memory is coming back: no driver tells.
 const SETTLING: Duration = Duration::from_millis(100);
 
-/// Waits until a look is worth it, at most so long; returns whether a signal to ourselves ended the waiting. The watch was
-/// made before the look.
+/// What ended a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// Something on a blocked port is not as it was.
+    Changed,
+    /// It was time for a whole look.
+    Over,
+    /// A signal to ourselves.
+    Interrupted,
+}
+
+/// The same where Docker counts it as a container's: of one that is being stopped, it does so for a moment longer.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+
+/// Waits until a look is worth it, at most so long. The watch was made before the look.
 pub(super) fn for_change(
     host: &Host,
     watch: &mut Watch,
     found: &Found,
     interrupt: &mut Interrupt,
     most: Duration,
-) -> bool {
+) -> Wait {
     let shut: Vec<&Passage> =
         found.ports.iter().filter(|port| !matches!(port.answer, Answer::Open(_))).collect();
     let endpoints: Vec<Endpoint> = shut.iter().map(|port| port.port.endpoint).collect();
     let before = marks(&found.snapshot.sockets, &endpoints);
     let in_the_way = before.as_ref().filter(|seen| !seen.is_empty());
-    let beat = match (found.is_settling(), in_the_way.is_some() || shut.is_empty()) {
-        (true, _) => SETTLING,
-        (false, true) => LOOK,
-        (false, false) => BIND_AGAIN,
-    };
+    let pace = shut.iter().map(|port| pace(port, before.is_some())).min();
+    let pace = if in_the_way.is_some() { LOOK } else { pace.unwrap_or(LOOK) };
     // What settles is waited for beyond the timeout.
-    let end = Instant::now() + if found.is_settling() { beat } else { most.min(beat) };
+    let most = if found.is_settling() { SETTLING } else { most };
+    let end = Instant::now() + most.min(pace);
     watch.follow(in_the_way.map(|seen| seen.iter().map(|(cookie, _)| *cookie).collect()));
     watch.forget_holders();
     for holder in living(found) {
@@ -62,17 +76,41 @@ pub(super) fn for_change(
     }
     loop {
         match watch.wait(end, Some(interrupt.as_fd())) {
-            Woken::Released(_) | Woken::HolderEnded | Woken::Deadline => return false,
-            Woken::Signal if interrupt.count() > 0 => return true,
+            Woken::Released(_) | Woken::HolderEnded => return Wait::Changed,
+            Woken::Deadline => return Wait::Over,
+            Woken::Signal if interrupt.count() > 0 => return Wait::Interrupted,
             Woken::Signal => {}
             // A dump costs a tenth of a look.
             Woken::LookAgain => {
                 let now = listeners::observe(host, &endpoints, Reach::Narrow);
                 if marks(&now, &endpoints) != before {
-                    return false;
+                    return Wait::Changed;
                 }
             }
         }
+    }
+}
+
+/// How soon a whole look is worth it again at a shut port on which no socket is to be seen.
+fn pace(port: &Passage, sees_sockets: bool) -> Duration {
+    match &port.port.state {
+        PortState::Allocated(container) => match container.engine.kind {
+            EngineKind::Docker => ASK_AGAIN,
+            EngineKind::Podman => LOOK,
+        },
+        PortState::Detoured(_) => LOOK,
+        // An engine or the rules could not be asked.
+        PortState::Unknown(_) if sees_sockets => LOOK,
+        PortState::Unknown(_)
+        | PortState::Free
+        | PortState::NoListener
+        | PortState::Held(_)
+        | PortState::BoundOnly(_)
+        | PortState::Ephemeral { .. }
+        | PortState::Connected { .. }
+        | PortState::Lingering
+        | PortState::KernelOwned
+        | PortState::HolderNotVisible => BIND_AGAIN,
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     config::settings::{RunsIn, Service, Settings},
     ident::{Endpoint, Manager, Pid},
-    snapshot::{Bind, Passed, Process, Seen, Snapshot},
+    snapshot::{Bind, Passed, Process, Seen, Share, Snapshot},
 };
 
 use super::{
@@ -93,8 +93,21 @@ pub fn asks_for_bind(port: &PortVerdict) -> bool {
         | PortState::Connected { .. }
         | PortState::KernelOwned
         | PortState::HolderNotVisible
+        | PortState::Allocated(_)
+        | PortState::Detoured(_)
         | PortState::Unknown(_) => false,
     }
+}
+
+/// What bears on every port and was not ours to see: without CAP_NET_ADMIN nobody is told the packet filter's rules. That
+/// alone keeps no port shut ([0017](../../docs/decisions/0017-ports-without-a-socket.md)).
+pub fn unseen(snapshot: &Snapshot) -> Option<Unknown> {
+    let beyond = snapshot.beyond.as_ref()?;
+    (beyond.detours == Seen::Denied).then(|| Unknown {
+        fact: "whether a rule of the packet filter (DNAT) takes a port's packets".to_owned(),
+        why: "this run lacks CAP_NET_ADMIN".to_owned(),
+        remedy: Some("run it as root, or with CAP_NET_ADMIN".to_owned()),
+    })
 }
 
 /// Whether that bind may set SO_REUSEADDR, should it be busy without: the service does, and closed connections are all that
@@ -121,11 +134,14 @@ pub fn stays(passage: &Passage, verdicts: &[Verdict]) -> bool {
         (PortState::Held(_) | PortState::BoundOnly(_), Answer::Blocked(block)) => {
             !block.by.is_empty() && block.by.iter().all(|blocker| is_settled(blocker.pid))
         }
+        (PortState::Detoured(_), Answer::Blocked(_)) => true,
         (
             PortState::Free
             | PortState::NoListener
             | PortState::Held(_)
             | PortState::BoundOnly(_)
+            | PortState::Allocated(_)
+            | PortState::Detoured(_)
             | PortState::Ephemeral { .. }
             | PortState::Connected { .. }
             | PortState::Lingering
@@ -225,6 +241,17 @@ impl Look<'_> {
                 blocked("a connection", self.blockers(Some(port), holders))
             }
             PortState::KernelOwned => blocked("held by the kernel", Vec::new()),
+            PortState::Allocated(container) if self.is_our_container(port, container) => {
+                Answer::Open(vec![Advice {
+                    title: "held by the service itself",
+                    sentence: port.sentence.clone(),
+                    next_step: None,
+                }])
+            }
+            PortState::Allocated(container) => {
+                blocked(port::allocated_title(container), Vec::new())
+            }
+            PortState::Detoured(_) => blocked("a rule takes its packets", Vec::new()),
             PortState::HolderNotVisible => Answer::Unknown(Unknown {
                 fact: format!("who holds {}", port.endpoint),
                 why: port.sentence.clone(),
@@ -406,7 +433,9 @@ impl Look<'_> {
             Some(Seen::Gone) | None => return unknown("it was not tried", None),
         };
         match bind {
-            Bind::Bound => Answer::Open(self.could_be_taken(port).into_iter().collect()),
+            Bind::Bound => Answer::Open(
+                self.loses_some(port).into_iter().chain(self.could_be_taken(port)).collect(),
+            ),
             // A silent socket among them would not be seen, and a bind that reuses does not tell.
             Bind::BoundReusing if !self.sees_bound() => unknown(
                 "closed connections linger on it, and beside them this look sees no socket that is bound and silent",
@@ -455,6 +484,29 @@ impl Look<'_> {
 
     fn sees_bound(&self) -> bool {
         self.snapshot.sockets.known().is_some_and(|sockets| sockets.sees_bound)
+    }
+
+    /// A rule takes what some senders send to it.
+    fn loses_some(&self, port: &PortVerdict) -> Option<Advice> {
+        let beyond = self.snapshot.beyond.as_ref()?;
+        let mut detours = port::detours(beyond, port.endpoint);
+        let detour = detours.find(|detour| detour.share == Share::Some)?;
+        let to = detour.to.as_deref().unwrap_or("elsewhere");
+        Some(Advice {
+            title: "a rule takes some packets",
+            sentence: format!("{} sends some of its packets to {to}", detour.place),
+            next_step: None,
+        })
+    }
+
+    /// The container in which the port's service runs by declaration, where that is accepted.
+    fn is_our_container(&self, port: &PortVerdict, container: &ContainerRef) -> bool {
+        let runs_in = service_of(port, self.settings).and_then(|service| service.runs_in.as_ref());
+        let is_named = match runs_in {
+            Some(RunsIn::Container(Some(name))) => *name == container.name,
+            Some(RunsIn::Container(None) | RunsIn::Unit(_)) | None => false,
+        };
+        self.accepts_ours && is_named && self.is_trusted(container.engine.owner)
     }
 
     /// Whether an outgoing connection may take it before its service does.

@@ -3,14 +3,17 @@
 use std::{collections::BTreeSet, net::SocketAddr};
 
 use crate::{
-    ident::{Endpoint, Pid, Port, Proto, ServiceName},
-    snapshot::{Seen, Snapshot, Socket, SocketState},
+    ident::{Endpoint, EngineKind, EngineRef, Pid, Port, Proto, ServiceName},
+    snapshot::{
+        Beyond, Detour, Publisher, RuleNumber, RulePlace, Seen, Share, Snapshot, Socket,
+        SocketState,
+    },
 };
 
 use super::{
     case::Guard,
-    truth::{Truth, fact},
-    verdict::{Unknown, Verdict},
+    truth::{Truth, fact, known},
+    verdict::{ContainerRef, Unknown, Verdict},
 };
 
 /// The judge's word on one guarded port.
@@ -60,7 +63,11 @@ pub enum PortState {
     KernelOwned,
     /// Somebody holds it, whom we may not see.
     HolderNotVisible,
-    /// The port's sockets could not be read.
+    /// No socket is on it, but an engine has allocated it to this running container, or a rule sends its packets there.
+    Allocated(ContainerRef),
+    /// No socket is on it, but a rule sends its packets elsewhere, and no running container is known to have it.
+    Detoured(Box<Detour>),
+    /// The port's sockets could not be read, or what else may have it.
     Unknown(Unknown),
 }
 
@@ -89,6 +96,12 @@ pub fn is_on(socket: &Socket, endpoint: &Endpoint) -> Truth {
 /// Judges one guarded port; `verdicts` name its holders.
 pub fn judge(snapshot: &Snapshot, guard: &Guard, verdicts: &[Verdict]) -> PortVerdict {
     let state = state(snapshot, guard);
+    let state = match (&state, &snapshot.beyond) {
+        (PortState::Free | PortState::NoListener | PortState::Lingering, Some(beyond)) => {
+            without_socket(beyond, guard.endpoint).unwrap_or(state)
+        }
+        (_, _) => state,
+    };
     let endpoint = guard.endpoint;
     let named = |pids: &[Pid]| -> String {
         let name = |pid: &Pid| match verdicts.iter().find(|v| v.key().pid == *pid) {
@@ -138,6 +151,11 @@ pub fn judge(snapshot: &Snapshot, guard: &Guard, verdicts: &[Verdict]) -> PortVe
             "held by a process outside this pid namespace, or one that this run may not see".to_owned(),
             snapshot.sight.may_see_all.then(|| "run it on the host, outside the container".to_owned()),
         ),
+        PortState::Allocated(container) => {
+            let rule = snapshot.beyond.as_ref().and_then(|beyond| detour(beyond, endpoint));
+            allocated(container, rule)
+        }
+        PortState::Detoured(detour) => detoured(snapshot, detour),
         PortState::Unknown(unknown) => (format!("not known: {unknown}"), unknown.remedy.clone()),
     };
     PortVerdict { endpoint, service: guard.service.clone(), state, sentence, next_step }
@@ -210,6 +228,180 @@ fn state(snapshot: &Snapshot, guard: &Guard) -> PortState {
         Truth::No => PortState::Connected { holders, peer },
         Truth::Unknown(unknown) => PortState::Unknown(unknown),
     }
+}
+
+/// What has a port on which no socket is; none where nothing has.
+fn without_socket(beyond: &Beyond, endpoint: Endpoint) -> Option<PortState> {
+    let detour = detour(beyond, endpoint);
+    let is_its = |container: &&Publisher| {
+        // Podman keeps no list of its own: without a rule, what lost its forwarder has lost its port.
+        container.engine.kind == EngineKind::Docker || detour.is_some()
+    };
+    let mut owners = publishers(beyond, endpoint).filter(is_its);
+    if let Some(owner) = owners.find(|container| !is_gone(beyond, container)) {
+        return Some(PortState::Allocated(reference(owner)));
+    }
+    if let Some(detour) = detour {
+        return Some(PortState::Detoured(Box::new(detour.clone())));
+    }
+    let silent = silent_engines(beyond).next().map(|(engine, why)| {
+        let remedy = if why == "permission denied" {
+            format!("run it as root, or let this user ask {engine}")
+        } else {
+            format!("see to it that {engine} answers")
+        };
+        let off =
+            format!("'engines: {{ {}: off }}' where its containers do not matter", engine.kind);
+        let fact = format!("whether {engine} has allocated it to a container");
+        Unknown { fact, why, remedy: Some(format!("{remedy}; {off}")) }
+    });
+    let unread = match &beyond.detours {
+        // Whoever lacks the right is told so once, for all ports (`gate::unseen`).
+        Seen::Known(_) | Seen::Denied => None,
+        Seen::Gone | Seen::Unreadable(_) => {
+            known(&beyond.detours, || "whether a rule sends its packets elsewhere".to_owned()).err()
+        }
+    };
+    silent.or(unread).map(PortState::Unknown)
+}
+
+/// The rule that takes most of a port's packets; one that takes some of them leaves the port to its server.
+fn detour(beyond: &Beyond, endpoint: Endpoint) -> Option<&Detour> {
+    detours(beyond, endpoint).find(|detour| detour.share != Share::Some)
+}
+
+/// Rules that take packets of this port.
+pub(super) fn detours(beyond: &Beyond, endpoint: Endpoint) -> impl Iterator<Item = &Detour> {
+    let all = beyond.detours.known().into_iter().flatten();
+    all.filter(move |detour| detour.endpoint == endpoint)
+}
+
+/// What runs and publishes this port.
+fn publishers(beyond: &Beyond, endpoint: Endpoint) -> impl Iterator<Item = &Publisher> {
+    let all = beyond.publishers.values().filter_map(Seen::known).flatten();
+    all.filter(move |container| {
+        container.published.iter().any(|published| {
+            let (port, proto) = (published.port, published.proto);
+            Endpoint { port, proto, address: published.address }.overlaps(&endpoint)
+        })
+    })
+}
+
+/// Its engine says that it runs, and its main process is gone.
+fn is_gone(beyond: &Beyond, container: &Publisher) -> bool {
+    container.main_pid.is_some_and(|pid| beyond.gone.contains(&pid))
+}
+
+fn reference(container: &Publisher) -> ContainerRef {
+    let Publisher { engine, id, name, .. } = container;
+    ContainerRef { engine: *engine, id: id.clone(), name: name.clone() }
+}
+
+/// Engines that were asked in vain, and why.
+fn silent_engines(beyond: &Beyond) -> impl Iterator<Item = (EngineRef, String)> {
+    beyond.publishers.iter().filter_map(|(engine, seen)| {
+        let unknown = known(seen, String::new).err()?;
+        Some((*engine, unknown.why))
+    })
+}
+
+fn of_user(engine: EngineRef) -> String {
+    match engine.owner {
+        0 => String::new(),
+        uid => format!("as uid {uid}: "),
+    }
+}
+
+/// In a few words: Docker keeps a list of its own, Podman's word is a rule.
+pub fn allocated_title(container: &ContainerRef) -> &'static str {
+    match container.engine.kind {
+        EngineKind::Docker => "allocated in the engine only",
+        EngineKind::Podman => "published by a rule alone",
+    }
+}
+
+fn allocated(container: &ContainerRef, rule: Option<&Detour>) -> (String, Option<String>) {
+    let ContainerRef { engine, name, .. } = container;
+    let by = rule.map_or_else(String::new, |detour| format!("; {} leads there", detour.place));
+    let whose = of_user(*engine);
+    match engine.kind {
+        EngineKind::Docker => (
+            format!(
+                "no socket is on it, but {engine} has allocated it to {container}, whose docker-proxy is gone, or which needs none{by}"
+            ),
+            Some(format!(
+                "{whose}'docker restart {name}' brings a lost docker-proxy back, 'docker stop {name}' frees the port"
+            )),
+        ),
+        EngineKind::Podman => (
+            format!("no socket is on it, but its packets go to {container} of {engine}{by}"),
+            Some(format!(
+                "{whose}'podman stop {name}' frees the port; where its conmon is dead, 'podman rm -f {name}'"
+            )),
+        ),
+    }
+}
+
+fn detoured(snapshot: &Snapshot, detour: &Detour) -> (String, Option<String>) {
+    let Some(beyond) = &snapshot.beyond else { return (String::new(), None) };
+    let to = detour.to.as_ref().map_or_else(|| "elsewhere".to_owned(), |to| format!("to {to}"));
+    let packets = match detour.share {
+        Share::All => "its packets",
+        Share::Unclear => "its packets, or some of them,",
+        Share::Some => "some of its packets",
+    };
+    let said = detour.comment.as_ref().map(|text| format!(" (its comment: '{text}')"));
+    let said = said.unwrap_or_default();
+    let rule = format!("{} sends {packets} {to}{said}", detour.place);
+    let dead = publishers(beyond, detour.endpoint).find(|container| is_gone(beyond, container));
+    if let Some(dead) = dead {
+        let (container, whose) = (reference(dead), of_user(dead.engine));
+        let sentence =
+            format!("no socket is on it, but {rule}, for {container}, whose process is dead");
+        let mend = format!("{whose}'{} rm -f {}' removes it", dead.engine.kind, dead.name);
+        return (sentence, Some(mend));
+    }
+    if let Some((engine, why)) = silent_engines(beyond).next() {
+        let sentence = format!(
+            "no socket is on it, but {rule}; whether a container of {engine} has it is not known: {why}"
+        );
+        return (sentence, Some(format!("see to it that {engine} answers, and ask again")));
+    }
+    let rules: Vec<&RulePlace> = detours(beyond, detour.endpoint).map(|d| &d.place).collect();
+    let asked: Vec<String> = beyond.publishers.keys().map(ToString::to_string).collect();
+    let whose = match asked.as_slice() {
+        [] => "no engine is up that could say whose it is".to_owned(),
+        asked => format!("no running container of {} has the port", asked.join(" or ")),
+    };
+    let sentence = format!("no socket is on it, but {rule}, and {whose}");
+    let commands: Option<Vec<String>> = rules.iter().map(|place| removal(place)).collect();
+    let next = match commands.as_deref() {
+        None | Some([]) => format!("remove {}, if nothing else needs it", detour.place),
+        Some([one]) => format!("'{one}' removes it, if nothing else needs it"),
+        Some(all) => format!("'{}' removes them, if nothing else needs them", all.join("; ")),
+    };
+    (sentence, Some(next))
+}
+
+/// The command that removes a rule; none where a name in it is not one that a shell takes as it stands.
+fn removal(place: &RulePlace) -> Option<String> {
+    let RulePlace { family, table, chain, number } = place;
+    let is_plain = |name: &String| {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+        !name.is_empty() && !name.starts_with('-') && name.chars().all(is_plain)
+    };
+    if !is_plain(table) || !is_plain(chain) {
+        return None;
+    }
+    Some(match number {
+        RuleNumber::Handle(handle) => {
+            format!("nft delete rule {family} {table} {chain} handle {handle}")
+        }
+        RuleNumber::Place(nth) => {
+            let tool = if *family == "ip6" { "ip6tables-legacy" } else { "iptables-legacy" };
+            format!("{tool} -t {table} -D {chain} {nth}")
+        }
+    })
 }
 
 /// Neither ancestor of each other nor of one session.

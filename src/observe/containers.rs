@@ -13,7 +13,7 @@ use crate::{
     host::Host,
     ident::{ContainerId, EngineKind, EngineRef, Manager, Pid, UnitName, UnitRef},
     observe::{processes, units},
-    snapshot::{ClaimKind, Containers, Process, Seen, Sockets, system_name},
+    snapshot::{ClaimKind, Containers, Process, Publishers, Seen, Sockets, system_name},
 };
 
 /// Which engines may be asked, and for how long altogether.
@@ -237,6 +237,43 @@ pub fn observe(
     containers.namespaces = namespaces.collect();
     containers
 }
+
+/// What root's engines publish now, by engine; none of an engine that is not there, not up or asleep: it has no port beyond
+/// what sockets and rules show. Where Podman is not asked, so is it with Podman anyway: its ports are its forwarders' and
+/// its rules', while dockerd keeps a list of its own in memory (libnetwork/portallocator).
+pub fn publishers(host: &Host, engines: &Engines, kinds: &[EngineKind]) -> Publishers {
+    let mut published = Publishers::new();
+    let mut questions = Vec::new();
+    for place in engine::places(host, &engines.which, &BTreeSet::from([0])) {
+        let name = place.name;
+        if !kinds.contains(&name.kind) {
+            continue;
+        }
+        if place.is_forbidden() {
+            published.insert(name, Seen::Denied);
+            continue;
+        }
+        let is_up = name.kind != EngineKind::Docker || !place.is_usual() || runs(host);
+        match if is_up { Seen::Known(false) } else { is_asleep(host, name) } {
+            Seen::Known(true) => {}
+            Seen::Known(false) | Seen::Gone => {
+                questions.push(Question { running: true, ..Question::about(place, []) });
+            }
+            Seen::Denied => drop(published.insert(name, Seen::Unreadable(SLEEPS.to_owned()))),
+            Seen::Unreadable(why) => {
+                published.insert(name, Seen::Unreadable(format!("{SLEEPS} ({why})")));
+            }
+        }
+    }
+    for answer in engine::ask(&questions, engines.timeout) {
+        let is_down = matches!(answer.version, Err(NoAnswer::Absent | NoAnswer::Refused));
+        published.extend(answer.running.filter(|_| !is_down).map(|seen| (answer.engine, seen)));
+    }
+    published
+}
+
+/// Why a Docker is not asked.
+const SLEEPS: &str = "whether it sleeps is not known, and asking might start it";
 
 /// Somebody outside its container looks after it, at first sight: the judge's word on it will need no engine.
 fn is_looked_after(process: &Process, processes: &BTreeMap<Pid, Process>) -> bool {

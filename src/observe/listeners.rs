@@ -83,7 +83,8 @@ fn ports_of<'a>(endpoints: impl IntoIterator<Item = &'a Endpoint>, proto: Proto)
     endpoints.into_iter().filter(|e| e.proto == proto).map(|e| e.port).collect()
 }
 
-fn is_server(socket: &Socket) -> bool {
+/// Whether it is a server's: listens, or is about to.
+pub fn is_server(socket: &Socket) -> bool {
     matches!(socket.state, SocketState::Listening | SocketState::Bound)
 }
 

@@ -8,6 +8,8 @@ pub mod diag;
 pub mod gpus;
 pub mod holders;
 pub mod listeners;
+pub mod nat;
+mod netlink;
 pub mod processes;
 mod reader;
 pub mod settling;
@@ -26,10 +28,10 @@ use std::{
 
 use crate::{
     host::{Host, seen},
-    ident::{Endpoint, Manager, Pid, UnitName, UnitRef},
+    ident::{Endpoint, EngineKind, Manager, Pid, UnitName, UnitRef},
     snapshot::{
-        Clock, CommandLine, Containers, GpuHolding, Gpus, Process, Seen, Sight, Snapshot, Socket,
-        SocketState, Sockets,
+        Beyond, Clock, CommandLine, Containers, GpuHolding, Gpus, Process, Publishers, Seen, Share,
+        Sight, Snapshot, Socket, SocketState, Sockets,
     },
 };
 
@@ -56,6 +58,20 @@ pub struct Question {
     pub engines: Engines,
     /// What was seen of GPUs just now: their holders are candidates, too.
     pub gpus: Option<Gpus>,
+    /// Whether to look beyond sockets.
+    pub beyond: Ask,
+}
+
+/// Whether rules and engines are asked for ports on which no socket is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Ask {
+    /// Neither.
+    #[default]
+    No,
+    /// Both.
+    Anew,
+    /// The rules. Of the engines, this answer of a moment ago counts, unless a rule asks for its owner.
+    Kept(Publishers),
 }
 
 /// A holder that exits between two reads leaves facts of two moments; the look is taken again.
@@ -103,6 +119,7 @@ pub fn ports(host: &Host, endpoints: &[Endpoint]) -> Snapshot {
         sessions: BTreeMap::new(),
         lingering: BTreeMap::new(),
         containers: Containers::default(),
+        beyond: None,
         receipts: Vec::new(),
         gpus: None,
     }
@@ -199,6 +216,7 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
         let sees_all = sight.may_see_all && sight.is_first_pid_namespace;
         is_torn |= sees_all && sockets.all.iter().any(|s| is_unheld(sockets, s));
     }
+    let beyond = beyond(host, question, &sockets, || sight);
     let has_systemd = has_systemd(host, &processes);
     let answers = if has_systemd == Seen::Known(true) {
         units::observe(host, &questions(&processes, &candidates, question))
@@ -222,6 +240,7 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
         sessions: answers.sessions,
         lingering: answers.lingering,
         containers,
+        beyond,
         receipts: Vec::new(),
         gpus,
     };
@@ -238,6 +257,42 @@ fn without_ended(mut gpus: Gpus, is_there: impl Fn(Pid) -> bool) -> Gpus {
         gpu.holdings.retain(|holding| is_there(holding.pid));
     }
     gpus
+}
+
+/// What may have the ports that no server has: later than the sockets, so that a container that came between is not missed.
+pub fn beyond(
+    host: &Host,
+    question: &Question,
+    sockets: &Seen<Sockets>,
+    sight: impl Fn() -> Sight,
+) -> Option<Beyond> {
+    if question.beyond == Ask::No || !host.is_live() {
+        return None;
+    }
+    let is_served = |endpoint: &Endpoint| {
+        let all = sockets.known().map(|sockets| sockets.all.as_slice()).unwrap_or_default();
+        all.iter().any(|socket| listeners::is_server(socket) && socket.is_on(endpoint))
+    };
+    let open: Vec<Endpoint> =
+        question.endpoints.iter().filter(|endpoint| !is_served(endpoint)).copied().collect();
+    let detours = nat::observe(host, &open);
+    let has_owner = detours.known().is_some_and(|all| all.iter().any(|d| d.share != Share::Some));
+    let publishers = match &question.beyond {
+        Ask::Kept(publishers) if !has_owner => publishers.clone(),
+        Ask::No | Ask::Anew | Ask::Kept(_) => {
+            let both = [EngineKind::Docker, EngineKind::Podman];
+            let kinds = if has_owner { &both[..] } else { &both[..1] };
+            containers::publishers(host, &question.engines, kinds)
+        }
+    };
+    let pids = publishers.values().filter_map(Seen::known).flatten().filter_map(|c| c.main_pid);
+    let is_gone = |pid: &Pid| match processes::read_stat(host, *pid) {
+        Seen::Gone => !sight().is_proc_hidden,
+        Seen::Known(stat) => stat.state == 'Z',
+        Seen::Denied | Seen::Unreadable(_) => false,
+    };
+    let gone = pids.filter(is_gone).collect();
+    Some(Beyond { detours, publishers, gone })
 }
 
 /// Adds those that were not read before.

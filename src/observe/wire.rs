@@ -77,6 +77,13 @@ impl<'a> SocketMessage<'a> {
 #[derive(Debug, Clone)]
 pub(super) struct Attributes<'a>(&'a [u8]);
 
+impl<'a> Attributes<'a> {
+    /// Those in these bytes.
+    pub(super) fn of(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+}
+
 impl<'a> Iterator for Attributes<'a> {
     /// An error where one is cut short.
     type Item = io::Result<(u16, &'a [u8])>;
@@ -99,11 +106,11 @@ fn address_at(bytes: &[u8], family: u8, at: usize) -> Option<IpAddr> {
     }
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-fn u16_be_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub(super) fn u16_be_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 

@@ -58,9 +58,11 @@ fn of_port(port: &PortVerdict, verdicts: &[Verdict]) -> u8 {
         PortState::Free | PortState::NoListener | PortState::Lingering => CLEAR,
         // The holders' own verdicts count; a holder without one was not judged, which clears nobody.
         PortState::Held(holders) | PortState::BoundOnly(holders) => of_holders(holders, verdicts),
-        PortState::Ephemeral { .. } | PortState::Connected { .. } | PortState::KernelOwned => {
-            NOT_CLEAR
-        }
+        PortState::Ephemeral { .. }
+        | PortState::Connected { .. }
+        | PortState::KernelOwned
+        | PortState::Allocated(_)
+        | PortState::Detoured(_) => NOT_CLEAR,
         PortState::HolderNotVisible | PortState::Unknown(_) => COULD_NOT_TELL,
     }
 }

@@ -137,7 +137,7 @@ pub fn render(
     if !open.is_empty() {
         page.line("open: ", GOOD, &open.join(" "));
     }
-    if let Some(Unknown { fact, why, remedy }) = &gated.cut_short {
+    for Unknown { fact, why, remedy } in gated.unseen.iter().chain(&gated.cut_short) {
         page.line("not seen: ", DOUBT, &format!("{fact}: {why}"));
         if let Some(remedy) = remedy {
             page.line("      next: ", super::table::PLAIN, remedy);
@@ -329,7 +329,7 @@ pub fn render_json(gated: &Gated, on_blocked: OnBlocked, out: &mut dyn Write) ->
         gpus: gated.gpus.iter().map(gated_gpu).collect(),
         processes: ended.chain(others.map(|verdict| json::process(verdict, None))).collect(),
         respawns: respawns(gated).map(json::respawn).collect(),
-        unknowns: gated.cut_short.iter().map(json::unknown).collect(),
+        unknowns: gated.unseen.iter().chain(&gated.cut_short).map(json::unknown).collect(),
     };
     json::write(&document, out)
 }

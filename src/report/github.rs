@@ -100,7 +100,7 @@ pub fn render_gated(
     out: &mut dyn Write,
 ) -> io::Result<()> {
     let places = gate::places(gated).flat_map(|place| of_place(gated, &place, on_blocked));
-    let cut_short = gated.cut_short.iter().map(of_unknown);
+    let cut_short = gated.unseen.iter().chain(&gated.cut_short).map(of_unknown);
     write_annotations(&places.chain(cut_short).collect::<Vec<_>>(), out)
 }
 
@@ -268,9 +268,11 @@ fn of_port(port: &PortVerdict) -> Option<Annotation> {
         | PortState::Held(_)
         | PortState::BoundOnly(_)
         | PortState::Lingering => return None,
-        PortState::Ephemeral { .. } | PortState::Connected { .. } | PortState::KernelOwned => {
-            Kind::Error
-        }
+        PortState::Ephemeral { .. }
+        | PortState::Connected { .. }
+        | PortState::KernelOwned
+        | PortState::Allocated(_)
+        | PortState::Detoured(_) => Kind::Error,
         PortState::HolderNotVisible | PortState::Unknown(_) => Kind::Warning,
     };
     Some(Annotation {

@@ -152,7 +152,11 @@ impl Record {
                 Answer::Blocked(block) => self.put(&blocked(gated, &place, block, priority)),
             }
         }
-        gated.cut_short.iter().for_each(|unknown| self.put(&not_seen(unknown)));
+        gated
+            .unseen
+            .iter()
+            .chain(&gated.cut_short)
+            .for_each(|unknown| self.put(&not_seen(unknown)));
         let code = gate::exit_code(gated, on_blocked);
         let (answer, priority) = match code {
             exit::CLEAR => ("may start", Priority::Info),
@@ -335,6 +339,8 @@ fn taken(port: &PortVerdict) -> Option<Entry> {
         PortState::Ephemeral { .. } => "ephemeral",
         PortState::Connected { .. } => "connected",
         PortState::KernelOwned => "kernel_owned",
+        PortState::Allocated(_) => "allocated",
+        PortState::Detoured(_) => "detoured",
         PortState::HolderNotVisible => "holder_not_visible",
         PortState::Unknown(_) => "unknown",
         PortState::Free

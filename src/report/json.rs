@@ -147,6 +147,10 @@ enum State {
     KernelOwned,
     /// Somebody has it who may not be seen.
     HolderNotVisible,
+    /// No socket is on it; an engine has allocated it to a running container.
+    Allocated,
+    /// No socket is on it; a rule sends its packets elsewhere.
+    Detoured,
     /// Could not be learnt.
     Unknown,
 }
@@ -320,6 +324,8 @@ pub(super) fn port(port: &PortVerdict) -> Port {
         PortState::Lingering => (State::Lingering, Vec::new(), None),
         PortState::KernelOwned => (State::KernelOwned, Vec::new(), None),
         PortState::HolderNotVisible => (State::HolderNotVisible, Vec::new(), None),
+        PortState::Allocated(_) => (State::Allocated, Vec::new(), None),
+        PortState::Detoured(_) => (State::Detoured, Vec::new(), None),
         PortState::Unknown(_) => (State::Unknown, Vec::new(), None),
     };
     let Endpoint { port: number, proto, address } = port.endpoint;

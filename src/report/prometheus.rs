@@ -229,6 +229,8 @@ fn state(state: &PortState) -> &'static str {
         PortState::Connected { .. } => "connected",
         PortState::Lingering => "lingering",
         PortState::KernelOwned => "kernel_owned",
+        PortState::Allocated(_) => "allocated",
+        PortState::Detoured(_) => "detoured",
         PortState::HolderNotVisible => "holder_not_visible",
         PortState::Unknown(_) => "unknown",
     }

@@ -121,6 +121,8 @@ impl Summary {
                 | PortState::Ephemeral { .. }
                 | PortState::Connected { .. }
                 | PortState::KernelOwned
+                | PortState::Allocated(_)
+                | PortState::Detoured(_)
                 | PortState::HolderNotVisible => &mut self.ports_held,
                 PortState::Unknown(_) => &mut self.ports_unknown,
             } += 1;

@@ -25,7 +25,7 @@ use crate::{
     ident::Pid,
     judge::{
         gpu::{GpuState, GpuVerdict},
-        port::{PortState, PortVerdict},
+        port::{PortState, PortVerdict, allocated_title},
         verdict::{Finding, Unknown, Verdict},
     },
     pipeline::{Findings, Reaped},
@@ -234,6 +234,8 @@ fn port_rows<'a>(
         PortState::Connected { holders, .. } => (holders.as_slice(), ("a connection", DOUBT)),
         PortState::Lingering => (&[][..], ("lingering", SPARED)),
         PortState::KernelOwned => (&[][..], ("held by the kernel", DOUBT)),
+        PortState::Allocated(container) => (&[][..], (allocated_title(container), DOUBT)),
+        PortState::Detoured(_) => (&[][..], ("a rule takes its packets", DOUBT)),
         PortState::HolderNotVisible => (&[][..], ("holder not visible", DOUBT)),
         PortState::Unknown(_) => (&[][..], ("unknown", DOUBT)),
     };
@@ -496,6 +498,8 @@ fn taken_by_no_server(port: &PortVerdict) -> Option<String> {
     let how = match port.state {
         PortState::Ephemeral { .. } | PortState::Connected { .. } => "taken by a connection",
         PortState::KernelOwned => "held by the kernel",
+        PortState::Allocated(_) => "taken by a container",
+        PortState::Detoured(_) => "taken by a rule",
         PortState::HolderNotVisible => "held by somebody not visible",
         PortState::Unknown(_) => "unknown",
         PortState::Free

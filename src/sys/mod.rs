@@ -97,6 +97,30 @@ pub fn socket_peer(socket: BorrowedFd<'_>) -> io::Result<(u32, Option<Pid>)> {
     Ok((peer.uid, pid))
 }
 
+/// What a socket answers about an option (getsockopt(2)) that takes its question in the same bytes as the answer. Returns how
+/// many of them it wrote.
+pub fn socket_option(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+    bytes: &mut [u8],
+) -> io::Result<usize> {
+    let too_long = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let mut length = u32::try_from(bytes.len()).map_err(too_long)?;
+    // SAFETY: `bytes` and `length` are alive for the call; the kernel reads and writes at most `length` bytes there, and any
+    // bits fit a byte.
+    let answer = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            bytes.as_mut_ptr().cast(),
+            std::ptr::from_mut(&mut length),
+        )
+    };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(length as usize) }
+}
+
 /// Lets a socket receive only what this classic BPF program accepts (SO_ATTACH_FILTER of socket(7)). The kernel checks the
 /// program and takes a copy.
 pub fn attach_filter(socket: BorrowedFd<'_>, program: &mut [libc::sock_filter]) -> io::Result<()> {

@@ -112,6 +112,7 @@ fn look(pid: u32) -> Snapshot {
         pids: [Pid(pid)].into(),
         gpus: None,
         engines: observe::Engines::none(),
+        beyond: crate::observe::Ask::No,
     };
     let mut snapshot = observe::observe(&Host::live(), &question);
     let container = Container {

@@ -4,11 +4,14 @@ use super::super::{
     gate::{Answer, Binds, Passage, judge},
     verdict::Unknown,
 };
-use super::scene::{BLINDNESSES, Scene, system};
+use super::scene::{BLINDNESSES, DOCKER, ID, Scene, port, system};
 use crate::{
     config::settings::RunsIn,
-    ident::{EngineKind, EngineRef, Pid, ProcessKey},
-    snapshot::{Bind, ContainerState, Passed, Seen, SocketState},
+    ident::{EngineKind, EngineRef, Pid, ProcessKey, Proto},
+    snapshot::{
+        Beyond, Bind, ContainerState, Detour, Passed, Published, Publisher, RuleNumber, RulePlace,
+        Seen, Share, SocketState,
+    },
 };
 
 /// The answer for this port, with and without `--allow-ours`; every port of the scene can be bound but as `bind` says. The
@@ -331,4 +334,133 @@ fn who_does_not_run_where_the_ports_service_is_declared_to_is_a_thief_whoever_st
     assert!(is_thief(since(&container(taken(1, 6000)), passed()).as_deref()));
     let another = container(taken(1, 6000)).contained(7, &[7, 1]);
     assert!(!is_thief(since(&another, passed()).as_deref()));
+}
+
+const PODMAN: EngineRef = EngineRef { kind: EngineKind::Podman, owner: 0 };
+
+/// Rules and engines were asked about, and nothing came of it.
+fn nothing_beyond() -> Scene {
+    let publishers = [(DOCKER, Seen::Known(Vec::new()))].into();
+    let beyond = Beyond { detours: Seen::Known(Vec::new()), publishers, gone: [].into() };
+    Scene::new().see(|s| s.beyond = Some(beyond))
+}
+
+fn edit(scene: Scene, edit: impl FnOnce(&mut Beyond)) -> Scene {
+    scene.see(|s| edit(s.beyond.as_mut().unwrap()))
+}
+
+/// A container of this name that runs, and publishes this port.
+fn publishes(scene: Scene, engine: EngineRef, name: &str, number: u16) -> Scene {
+    let own = Published {
+        address: None,
+        port: port(number),
+        proto: Proto::Tcp,
+        container_port: port(80),
+    };
+    let (name, published) = (name.to_owned(), vec![own]);
+    let container = Publisher { engine, id: ID.into(), name, main_pid: Some(Pid(77)), published };
+    edit(scene, |b| drop(b.publishers.insert(engine, Seen::Known(vec![container]))))
+}
+
+/// A rule of the handle that takes such a share of this port's packets.
+fn detour(scene: Scene, endpoint: &str, handle: u64, share: Share) -> Scene {
+    let (table, chain) = ("nat".to_owned(), "DNAT".to_owned());
+    let place = RulePlace { family: "ip", table, chain, number: RuleNumber::Handle(handle) };
+    let endpoint = endpoint.parse().unwrap();
+    let to = Some("10.88.0.2:80".to_owned());
+    let detour = Detour { endpoint, place, share, to, comment: None };
+    edit(scene, |b| {
+        let mut all = b.detours.known().cloned().unwrap_or_default();
+        all.push(detour);
+        b.detours = Seen::Known(all);
+    })
+}
+
+fn next_step(answer: &Answer) -> String {
+    match answer {
+        Answer::Blocked(block) => block.why.next_step.clone().unwrap_or_default(),
+        Answer::Unknown(unknown) => unknown.remedy.clone().unwrap_or_default(),
+        Answer::Open(advice) => format!("{advice:?}"),
+    }
+}
+
+#[test]
+fn a_port_that_an_engine_alone_counts_as_taken_is_blocked_and_its_containers_own_service_passes() {
+    let taken = publishes(nothing_beyond(), DOCKER, "aidb", 8091);
+    assert_eq!(words(&taken, "8091"), ["blocked"; 2]);
+    assert_eq!(words(&taken, "8092"), ["open"; 2]);
+    let answer = by_bind(&taken, "8091", Bind::Bound);
+    assert_eq!(title(&answer), "allocated in the engine only");
+    assert!(next_step(&answer).contains("'docker restart aidb'"), "{answer:?}");
+    let runs_in = Some(RunsIn::Container(Some("aidb".to_owned())));
+    let declared = taken.clone().set(|s| s.services[0].runs_in = runs_in);
+    assert_eq!(words(&declared, "8091"), ["blocked", "open"]);
+    // Whatever lingers on it.
+    let lingers = taken.socket(&[], "0.0.0.0:8091", SocketState::Lingering);
+    assert_eq!(words(&lingers, "8091"), ["blocked"; 2]);
+}
+
+#[test]
+fn podman_holds_a_port_by_its_rules_alone() {
+    let lost = publishes(nothing_beyond(), PODMAN, "aidb", 8091);
+    assert_eq!(words(&lost, "8091"), ["open"; 2]);
+    let ruled = detour(lost, "8091", 7, Share::All);
+    let answer = by_bind(&ruled, "8091", Bind::Bound);
+    assert_eq!(title(&answer), "published by a rule alone");
+    let dead = edit(ruled, |b| b.gone = [Pid(77)].into());
+    let answer = by_bind(&dead, "8091", Bind::Bound);
+    assert_eq!(title(&answer), "a rule takes its packets");
+    assert!(next_step(&answer).contains("'podman rm -f aidb'"), "{answer:?}");
+}
+
+#[test]
+fn a_rule_without_a_container_is_named_with_its_removal_and_one_of_an_unknown_container_without() {
+    let left = detour(nothing_beyond(), "8091", 7, Share::Unclear);
+    let left = detour(left, "8091", 9, Share::All);
+    let answer = by_bind(&left, "8091", Bind::Bound);
+    assert_eq!((word(&answer), title(&answer)), ("blocked", "a rule takes its packets"));
+    let both = "'nft delete rule ip nat DNAT handle 7; nft delete rule ip nat DNAT handle 9'";
+    assert!(next_step(&answer).starts_with(both), "{answer:?}");
+    let silent = Seen::Unreadable("it did not answer".to_owned());
+    let unknown = edit(left, |b| drop(b.publishers.insert(PODMAN, silent)));
+    let answer = by_bind(&unknown, "8091", Bind::Bound);
+    assert_eq!(word(&answer), "blocked");
+    assert!(!next_step(&answer).contains("delete"), "{answer:?}");
+}
+
+#[test]
+fn a_name_that_a_shell_would_not_take_as_it_stands_is_in_no_command() {
+    let odd = edit(detour(nothing_beyond(), "8091", 7, Share::All), |b| {
+        if let Seen::Known(all) = &mut b.detours {
+            all[0].place.chain = "a; reboot".to_owned();
+        }
+    });
+    let answer = by_bind(&odd, "8091", Bind::Bound);
+    assert!(!next_step(&answer).contains("nft delete"), "{answer:?}");
+}
+
+#[test]
+fn a_rule_that_takes_some_packets_leaves_the_port_open_with_a_word_of_it() {
+    let some = detour(nothing_beyond(), "8091", 7, Share::Some);
+    let answer = by_bind(&some, "8091", Bind::Bound);
+    assert_eq!((word(&answer), title(&answer)), ("open", "a rule takes some packets"));
+}
+
+#[test]
+fn an_engine_that_was_asked_in_vain_and_rules_that_could_not_be_read_open_nothing() {
+    for unseen in [Seen::Gone, Seen::Denied, Seen::Unreadable("late".to_owned())] {
+        let silent = edit(nothing_beyond(), |b| drop(b.publishers.insert(DOCKER, unseen.clone())));
+        assert_eq!(words(&silent, "8091"), ["unknown"; 2], "{unseen:?}");
+        let next = next_step(&by_bind(&silent, "8091", Bind::Bound));
+        assert!(next.contains("docker: off"), "{next}");
+    }
+    for unseen in [Seen::Gone, Seen::Unreadable("it changed".to_owned())] {
+        let unread = edit(nothing_beyond(), |b| b.detours = unseen);
+        assert_eq!(words(&unread, "8091"), ["unknown"; 2]);
+    }
+    // The one exception: whoever has no right to see rules is told so once.
+    let denied = edit(nothing_beyond(), |b| b.detours = Seen::Denied);
+    assert_eq!(words(&denied, "8091"), ["open"; 2]);
+    assert!(super::super::gate::unseen(&denied.snapshot).is_some());
+    assert_eq!(super::super::gate::unseen(&nothing_beyond().snapshot), None);
 }

@@ -148,6 +148,7 @@ impl Scene {
             sessions: BTreeMap::new(),
             lingering: [(1000, Seen::Known(false))].into(),
             containers: Containers::default(),
+            beyond: None,
             receipts: Vec::new(),
             gpus: None,
         };
@@ -491,6 +492,10 @@ pub(super) enum Fact {
     Now,
     EphemeralPorts,
     ReservedPorts,
+    /// Rules of the packet filter: that they may not be read is told once for all ports, and keeps none shut.
+    Detours,
+    /// What an engine publishes.
+    Published(usize),
     Sockets,
     V6Only(usize),
     /// The process itself: gone between two reads.
@@ -609,6 +614,10 @@ impl Scene {
         let gpus = snapshot.gpus.as_ref().map_or(0, |gpus| gpus.all.len());
         facts.extend((0..gpus).flat_map(|at| [Fact::GpuMemory(at), Fact::GpuHolders(at)]));
         facts.extend(snapshot.gpus.iter().map(|_| Fact::Gpus));
+        if let Some(beyond) = &snapshot.beyond {
+            facts.push(Fact::Detours);
+            facts.extend((0..beyond.publishers.len()).map(Fact::Published));
+        }
         facts.extend(enclosed.flat_map(|p| of_enclosure.map(|fact| fact(p.key.pid.0))));
         facts
     }
@@ -648,6 +657,15 @@ impl Scene {
             Fact::EphemeralPorts => blind(&mut snapshot.ephemeral_ports, how),
             Fact::ReservedPorts => blind(&mut snapshot.reserved_ports, how),
             Fact::Sockets => blind(&mut snapshot.sockets, how),
+            Fact::Detours => {
+                let beyond = snapshot.beyond.iter_mut().filter(|_| how != Blindness::Denied);
+                beyond.for_each(|beyond| blind(&mut beyond.detours, how));
+            }
+            Fact::Published(at) => {
+                let beyond = snapshot.beyond.iter_mut();
+                let mut said = beyond.flat_map(|beyond| beyond.publishers.values_mut());
+                said.nth(*at).into_iter().for_each(|seen| blind(seen, how));
+            }
             Fact::Unit(unit) => {
                 if let Some(seen) = snapshot.units.get_mut(unit) {
                     blind(seen, how);
