@@ -15,7 +15,7 @@ use crate::{
     act::interrupt::Interrupt,
     gate::{Gate, Gated, Wishes},
     host::Host,
-    judge::gate::{Answer, Passage},
+    judge::gate::Answer,
     pipeline::Event,
     report::{Style, exit, gate, github, journal::Record, prometheus},
 };
@@ -138,19 +138,19 @@ fn before_command(code: u8) -> u8 {
 
 /// What blocks, of a start that goes on.
 fn let_pass(gated: &Gated) -> impl Iterator<Item = String> {
-    gated.ports.iter().filter_map(|Passage { port, answer }| match answer {
+    gate::places(gated).filter_map(|place| match place.answer {
         Answer::Blocked(block) => {
-            let number = port.endpoint.short();
-            Some(format!("port {number} is blocked, and the start goes on: {}", block.why.sentence))
+            let (title, why) = (place.title, &block.why.sentence);
+            Some(format!("{title} is blocked, and the start goes on: {why}"))
         }
         Answer::Open(_) | Answer::Unknown(_) => None,
     })
 }
 
-/// Nothing but open ports, of which nothing need be said.
+/// Nothing but what is open and of which nothing need be said.
 fn is_plain(gated: &Gated) -> bool {
     gated.reaped.iter().all(|reaped| reaped.deeds.is_empty())
-        && gated.ports.iter().all(|port| port.answer == Answer::Open(Vec::new()))
+        && gated.answers().all(|answer| *answer == Answer::Open(Vec::new()))
 }
 
 fn rendered(

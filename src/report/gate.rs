@@ -51,21 +51,21 @@ pub fn exit_code(gated: &Gated, on_blocked: OnBlocked) -> u8 {
 }
 
 /// A port or a GPU, as the forms name it.
-pub(super) struct Place<'a> {
+pub struct Place<'a> {
     /// `8091`, `GPU 0`.
-    pub(super) name: String,
+    pub name: String,
     /// `port 8091`, `GPU 0`.
-    pub(super) title: String,
+    pub title: String,
     /// Its services; empty where it has none.
-    pub(super) service: String,
+    pub service: String,
     /// Whether they may have it.
-    pub(super) answer: &'a Answer,
+    pub answer: &'a Answer,
     /// As the journal has it: its field and the value.
-    pub(super) field: (&'static str, String),
+    pub field: (&'static str, String),
 }
 
 /// Every port, then every GPU that was asked about.
-pub(super) fn places(gated: &Gated) -> impl Iterator<Item = Place<'_>> {
+pub fn places(gated: &Gated) -> impl Iterator<Item = Place<'_>> {
     let ports = gated.ports.iter().map(|Passage { port, answer }| Place {
         name: port.endpoint.short(),
         title: format!("port {}", port.endpoint.short()),

@@ -110,17 +110,20 @@ impl Reader {
         let rest = kernel::observe(host, &mut gpus.may_miss);
         let is_walked = (has_nvidia && answer.is_none()) || !rest.is_empty();
         let walk = if is_walked { files::walk(host) } else { Walk::default() };
-        gpus.all = match answer {
-            Some(mut told) => {
-                if !sight.is_first_pid_namespace {
-                    for gpu in &mut told {
-                        forget(gpu, OWN_NAMESPACE);
-                    }
+        gpus.all = if let Some(mut told) = answer {
+            if !sight.is_first_pid_namespace {
+                for gpu in &mut told {
+                    forget(gpu, OWN_NAMESPACE);
                 }
-                hidden_cards(&told, &found.all, &mut gpus.may_miss);
-                told
             }
-            None => devices::gpus(host, &found.all, &walk, &mut gpus.may_miss),
+            hidden_cards(&told, &found.all, &mut gpus.may_miss);
+            told
+        } else {
+            // Who failed to answer may have known of more.
+            if let Some(failed) = gpus.trouble.first() {
+                gpus.may_miss.get_or_insert(format!("{} {}", failed.source, failed.why));
+            }
+            devices::gpus(host, &found.all, &walk, &mut gpus.may_miss)
         };
         let first = gpus.all.iter().map(|gpu| gpu.index + 1).max().unwrap_or_default();
         let rest = kernel::gpus(host, rest, &walk, sight.is_first_pid_namespace);
