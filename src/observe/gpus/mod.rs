@@ -72,6 +72,12 @@ pub struct Sources {
     pub timeout: Duration,
 }
 
+impl Default for Sources {
+    fn default() -> Self {
+        Self { nvml: Way::Auto, nvidia_smi: Way::Auto, timeout: Duration::from_secs(5) }
+    }
+}
+
 /// Looks at GPUs, again and again. Between two looks it keeps the process that asks NVML, which ends with the thread that looked
 /// first, and when this is dropped: drop it before an exec.
 #[derive(Debug)]
