@@ -321,6 +321,19 @@ fn the_process_that_asks_ends_with_its_reader_and_with_its_parent() {
     wait_until(DEADLINE, "it ended with its parent", || readers_of(&stub).is_empty());
 }
 
+#[test]
+fn the_process_that_asks_takes_no_other_question_and_needs_no_library_for_the_drivers_own_files() {
+    let ask = |question: &str| {
+        let script = format!("echo {question} | '{}' nvml-reader", env!("CARGO_BIN_EXE_portreeve"));
+        let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, answer) = ask("information");
+    assert_eq!(code, Some(0));
+    assert!(answer.starts_with("{\"Information\":"), "{answer}");
+    assert_eq!(ask("reset"), (Some(2), String::new()));
+}
+
 /// Ends what a failed test would leave behind.
 struct NoReaders<'s>(&'s Stub);
 
@@ -344,6 +357,49 @@ fn readers_of(stub: &Stub) -> Vec<u32> {
             && words.contains(&library.to_str().unwrap().as_bytes())
     })
     .collect()
+}
+
+#[test]
+fn doctor_says_who_answers_about_gpus_and_what_would_mend_who_does_not() {
+    let stub = Stub::new();
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config.yaml");
+    let text =
+        format!("gpus: {{ nvml: '{}', nvidia_smi: off, timeout: 1s }}\n", stub.library().display());
+    fs::write(&config, text).unwrap();
+    let checks = |state: &str| {
+        stub.state(state);
+        let output = Command::new(env!("CARGO_BIN_EXE_portreeve"))
+            .args(["doctor", "--format", "json", "--config", config.to_str().unwrap()])
+            .env(STATE, stub.state_file())
+            .output()
+            .unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let checks = json["checks"].as_array().unwrap().clone();
+        move |name: &str, field: &str| -> String {
+            let check =
+                checks.iter().find(|check| check["name"] == name && check["area"] == "gpus");
+            check
+                .map(|check| check[field].as_str().unwrap_or_default().to_owned())
+                .unwrap_or_default()
+        }
+    };
+    let good = checks(ONE);
+    assert_eq!([good("NVML", "state"), good("NVML", "detail")], ["good", "answers: 1 GPU"]);
+    if is_first_pid_namespace() {
+        assert_eq!(good("GPU 0", "state"), "good");
+        assert!(
+            good("GPU 0", "detail").contains("400 of 1000 MiB free"),
+            "{}",
+            good("GPU 0", "detail")
+        );
+    }
+    let old = checks("init 18\n");
+    assert_eq!(old("NVML", "state"), "off");
+    assert!(old("NVML", "fix").contains("reboot"), "{}", old("NVML", "fix"));
+    let hung = checks("hang init\n");
+    assert_eq!(hung("NVML", "state"), "unknown");
+    assert_eq!(hung("NVML", "detail"), "NVML did not answer within 1s");
 }
 
 // ---- nvidia-smi
@@ -633,6 +689,19 @@ fn a_gpu_of_a_host_without_a_driver_for_it_is_none_and_hidden_folders_are_said()
     let sources = Sources { nvml: Way::Off, nvidia_smi: Way::Off, timeout: TIMEOUT };
     let gpus = Reader::new(sources).look(&Host::fixture(bare.path()));
     assert!(gpus.may_miss.is_some(), "{gpus:?}");
+}
+
+#[test]
+fn a_gpu_that_the_kernel_drives_and_the_library_does_not_show_is_said() {
+    let folder = Folder::new();
+    for bus in ["0000:3b:00.0", "0000:3c:00.0"] {
+        fs::create_dir_all(folder.path(&format!("proc/driver/nvidia/gpus/{bus}"))).unwrap();
+    }
+    let mut asked = Asked::says(ONE);
+    let gpus = asked.reader.look(&Host::fixture(folder.0.path()));
+    assert_eq!(gpus.all.len(), 1);
+    let why = gpus.may_miss.unwrap();
+    assert!(why.contains("0000:3c:00.0") && !why.contains("0000:3b:00.0"), "{why}");
 }
 
 const CARD: &str = "0000:03:00.0";
