@@ -452,6 +452,23 @@ pub struct Sockets {
     pub creator_gone: BTreeSet<u64>,
 }
 
+/// A port that a gate found free and let its service have, as that gate wrote it down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Passed {
+    /// The port.
+    pub endpoint: Endpoint,
+    /// When, in ticks since boot: nothing had the port then.
+    pub at_ticks: u64,
+    /// The gate, and so the command that it became.
+    pub gate: ProcessKey,
+    /// Whether it became one.
+    pub became_command: bool,
+    /// Who stood above it then; none where not all are known.
+    pub ancestors: Option<Vec<Pid>>,
+    /// The path of its control group, where that is a unit's and no login session's.
+    pub unit_path: Option<String>,
+}
+
 /// What binding a guarded port came to, the way its service binds it. The socket was closed at once and never listened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bind {

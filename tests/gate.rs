@@ -12,7 +12,7 @@ mod support;
 
 use std::{
     fs,
-    net::TcpStream,
+    net::{TcpStream, UdpSocket},
     os::fd::OwnedFd,
     process::{Child, Output, Stdio},
     time::{Duration, Instant},
@@ -20,10 +20,10 @@ use std::{
 
 use portreeve::{
     host::Host,
-    observe::bind,
+    observe::{Reach, bind, listeners},
     snapshot::{Bind, Seen},
 };
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use serde_json::Value;
 use support::{
     DEADLINE, skip,
@@ -150,6 +150,102 @@ fn the_probe_of_each_of_nine_binds_is_what_a_service_meets() {
     assert_eq!(free, [true, false, false, true, true, false, false, false, false]);
 }
 
+/// A TCP socket on this address, bound as it says.
+fn silent(at: &str, reuses: [bool; 2], v6only: bool) -> OwnedFd {
+    let at: std::net::SocketAddr = at.parse().unwrap();
+    let family = if at.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None).unwrap();
+    if at.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, v6only).unwrap();
+    }
+    sockopt::set_socket_reuseaddr(&socket, reuses[0]).unwrap();
+    sockopt::set_socket_reuseport(&socket, reuses[1]).unwrap();
+    rustix::net::bind(&socket, &at).unwrap();
+    socket
+}
+
+/// What the whole dump shows beside which a plain bind succeeds; and how many sockets it showed at all.
+fn bound_beside(name: &str, port: u16) -> (Vec<String>, usize) {
+    let at = ["", "127.0.0.1:", "127.0.0.2:", "0.0.0.0:", "[::1]:", "[::]:"];
+    let endpoints = at.iter().flat_map(|at| ["tcp", "udp"].map(|p| format!("{at}{port}/{p}")));
+    let mut shown = 0;
+    let wrong = endpoints.filter_map(|text| {
+        let endpoint = text.parse().unwrap();
+        let sockets = listeners::from_diagnostics(&[endpoint], Reach::Whole).unwrap();
+        let bind = bind::observe(&Host::live(), &endpoint, false);
+        shown += sockets.len();
+        let is_wrong = !sockets.is_empty() && bind != Seen::Known(Bind::Busy);
+        is_wrong.then(|| format!("{text} beside {name}: {bind:?}, {sockets:?}"))
+    });
+    (wrong.collect(), shown)
+}
+
+#[test]
+fn a_plain_bind_succeeds_beside_no_socket_of_any_state() {
+    let stage = match Stage::set() {
+        Ok(stage) => stage,
+        Err(reason) => return skip(&reason),
+    };
+    let seen: Vec<(&str, Vec<String>, usize)> = stage.within(|| {
+        let mut seen = Vec::new();
+        let mut look = |name, port| {
+            let (wrong, shown) = bound_beside(name, port);
+            seen.push((name, wrong, shown));
+        };
+        let addresses = ["127.0.0.1", "0.0.0.0", "[::1]", "[::]", "[::ffff:127.0.0.1]"];
+        let ways = [[false, false], [true, false], [false, true], [true, true]];
+        // Another one each time: what other tests fork may have the last one open for a moment.
+        let mut ports = 7300..;
+        for (address, reuses) in addresses.iter().flat_map(|a| ways.map(|w| (a, w))) {
+            for v6only in [false, true] {
+                if v6only && !address.contains("[::]") {
+                    continue;
+                }
+                let port = ports.next().unwrap();
+                let socket = silent(&format!("{address}:{port}"), reuses, v6only);
+                if listeners::sees_bound(&Host::live()) {
+                    look("what is bound and silent", port);
+                }
+                rustix::net::listen(&socket, 1).unwrap();
+                look("what listens", port);
+            }
+        }
+        let two = [(); 2].map(|()| silent("127.0.0.1:7220", [true, true], false));
+        for socket in &two {
+            rustix::net::listen(socket, 1).unwrap();
+        }
+        look("two that share it", 7220);
+        drop(two);
+        for (at, port) in [("127.0.0.1", 7221), ("[::1]", 7222)] {
+            let server = serve(&format!("[::]:{port}"), false, true).unwrap();
+            let client = TcpStream::connect(format!("{at}:{port}")).unwrap();
+            let accepted = rustix::net::accept(&server).unwrap();
+            drop(server);
+            look("a connection that it accepted", port);
+            look("a client", client.local_addr().unwrap().port());
+            drop(accepted);
+            look("FIN_WAIT", port);
+            drop(client);
+            look("TIME_WAIT", port);
+        }
+        for (address, port) in [("127.0.0.1", 7223), ("0.0.0.0", 7224)] {
+            let socket = UdpSocket::bind((address, port)).unwrap();
+            look("UDP", port);
+            socket.connect("127.0.0.1:9").unwrap();
+            look("connected UDP", port);
+        }
+        let both = UdpSocket::bind("[::]:7225").unwrap();
+        look("UDP of both families", 7225);
+        drop(both);
+        seen
+    });
+    for (name, wrong, shown) in seen {
+        assert!(wrong.is_empty(), "{wrong:#?}");
+        assert!(shown > 0, "{name} is not seen");
+    }
+}
+
 /// A server that closed its connection first, and went: TIME_WAIT is on the port.
 fn leave_time_wait(stage: &Stage, port: u16, reuse_addr: bool) {
     stage.within(|| {
@@ -182,7 +278,7 @@ fn time_wait_lets_a_server_with_so_reuseaddr_pass_and_blocks_one_without() {
     let db = document(&stage, &config, &["db"]);
     assert_eq!(first(&db), ("blocked".into(), "lingering".into(), vec![]), "{db:#}");
     let web = document(&stage, &config, &["web"]);
-    if !portreeve::observe::listeners::sees_bound(&Host::live()) {
+    if !listeners::sees_bound(&Host::live()) {
         // There a silent socket beside them would not be seen.
         assert_eq!((&web["ports"][0]["answer"], &web["exit_code"]), (&"unknown".into(), &2.into()));
         return;
@@ -200,7 +296,7 @@ fn a_socket_that_is_bound_and_silent_blocks_and_its_holder_is_named() {
     let document = document(&stage, &config, &["web"]);
     let (answer, title, pids) = first(&document);
     assert_eq!((answer.as_str(), &document["exit_code"]), ("blocked", &1.into()), "{document:#}");
-    if portreeve::observe::listeners::sees_bound(&Host::live()) {
+    if listeners::sees_bound(&Host::live()) {
         assert_eq!((title.as_str(), pids), ("bound, not listening", vec![holder.pid().into()]));
     } else {
         assert_eq!(title, "busy");
@@ -430,6 +526,64 @@ fn whom_somebody_brings_back_is_not_ended_again_and_again() {
 }
 
 #[test]
+fn a_port_between_an_end_and_a_respawn_is_not_let_pass() {
+    let Some((stage, config)) = stage() else { return };
+    let (plant, ready) = (stage.program("examples/plant"), stage.path("planted/again"));
+    let again = stage.path("planted/second");
+    let once = |ready: &std::path::Path| {
+        format!(
+            "{} --daemonise --as '{}' --ready {} --leash {} --listen 7201",
+            plant.display(),
+            left_name(&stage),
+            ready.display(),
+            stage.path("leash").display(),
+        )
+    };
+    let alive =
+        format!("grep -q 'State:.[^Z]' /proc/$(cat {})/status 2>/dev/null", ready.display());
+    // It takes its time to bring the second one up: nobody watches for it (respawn_watch: 0s).
+    let script = format!(
+        "{}; while {alive}; do sleep 0.02; done; sleep 0.4; {}; sleep 60",
+        once(&ready),
+        once(&again),
+    );
+    let launcher = stage.command(&["sh", "-c", &script]).stdout(Stdio::null()).spawn().unwrap();
+    let mut launcher = Planted::of_child(launcher);
+    wait_until(DEADLINE, "the first is there", || ready.exists());
+    let first_one = Planted::adopt(fs::read_to_string(&ready).unwrap().trim().parse().unwrap());
+    let slow = fs::read_to_string(&config).unwrap().replace("settle: 50ms", "settle: 3s");
+    let config = stage.write("slow.yaml", &slow);
+    let output = gate(&stage, &config, &["left", "--reap"]);
+    let said = text(&output.stdout);
+    launcher.end();
+    assert!(!first_one.is_alive(), "{said}");
+    assert_eq!(code(&output), 1, "{said}");
+    let _second = Planted::adopt(fs::read_to_string(&again).unwrap().trim().parse().unwrap());
+}
+
+#[test]
+fn who_stays_in_the_way_is_let_pass_at_once_and_who_may_go_is_waited_for() {
+    let Some((stage, _)) = stage() else { return };
+    let config = stage.write(
+        "patient.yaml",
+        "defaults: { min_age: 1ms }\ngate: { timeout: 4s, settle: 50ms }\n\
+         services: { db: { ports: [7206] }, lost: { ports: ['192.0.2.77:7204'] } }\n",
+    );
+    let _postgres = stage.plant(&["--as", "postgres", "--listen", "7206"]);
+    let waited = |words: &[&str]| {
+        let found = document(&stage, &config, &[words, &["--on-blocked", "warn"]].concat());
+        assert_eq!(found["exit_code"], 0, "{found:#}");
+        found["waited_ms"].as_u64().unwrap()
+    };
+    assert!(waited(&["db"]) < 3000);
+    // An address may come; and whoever says how long to wait is believed.
+    assert!(waited(&["db", "lost"]) >= 4000);
+    let waited_long = waited(&["db", "--timeout", "1500ms"]);
+    assert!((1500..4000).contains(&waited_long), "{waited_long}");
+    assert_eq!(document(&stage, &config, &["db", "--timeout", "0s"])["exit_code"], 1);
+}
+
+#[test]
 fn the_commands_own_code_is_its_own_and_it_inherits_nothing_of_ours() {
     let Some((stage, config)) = stage() else { return };
     assert_eq!(code(&gate(&stage, &config, &["web", "--", "sh", "-c", "exit 42"])), 42);
@@ -518,13 +672,129 @@ fn a_gate_waits_for_another_and_its_command_keeps_nobody_waiting() {
     assert_eq!(code(&output), 0, "{}", text(&output.stderr));
 }
 
+/// Gates of one stage that share a `/run`.
+fn in_turn(stage: &Stage, config: &str, words: &[&str]) -> std::process::Command {
+    let run = stage.path("run");
+    fs::create_dir_all(&run).unwrap();
+    let script = format!("mount --bind {} /run; exec", run.display());
+    stage.portreeve_by(&script, &[&["gate", "--config", config], words].concat())
+}
+
+/// Somebody beside the gate who takes port 7202 as soon as this file is there; as a child of theirs, or by themselves.
+fn lurk(stage: &Stage, sign: &str, itself: bool) -> Planted {
+    let (plant, ready) = (stage.program("examples/plant"), stage.path("planted/thief"));
+    let script = format!(
+        "while ! [ -e {sign} ]; do sleep 0.02; done; {} {} --as thief --ready {} --leash {} --listen 7202; exit",
+        if itself { "exec" } else { "" },
+        plant.display(),
+        ready.display(),
+        stage.path("leash").display(),
+    );
+    let lurker = stage.command(&["sh", "-c", &script]).stdout(Stdio::null()).spawn().unwrap();
+    Planted::of_child(lurker)
+}
+
 #[test]
-fn who_took_the_port_after_a_gate_is_named_by_the_next() {
+fn a_thief_who_takes_the_port_from_under_a_start_is_named_by_the_next_gate() {
+    for itself in [false, true] {
+        let Some((stage, config)) = stage() else { return };
+        let sign = stage.path("through").to_str().unwrap().to_owned();
+        let lurker = lurk(&stage, &sign, itself);
+        // Older than the passage by more than the kernel's clock tells apart.
+        let began = Instant::now();
+        let is_past = || began.elapsed() > Duration::from_millis(30);
+        wait_until(DEADLINE, "some ticks are over", is_past);
+        let (plant, ready) = (stage.program("examples/plant"), stage.path("planted/thief"));
+        let service = format!(
+            "touch {sign}; while ! [ -e {} ]; do sleep 0.02; done; exec {} --as web --ready {}/web --listen 7202",
+            ready.display(),
+            plant.display(),
+            stage.path("planted").display(),
+        );
+        let start = ["web", "--", "sh", "-c", &service];
+        let started = in_turn(&stage, &config, &start).stderr(Stdio::piped()).spawn().unwrap();
+        let gate_pid = started.id();
+        let failed = started.wait_with_output().unwrap();
+        assert!(text(&failed.stderr).contains("AddrInUse"), "{}", text(&failed.stderr));
+        let thief: u32 = fs::read_to_string(&ready).unwrap().trim().parse().unwrap();
+        let thief = Planted::adopt(thief);
+        assert_eq!(thief.pid() == lurker.pid(), itself);
+        let said = format!("for its command, pid {gate_pid}, which did not start it: the thief");
+        let asked = |words: &[&str]| {
+            let output = in_turn(&stage, &config, &[&["web"], words].concat()).output().unwrap();
+            assert_eq!(code(&output), 1);
+            output
+        };
+        let table = text(&asked(&[]).stdout);
+        assert!(table.contains(&said) && table.contains(&thief.pid().to_string()), "{table}");
+        let document: Value = serde_json::from_slice(&asked(&["--format", "json"]).stdout).unwrap();
+        let blocker = &document["ports"][0]["blockers"][0];
+        assert_eq!(blocker["pid"], thief.pid());
+        assert!(blocker["since"].as_str().unwrap().ends_with(&said), "{document:#}");
+        let journal = text(&asked(&["--verbose"]).stderr);
+        assert!(journal.contains(&format!("pid {}: it took the port", thief.pid())), "{journal}");
+        let github = text(&asked(&["--format", "github"]).stdout);
+        assert!(github.contains(&said), "{github}");
+        drop(lurker);
+    }
+}
+
+#[test]
+fn what_the_command_started_is_no_thief_and_neither_is_who_had_the_port_before_any_gate() {
     let Some((stage, config)) = stage() else { return };
-    assert_eq!(code(&gate(&stage, &config, &["web"])), 0);
-    let thief = stage.plant(&["--as", "thief", "--listen", "7202"]);
-    let found = document(&stage, &config, &["web"]);
-    assert_eq!(first(&found).2, [u64::from(thief.pid())]);
+    let since = || {
+        let words = ["web", "--format", "json"];
+        let output = in_turn(&stage, &config, &words).output().unwrap();
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(document["exit_code"], 1, "{document:#}");
+        document["ports"][0]["blockers"][0]["since"].clone()
+    };
+    let mut before = stage.plant(&["--as", "before", "--listen", "7202"]);
+    assert_eq!(since(), Value::Null);
+    before.end();
+    let (plant, ready) = (stage.program("examples/plant"), stage.path("planted/child"));
+    let service = format!(
+        "{} --as child --ready {} --leash {} --listen 7202; exit",
+        plant.display(),
+        ready.display(),
+        stage.path("leash").display()
+    );
+    let words = ["web", "--", "sh", "-c", &service];
+    let mut server = Planted::of_child(in_turn(&stage, &config, &words).spawn().unwrap());
+    wait_until(DEADLINE, "the command's child listens", || ready.exists());
+    let mut child = Planted::adopt(fs::read_to_string(&ready).unwrap().trim().parse().unwrap());
+    assert_eq!(since(), Value::Null);
+    server.end();
+    child.end();
+    // Who comes after a gate without a command may be what it stood before.
+    assert_eq!(code(&in_turn(&stage, &config, &["web"]).output().unwrap()), 0);
+    let _next = stage.plant(&["--as", "next", "--listen", "7202"]);
+    let said = since();
+    assert!(said.as_str().unwrap().starts_with("it took the port after a gate found"), "{said}");
+    assert!(!said.as_str().unwrap().contains("thief"), "{said}");
+}
+
+#[test]
+fn a_passage_that_cannot_be_written_down_is_a_warning_and_no_reason_not_to_start() {
+    let Some((stage, config)) = stage() else { return };
+    let full = "mkdir -p /run/portreeve/passed.json; exec";
+    let run = |script: &str, more: &[&str]| by(&stage, &config, script, more);
+    for more in [&[][..], &["--", "true"]] {
+        let output = run(full, more);
+        assert_eq!(code(&output), 0);
+        let said = text(&output.stderr);
+        assert!(said.starts_with("warning: the next gate will not know"), "{said}");
+    }
+    // Read-only, or full.
+    for options in ["remount,ro", "remount,size=4k"] {
+        let script = format!(
+            "install -d /run/portreeve; : >/run/portreeve/gate.lock; mount -o {options} /run; exec"
+        );
+        let output = run(&script, &["--", "echo", "up"]);
+        let up = (code(&output), text(&output.stdout));
+        assert_eq!(up, (0, "up\n".to_owned()), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).starts_with("warning: "), "{options}");
+    }
 }
 
 #[test]

@@ -101,6 +101,33 @@ fn a_unit_starts_only_behind_an_open_gate_and_the_journal_says_what_blocked_it()
 }
 
 #[test]
+fn a_unit_that_took_the_port_between_a_gate_and_its_start_is_on_record_at_the_next() {
+    let Some(test_box) = test_box("gate-thief") else { return };
+    server(&test_box, "thief", 8092, "");
+    let gate = "/build/portreeve gate --config /etc/gate.yaml web --timeout 0s";
+    let plant = "/build/examples/plant --ready /run/planted/web --listen 8092";
+    test_box.unit(
+        "web.service",
+        &format!(
+            "[Service]\nExecStartPre={gate}\n\
+             ExecStart=/bin/sh -c 'systemctl start thief; while ! [ -e /run/planted/thief ]; do sleep 0.02; done; exec {plant}'\n"
+        ),
+    );
+    test_box.sh("systemctl start web");
+    let thief = test_box.planted("thief");
+    let status = "systemctl show --property=ActiveState --value web";
+    wait_until(DEADLINE, "its start has failed", || test_box.sh(status) == "failed");
+    let journal = "journalctl --unit web --output cat PORTREEVE_EVENT=blocked || true";
+    assert_eq!(test_box.sh(journal), "");
+    test_box.sh("systemctl start web || true");
+    wait_until(DEADLINE, "it is on record", || !test_box.sh(journal).is_empty());
+    let said = test_box.sh(journal);
+    let wanted = format!("pid {thief}: it took the port after a gate found it free");
+    assert!(said.contains("thief.service") && said.contains(&wanted), "{said}");
+    assert!(said.trim_end().ends_with("does not run where the port's service does: the thief"));
+}
+
+#[test]
 fn the_service_in_its_named_container_is_accepted_as_itself() {
     let Some(test_box) = test_box("gate-container") else { return };
     for kind in [Kind::DockerSystemd, Kind::Podman] {

@@ -56,7 +56,8 @@ pub(super) struct Wish {
 enum Blocked {
     /// It fails, with 1 (before a COMMAND: 75)
     Fail,
-    /// It goes on with a warning; never where something is not known
+    /// It goes on with a warning; never where something is not known. Who stays in the way is not waited for, unless
+    /// '--timeout' says how long
     Warn,
 }
 
@@ -80,6 +81,7 @@ pub(super) fn run(
     let wishes = Wishes {
         timeout: wish.timeout.unwrap_or(settings.gate.timeout),
         settle: settings.gate.settle,
+        lets_pass: wish.on_blocked == Blocked::Warn && wish.timeout.is_none(),
         reaps: wish.reap,
         accepts_ours: wish.allow_ours,
     };
@@ -110,6 +112,9 @@ pub(super) fn run(
         Ok(())
     };
     let (code, gated, _) = keep(&mut gate, &mut record)?;
+    if code == exit::CLEAR && wish.command.is_empty() {
+        put_on_record(&gate, &gated, wish, &mut record);
+    }
     gate.give_way();
     report(code, &gated, &mut record)?;
     let Some((program, arguments)) = wish.command.split_first() else { return Ok(code) };
@@ -123,6 +128,7 @@ pub(super) fn run(
         report(code, &gated, &mut record)?;
         return Ok(if is_interrupted { NOT_KNOWN } else { before_command(code) });
     }
+    put_on_record(&gate, &gated, wish, &mut record);
     drop(record);
     gate.make_way();
     let Rlimit { current, maximum } = limit;
@@ -130,6 +136,13 @@ pub(super) fn run(
     // What is ours is closed by it, the lock last.
     let error = Command::new(program).args(arguments).exec();
     Err(Failure::Usage(format!("'{}' cannot be run: {error}", program.to_string_lossy())))
+}
+
+/// No reason not to start.
+fn put_on_record(gate: &Gate<'_>, gated: &Gated, wish: &Wish, record: &mut Record) {
+    if let Err(why) = gate.record(gated, !wish.command.is_empty()) {
+        record.tell(Event::Warning(&why));
+    }
 }
 
 fn before_command(code: u8) -> u8 {

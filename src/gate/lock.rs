@@ -49,6 +49,11 @@ impl Lock {
         }
     }
 
+    /// Another file of gates, beside it.
+    pub(super) fn beside(&self, name: &str) -> PathBuf {
+        self.0.with_file_name(name)
+    }
+
     fn file(&self) -> io::Result<File> {
         let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
         let mut options = OpenOptions::new();
@@ -99,7 +104,7 @@ fn sign(file: &mut File) {
     let _ = file
         .set_len(0)
         .and_then(|()| file.rewind())
-        .and_then(|()| writeln!(file, "{}", std::process::id()));
+        .and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
 }
 
 fn signed(file: &mut Option<File>) -> String {

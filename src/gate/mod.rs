@@ -2,6 +2,7 @@
 //! Nothing is bound or held on the service's behalf.
 
 mod lock;
+mod passed;
 mod wait;
 
 use std::{
@@ -15,17 +16,19 @@ use crate::{
     host::Host,
     ident::Endpoint,
     judge::{
-        Also, Judgement, Terms,
-        gate::{Answer, Binds, GpuPassage, Passage, asks_for_bind, judge, judge_gpus, may_reuse},
+        self, Also, Judgement, Terms,
+        gate::{Answer, Binds, GpuPassage, Passage, asks_for_bind, judge_gpus, may_reuse, stays},
         gpu::GpuState,
+        port::{PortState, PortVerdict},
         verdict::{Unknown, Verdict},
     },
-    observe::{Reach, bind, settling::Settling, watch::Watch},
+    observe::{self, Reach, bind, settling::Settling, watch::Watch},
     pipeline::{self, Event, Inquiry, Orders, Reaped, Scope, ScopeError},
-    snapshot::Snapshot,
+    snapshot::{Bind, Seen, Snapshot},
 };
 
 use lock::{Held, Lock};
+use passed::Records;
 
 /// How the gate is to be kept.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +37,8 @@ pub struct Wishes {
     pub timeout: Duration,
     /// A port is called blocked only if it has been so for this long, whatever the timeout.
     pub settle: Duration,
+    /// What blocks is let pass in the end: what somebody would have to change is waited for no longer than it settles.
+    pub lets_pass: bool,
     /// Ends orphans first.
     pub reaps: bool,
     /// Who holds a port and surely is the service itself does not block it.
@@ -93,6 +98,8 @@ pub struct Gate<'a> {
     inquiry: Inquiry<'a>,
     terms: Terms,
     lock: Option<Lock>,
+    /// What gates let pass; none where it cannot be kept.
+    records: Option<Records>,
     /// From the first look that found something shut.
     watch: Option<Watch>,
     /// No other gate looks or ends anything while this lives: from a look on until a wait, or our end.
@@ -101,6 +108,8 @@ pub struct Gate<'a> {
     reaps: usize,
     reaped: Vec<Reaped>,
     settling: Settling,
+    /// Until then an open port may be one between an end and who is brought back for it.
+    settles_at: Instant,
 }
 
 /// What one look found.
@@ -118,6 +127,16 @@ impl Found {
 
     fn is_open(&self) -> bool {
         self.answers().all(|answer| matches!(answer, Answer::Open(_)))
+    }
+
+    /// Whether only somebody could open what is shut.
+    fn stays(&self) -> bool {
+        let is_open = |answer: &Answer| matches!(answer, Answer::Open(_));
+        let ports = self.ports.iter().filter(|passage| !is_open(&passage.answer));
+        let mut gpus = self.gpus.iter().filter(|passage| !is_open(&passage.answer));
+        let is_final =
+            |gpu: &GpuPassage| matches!(gpu.gpu.state, GpuState::Residual | GpuState::Absent);
+        ports.into_iter().all(|port| stays(port, &self.verdicts)) && gpus.all(is_final)
     }
 
     pub(super) fn is_settling(&self) -> bool {
@@ -149,7 +168,10 @@ impl<'a> Gate<'a> {
                 None
             }
         };
+        let began = Instant::now();
+        let beside = lock.as_ref().map(|lock| lock.beside("passed.json"));
         Ok(Self {
+            records: beside.and_then(|path| Records::of(host, path)),
             host,
             settings,
             scope,
@@ -159,10 +181,11 @@ impl<'a> Gate<'a> {
             lock,
             watch: None,
             held: None,
-            began: Instant::now(),
+            began,
             reaps: 0,
             reaped: Vec::new(),
             settling: Settling::default(),
+            settles_at: began,
         })
     }
 
@@ -188,7 +211,15 @@ impl<'a> Gate<'a> {
                 self.reap(interrupt, tell)?;
                 continue;
             }
-            let left = self.left();
+            let unsettled = self.settles_at.saturating_duration_since(Instant::now());
+            if found.is_open() && !unsettled.is_zero() {
+                self.held = None;
+                if interrupt.wait(unsettled) {
+                    return Ok(self.gated(Some(found), Some(interrupted())));
+                }
+                continue;
+            }
+            let left = self.left_for(&found);
             // Memory that is coming back is no conflict yet, whatever the timeout; it settles within 'gpu_settle'.
             if found.is_open() || (left.is_zero() && !found.is_settling()) {
                 return Ok(self.gated(Some(found), None));
@@ -216,6 +247,20 @@ impl<'a> Gate<'a> {
         }
     }
 
+    /// Writes down what is let pass now, before other gates may look: the next one is to name who takes it in between.
+    pub fn record(&self, gated: &Gated, becomes_command: bool) -> Result<(), String> {
+        let Some(records) = &self.records else { return Ok(()) };
+        let is_free = |passage: &&Passage| {
+            matches!(passage.answer, Answer::Open(_)) && asks_for_bind(&passage.port)
+        };
+        let free: Vec<Endpoint> =
+            gated.ports.iter().filter(is_free).map(|passage| passage.port.endpoint).collect();
+        if free.is_empty() {
+            return Ok(());
+        }
+        records.add(self.host, &free, becomes_command)
+    }
+
     /// Lets other gates look meanwhile: whoever reads our report may take their time.
     pub fn give_way(&mut self) {
         self.held = None;
@@ -228,6 +273,14 @@ impl<'a> Gate<'a> {
 
     fn left(&self) -> Duration {
         self.wishes.timeout.max(self.wishes.settle).saturating_sub(self.began.elapsed())
+    }
+
+    /// The same, or less where a warning would be all that comes of more.
+    fn left_for(&self, found: &Found) -> Duration {
+        if self.wishes.lets_pass && found.stays() {
+            return self.wishes.settle.saturating_sub(self.began.elapsed());
+        }
+        self.left()
     }
 
     fn take_lock(
@@ -252,12 +305,53 @@ impl<'a> Gate<'a> {
         let also = Also::default();
         let reaped =
             pipeline::reap(self.host, self.settings, self.scope, also, &orders, interrupt, tell)?;
+        if reaped.deeds.iter().any(|deed| deed.outcome.is_gone()) {
+            // The reap itself has watched for a while.
+            let watched = self.settings.defaults.respawn_watch;
+            self.settles_at = Instant::now() + self.wishes.settle.saturating_sub(watched);
+        }
         self.reaps += 1;
         self.reaped.push(reaped);
         Ok(())
     }
 
     fn look(&mut self) -> Found {
+        self.look_by_binding().unwrap_or_else(|| self.look_at_all())
+    }
+
+    /// The short way, where nothing listens on any port and each can be bound plainly: then nothing else is on them. The
+    /// kernel's walk of its tables for what is silent, connected or lingers takes milliseconds.
+    fn look_by_binding(&mut self) -> Option<Found> {
+        if !self.terms.gpus.is_empty() {
+            return None;
+        }
+        let asked = self.terms.guards.iter().filter(|guard| self.terms.is_asked_about(guard));
+        let endpoints: Vec<Endpoint> = asked.map(|guard| guard.endpoint).collect();
+        let snapshot = observe::ports(self.host, &endpoints);
+        let judgement = judge::judge(&snapshot, self.settings, &self.terms);
+        let mut binds = Binds::new();
+        for port in &judgement.ports {
+            match port.state {
+                PortState::Free | PortState::NoListener => {}
+                PortState::Held(_)
+                | PortState::BoundOnly(_)
+                | PortState::Ephemeral { .. }
+                | PortState::Connected { .. }
+                | PortState::Lingering
+                | PortState::KernelOwned
+                | PortState::HolderNotVisible
+                | PortState::Unknown(_) => return None,
+            }
+            let bind = bind::observe(self.host, &port.endpoint, false);
+            if bind != Seen::Known(Bind::Bound) {
+                return None;
+            }
+            binds.insert(port.endpoint, bind);
+        }
+        Some(self.judged(snapshot, judgement, &binds))
+    }
+
+    fn look_at_all(&mut self) -> Found {
         // Somebody else may share the service's own socket.
         let reach = if self.wishes.accepts_ours { Reach::Whole } else { Reach::Narrow };
         let (snapshot, judgement) = self.inquiry.look(&self.terms, reach);
@@ -268,10 +362,20 @@ impl<'a> Gate<'a> {
                 (port.endpoint, bind::observe(self.host, &port.endpoint, may_reuse))
             })
             .collect();
+        self.judged(snapshot, judgement, &binds)
+    }
+
+    fn judged(&mut self, snapshot: Snapshot, judgement: Judgement, binds: &Binds) -> Found {
         let ours = self.wishes.accepts_ours;
-        let ports = judge(&snapshot, self.settings, &self.terms, &judgement, &binds, ours);
+        let is_held = |port: &PortVerdict| !asks_for_bind(port);
+        let passed = self.records.as_ref().filter(|_| judgement.ports.iter().any(is_held));
+        let passed = passed.map(Records::read).unwrap_or_default();
+        let (settings, terms) = (self.settings, &self.terms);
+        let ports =
+            judge::gate::judge(&snapshot, settings, terms, &judgement, binds, &passed, ours);
         let settling = self.settling(&judgement);
-        let gpus = judge_gpus(&snapshot, self.settings, &self.terms, &judgement, &settling, ours);
+        let (settings, terms) = (self.settings, &self.terms);
+        let gpus = judge_gpus(&snapshot, settings, terms, &judgement, &settling, ours);
         Found { snapshot, ports, gpus, verdicts: judgement.verdicts }
     }
 

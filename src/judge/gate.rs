@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     config::settings::{RunsIn, Service, Settings},
     ident::{Endpoint, Manager, Pid},
-    snapshot::{Bind, Process, Seen, Snapshot},
+    snapshot::{Bind, Passed, Process, Seen, Snapshot},
 };
 
 use super::{
     Judgement, Terms, explain,
     gpu::{GpuState, GpuVerdict, has_enough, may_miss},
     port::{self, PortState, PortVerdict},
+    seconds,
     truth::Truth,
     verdict::{ContainerRef, Finding, Spare, Unknown, Verdict},
 };
@@ -78,6 +79,8 @@ pub struct Blocker {
     pub pid: Pid,
     /// What to do about it.
     pub next_step: Option<String>,
+    /// That it took the port after a gate had found it free, in a sentence.
+    pub since: Option<String>,
 }
 
 /// Whether the port's sockets leave open if it can be bound, and so a bind has to tell.
@@ -100,6 +103,40 @@ pub fn may_reuse(port: &PortVerdict, settings: &Settings) -> bool {
     port.state == PortState::Lingering && sets_reuse_addr(port, settings)
 }
 
+/// Whether a port stays blocked until somebody does something: it is held by processes whose verdicts time does not change.
+/// Not so what lingers or is connected, an address that is not there yet, or what is too young to be judged.
+pub fn stays(passage: &Passage, verdicts: &[Verdict]) -> bool {
+    let is_settled = |pid: Pid| {
+        let verdict = verdicts.iter().find(|verdict| verdict.key().pid == pid);
+        verdict.is_some_and(|verdict| match verdict.finding {
+            Finding::Undecided(_) => false,
+            Finding::Spare(_)
+            | Finding::Orphan(_)
+            | Finding::Suspect
+            | Finding::Unsupervised(_)
+            | Finding::Foreign => true,
+        })
+    };
+    match (&passage.port.state, &passage.answer) {
+        (PortState::Held(_) | PortState::BoundOnly(_), Answer::Blocked(block)) => {
+            !block.by.is_empty() && block.by.iter().all(|blocker| is_settled(blocker.pid))
+        }
+        (
+            PortState::Free
+            | PortState::NoListener
+            | PortState::Held(_)
+            | PortState::BoundOnly(_)
+            | PortState::Ephemeral { .. }
+            | PortState::Connected { .. }
+            | PortState::Lingering
+            | PortState::KernelOwned
+            | PortState::HolderNotVisible
+            | PortState::Unknown(_),
+            Answer::Open(_) | Answer::Blocked(_) | Answer::Unknown(_),
+        ) => false,
+    }
+}
+
 fn service_of<'s>(port: &PortVerdict, settings: &'s Settings) -> Option<&'s Service> {
     settings.service(port.service.as_ref()?)
 }
@@ -109,20 +146,38 @@ fn sets_reuse_addr(port: &PortVerdict, settings: &Settings) -> bool {
 }
 
 /// Judges every port of a look. `accepts_ours`: who holds a port and surely is the service itself does not block it.
+/// `passed` is what gates before this one let pass, one entry for a port.
 pub fn judge(
     snapshot: &Snapshot,
     settings: &Settings,
     terms: &Terms,
     judgement: &Judgement,
     binds: &Binds,
+    passed: &[Passed],
     accepts_ours: bool,
 ) -> Vec<Passage> {
-    let look = Look { snapshot, settings, terms, judgement, binds, accepts_ours };
+    let look = Look { snapshot, settings, terms, judgement, binds, passed, accepts_ours };
     judgement
         .ports
         .iter()
         .map(|port| Passage { port: port.clone(), answer: look.answer(port) })
         .collect()
+}
+
+fn is_in_unit_of(passed: &Passed, process: &Process) -> bool {
+    let path = process.cgroup.known().map(|cgroup| &cgroup.path);
+    path.is_some() && path == passed.unit_path.as_ref()
+}
+
+/// What is not surely outside of containers may be in one.
+fn may_be_contained(process: &Process) -> bool {
+    let has_claim = process.cgroup.known().is_none_or(|cgroup| cgroup.claim.is_some());
+    has_claim || process.namespace_pids.known().is_none_or(|pids| pids.len() > 1)
+}
+
+/// The rows of containers and of those who forward to them.
+fn is_of_containers(verdict: &Verdict) -> bool {
+    (3..=7).contains(&verdict.row.0)
 }
 
 /// Judges every GPU of a look; `settling` are those whose memory may still come back, by label.
@@ -134,8 +189,8 @@ pub fn judge_gpus(
     settling: &BTreeSet<String>,
     accepts_ours: bool,
 ) -> Vec<GpuPassage> {
-    let binds = &Binds::new();
-    let look = Look { snapshot, settings, terms, judgement, binds, accepts_ours };
+    let (binds, passed) = (&Binds::new(), &[][..]);
+    let look = Look { snapshot, settings, terms, judgement, binds, passed, accepts_ours };
     let passage = |gpu: &GpuVerdict| {
         let is_settling = gpu.state == GpuState::Residual && settling.contains(&gpu.label);
         GpuPassage { gpu: gpu.clone(), answer: look.gpu_answer(gpu, is_settling), is_settling }
@@ -149,6 +204,7 @@ struct Look<'a> {
     terms: &'a Terms,
     judgement: &'a Judgement,
     binds: &'a Binds,
+    passed: &'a [Passed],
     accepts_ours: bool,
 }
 
@@ -163,9 +219,11 @@ impl Look<'_> {
             PortState::Held(holders) => self.by_holders(port, "held", holders),
             PortState::BoundOnly(holders) => self.by_holders(port, "bound, not listening", holders),
             PortState::Ephemeral { holders, .. } => {
-                blocked("outgoing connection", self.blockers(holders))
+                blocked("outgoing connection", self.blockers(Some(port), holders))
             }
-            PortState::Connected { holders, .. } => blocked("a connection", self.blockers(holders)),
+            PortState::Connected { holders, .. } => {
+                blocked("a connection", self.blockers(Some(port), holders))
+            }
             PortState::KernelOwned => blocked("held by the kernel", Vec::new()),
             PortState::HolderNotVisible => Answer::Unknown(Unknown {
                 fact: format!("who holds {}", port.endpoint),
@@ -199,10 +257,10 @@ impl Look<'_> {
                     Some(seen) if matches!(seen.memory, Seen::Known(Some(_))) => {
                         match (has_enough(seen, gpu.need), may_miss(self.snapshot, seen)) {
                             (Ok(true), None) => Answer::Open(vec![advice("shared")]),
-                            (_, _) => blocked("held", self.blockers(&others)),
+                            (_, _) => blocked("held", self.blockers(None, &others)),
                         }
                     }
-                    Some(_) | None => blocked("held", self.blockers(&others)),
+                    Some(_) | None => blocked("held", self.blockers(None, &others)),
                 }
             }
             GpuState::Residual if is_settling => blocked("settling", Vec::new()),
@@ -218,7 +276,7 @@ impl Look<'_> {
     /// Those of the holders who are surely not one of the services itself.
     fn others(&self, services: &[&Service], holders: &[Pid]) -> Vec<Pid> {
         let is_ours = |pid: &Pid| {
-            let verdict = self.judgement.verdicts.iter().find(|v| v.key().pid == *pid);
+            let verdict = self.verdict_on(*pid);
             let is_its =
                 |v: &Verdict| self.is_in_our_place(v) || services.iter().any(|s| self.is_of(s, v));
             self.accepts_ours && verdict.is_some_and(is_its)
@@ -238,15 +296,88 @@ impl Look<'_> {
         }
         let why =
             Advice { title, sentence: port.sentence.clone(), next_step: port.next_step.clone() };
-        Answer::Blocked(Block { by: self.blockers(&others), why })
+        Answer::Blocked(Block { by: self.blockers(Some(port), &others), why })
     }
 
-    fn blockers(&self, pids: &[Pid]) -> Vec<Blocker> {
+    fn verdict_on(&self, pid: Pid) -> Option<&Verdict> {
+        self.judgement.verdicts.iter().find(|verdict| verdict.key().pid == pid)
+    }
+
+    /// `port`: what they have, where it is a port.
+    fn blockers(&self, port: Option<&PortVerdict>, pids: &[Pid]) -> Vec<Blocker> {
         let next = |pid: Pid| {
             let said = explain::explain(self.snapshot, self.settings, self.terms, pid);
             said.map(|explanation| explanation.next)
         };
-        pids.iter().map(|&pid| Blocker { pid, next_step: next(pid) }).collect()
+        let since = |pid| port.and_then(|port| self.since(port, pid));
+        let blocker = |&pid| Blocker { pid, next_step: next(pid), since: since(pid) };
+        pids.iter().map(blocker).collect()
+    }
+
+    /// That nothing had the port when a gate before this one let it pass, and so this process took it since. Not of the
+    /// service itself, as far as that can be told; a thief is only who surely is not.
+    fn since(&self, port: &PortVerdict, pid: Pid) -> Option<String> {
+        let passed = self.passed.iter().find(|passed| passed.endpoint == port.endpoint)?;
+        let process = self.snapshot.processes.get(&pid)?;
+        let verdict = self.verdict_on(pid);
+        let service = service_of(port, self.settings);
+        let is_ours = |v| self.is_in_our_place(v) || service.is_some_and(|s| self.is_of(s, v));
+        if verdict.is_some_and(is_ours) || is_in_unit_of(passed, process) {
+            return None;
+        }
+        let free = format!(
+            "a gate found it free {} ago",
+            seconds(self.snapshot.clock.age(passed.at_ticks)?)
+        );
+        // An engine starts containers for the command, and is no child of it.
+        let may_be_told = !may_be_contained(process) && !verdict.is_some_and(is_of_containers);
+        let gate = passed.gate.pid;
+        match self.is_started_by(passed, process) {
+            Some(true) => None,
+            Some(false) | None if may_be_told && self.is_elsewhere(port, process) => Some(format!(
+                "it took the port after {free}, and does not run where the port's service does: the thief"
+            )),
+            Some(false) if may_be_told && passed.became_command => Some(format!(
+                "it took the port after {free} for its command, pid {gate}, which did not start it: the thief"
+            )),
+            Some(false) if may_be_told && passed.unit_path.is_some() => Some(format!(
+                "it took the port after {free} for its unit, in which it does not run: the thief"
+            )),
+            Some(false) | None => Some(format!("it took the port after {free}")),
+        }
+    }
+
+    /// Whether the port's service is declared to run where this process, in no container, does not.
+    fn is_elsewhere(&self, port: &PortVerdict, process: &Process) -> bool {
+        match service_of(port, self.settings).and_then(|service| service.runs_in.as_ref()) {
+            Some(RunsIn::Unit(name)) => process.cgroup.known().is_some_and(|cgroup| {
+                cgroup
+                    .unit
+                    .as_ref()
+                    .is_none_or(|unit| unit.manager != Manager::System || unit.name != *name)
+            }),
+            Some(RunsIn::Container(_)) => true,
+            None => false,
+        }
+    }
+
+    /// Whether it descends from the gate, or the command that this became; none where that cannot be told. Who loses their
+    /// parent gets one of their ancestors in its place (prctl(2), `PR_SET_CHILD_SUBREAPER`). So above a descendant whose
+    /// line is broken comes somebody who stood above the gate, too; under anybody else who is older than the passage there
+    /// is none.
+    fn is_started_by(&self, passed: &Passed, process: &Process) -> Option<bool> {
+        let pid = process.key.pid;
+        let line = std::iter::once(process).chain(self.snapshot.ancestors(pid));
+        for above in line {
+            if above.key.is_same(&passed.gate) {
+                return Some(true);
+            }
+            if above.key.start_ticks < passed.at_ticks {
+                let ancestors = passed.ancestors.as_ref()?;
+                return (!ancestors.contains(&above.key.pid)).then_some(false);
+            }
+        }
+        None
     }
 
     /// No holder is seen: only a bind tells.

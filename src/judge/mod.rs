@@ -69,7 +69,8 @@ impl Terms {
             || !self.named_gpus.is_empty()
     }
 
-    fn is_asked_about(&self, guard: &Guard) -> bool {
+    /// Whether this port is one of those that the question is about.
+    pub(crate) fn is_asked_about(&self, guard: &Guard) -> bool {
         !self.is_narrow()
             || guard.service.as_ref().is_some_and(|name| self.named_services.contains(name))
             || self.named_ports.contains(&guard.endpoint)

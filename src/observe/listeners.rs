@@ -24,8 +24,25 @@ use crate::{
 /// For sockets that are bound and silent the kernel goes through all of its hash buckets (2.5 ms, 65,536 of them),
 /// so [`Reach::Narrow`] asks for them only where nothing listens: beside a listener they change no port's state.
 pub fn observe(host: &Host, endpoints: &[Endpoint], reach: Reach) -> Seen<Sockets> {
+    by_dump(host, endpoints, || from_diagnostics(endpoints, reach))
+}
+
+/// The servers among them alone, and not even those that are silent: for whoever binds the ports as well.
+pub fn observe_listening(host: &Host, endpoints: &[Endpoint]) -> Seen<Sockets> {
+    by_dump(host, endpoints, || {
+        let mut all = listening(&mut Diag::open()?, endpoints)?;
+        retain(&mut all, endpoints, &[]);
+        Ok(all)
+    })
+}
+
+fn by_dump(
+    host: &Host,
+    endpoints: &[Endpoint],
+    dump: impl FnOnce() -> io::Result<Vec<Socket>>,
+) -> Seen<Sockets> {
     if host.is_live() {
-        match from_diagnostics(endpoints, reach) {
+        match dump() {
             Ok(all) => {
                 return Seen::Known(Sockets {
                     all,
@@ -90,8 +107,7 @@ fn retain(all: &mut Vec<Socket>, endpoints: &[Endpoint], unserved: &[&Endpoint])
 /// By socket diagnostics, as [`observe`] has it. Errors: see [`Diag::sockets`].
 pub fn from_diagnostics(endpoints: &[Endpoint], reach: Reach) -> io::Result<Vec<Socket>> {
     let mut diag = Diag::open()?;
-    let mut all = diag.sockets(Proto::Tcp, states::LISTEN, &ports_of(endpoints, Proto::Tcp))?;
-    all.extend(diag.sockets(Proto::Udp, states::UNCONNECTED, &ports_of(endpoints, Proto::Udp))?);
+    let mut all = listening(&mut diag, endpoints)?;
     let silent = match reach {
         Reach::Whole => ports_of(endpoints, Proto::Tcp),
         Reach::Narrow => ports_of(unserved(endpoints, &all), Proto::Tcp),
@@ -109,6 +125,12 @@ pub fn from_diagnostics(endpoints: &[Endpoint], reach: Reach) -> io::Result<Vec<
     all.reverse();
     let mut known = BTreeSet::new();
     all.retain(|socket| known.insert(socket.cookie));
+    Ok(all)
+}
+
+fn listening(diag: &mut Diag, endpoints: &[Endpoint]) -> io::Result<Vec<Socket>> {
+    let mut all = diag.sockets(Proto::Tcp, states::LISTEN, &ports_of(endpoints, Proto::Tcp))?;
+    all.extend(diag.sockets(Proto::Udp, states::UNCONNECTED, &ports_of(endpoints, Proto::Udp))?);
     Ok(all)
 }
 

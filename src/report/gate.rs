@@ -179,7 +179,7 @@ fn rows<'a>(gated: &'a Gated, place: &Place<'a>) -> Vec<Row<'a>> {
             let last = by.len() - 1;
             by.iter()
                 .enumerate()
-                .map(|(n, Blocker { pid, next_step })| {
+                .map(|(n, Blocker { pid, next_step, since })| {
                     let verdict = verdict_on(gated, *pid);
                     let word = verdict.map_or_else(|| why.title.to_owned(), Verdict::title);
                     let process = verdict.map_or(b"-".to_vec(), |v| title_of(&v.process));
@@ -191,6 +191,7 @@ fn rows<'a>(gated: &'a Gated, place: &Place<'a>) -> Vec<Row<'a>> {
                     if n == last && (by.len() > 1 || !is_server || why.title != "held") {
                         details.push(Detail::Why(why.sentence.as_str().into()));
                     }
+                    details.extend(since.iter().map(|since| Detail::Why(since.as_str().into())));
                     details.extend(next_step.iter().map(|next| Detail::Next(next)));
                     if n == last {
                         details.extend(why.next_step.iter().map(|next| Detail::Next(next)));
@@ -297,6 +298,8 @@ struct Obstacle {
     pid: u32,
     /// What to do about it.
     next_step: Option<String>,
+    /// That it took the port after a gate had found it free, in a sentence.
+    since: Option<String>,
 }
 
 /// A sentence, and what to do.
@@ -355,9 +358,11 @@ fn said(answer: &Answer) -> Said {
             (Word::Unknown, &[][..], vec![remark])
         }
     };
-    let blockers = blockers
-        .iter()
-        .map(|Blocker { pid, next_step }| Obstacle { pid: pid.0, next_step: next_step.clone() });
+    let blockers = blockers.iter().map(|Blocker { pid, next_step, since }| Obstacle {
+        pid: pid.0,
+        next_step: next_step.clone(),
+        since: since.clone(),
+    });
     Said { answer, blockers: blockers.collect(), remarks }
 }
 
@@ -379,9 +384,11 @@ mod tests {
     }
 
     fn blocked(by: &[u32]) -> Answer {
-        let by = by
-            .iter()
-            .map(|&pid| Blocker { pid: Pid(pid), next_step: Some(format!("stop pid {pid}")) });
+        let by = by.iter().map(|&pid| Blocker {
+            pid: Pid(pid),
+            next_step: Some(format!("stop pid {pid}")),
+            since: Some("it took the port".to_owned()),
+        });
         Answer::Blocked(Block { by: by.collect(), why: advice("held") })
     }
 
@@ -423,6 +430,7 @@ mod tests {
 PORT   SERVICE  PID  PROCESS                                            VERDICT
 8091   aidb     7    python3 -u /app/server.py --config /etc/aidb.yaml  foreign
       because the test says so
+      it took the port
       next: stop pid 7
       next: do something
 47334  aidb     -    -                                                  could be taken
@@ -455,6 +463,7 @@ blocked: 2 of 4 ports open, 2 blocked; waited 1.2 s
             assert!(errors.is_empty(), "{errors:?}");
             assert_eq!(document["ports"][0]["answer"], "blocked");
             assert_eq!(document["ports"][0]["blockers"][0]["pid"], 7);
+            assert_eq!(document["ports"][0]["blockers"][0]["since"], "it took the port");
         }
     }
 }

@@ -129,14 +129,20 @@ fn of_place(
         }
         Answer::Blocked(Block { by, why }) => by
             .iter()
-            .map(|Blocker { pid, next_step }| match gate::verdict_on(gated, *pid) {
-                Some(verdict) => Annotation {
-                    kind: block,
-                    title: format!("{place} is blocked: {}", verdict.title()),
-                    message: format!("pid {pid} ({}): {}", shown(verdict), verdict.reason),
-                    next: next_step.clone(),
-                },
-                None => of_advice(block, "is blocked", why),
+            .map(|Blocker { pid, next_step, since }| {
+                let mut annotation = match gate::verdict_on(gated, *pid) {
+                    Some(verdict) => Annotation {
+                        kind: block,
+                        title: format!("{place} is blocked: {}", verdict.title()),
+                        message: format!("pid {pid} ({}): {}", shown(verdict), verdict.reason),
+                        next: next_step.clone(),
+                    },
+                    None => of_advice(block, "is blocked", why),
+                };
+                if let Some(since) = since {
+                    annotation.message = format!("{}; {since}", annotation.message);
+                }
+                annotation
             })
             .collect(),
         Answer::Unknown(unknown) => vec![of_unknown(unknown)],

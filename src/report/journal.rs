@@ -376,7 +376,11 @@ fn blocked(
 ) -> Entry {
     let first = by.iter().find_map(|blocker| gate::verdict_on(gated, blocker.pid));
     let who = first.map_or_else(|| why.sentence.clone(), sentence);
-    let message = format!("{}: {}: {who}", place.title, why.title);
+    let since = by
+        .iter()
+        .filter_map(|Blocker { pid, since, .. }| Some(format!("; pid {pid}: {}", since.as_ref()?)));
+    let since: String = since.collect();
+    let message = format!("{}: {}: {who}{since}", place.title, why.title);
     let (name, value) = &place.field;
     let service = Some(&place.service).filter(|service| !service.is_empty());
     let next = by.iter().filter_map(|Blocker { next_step, .. }| next_step.as_ref());

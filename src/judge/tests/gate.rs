@@ -7,8 +7,8 @@ use super::super::{
 use super::scene::{BLINDNESSES, Scene, system};
 use crate::{
     config::settings::RunsIn,
-    ident::{EngineKind, EngineRef, Pid},
-    snapshot::{Bind, ContainerState, Seen, SocketState},
+    ident::{EngineKind, EngineRef, Pid, ProcessKey},
+    snapshot::{Bind, ContainerState, Passed, Seen, SocketState},
 };
 
 /// The answer for this port, with and without `--allow-ours`; every port of the scene can be bound but as `bind` says. The
@@ -19,7 +19,7 @@ fn answers(scene: &Scene, endpoint: &str, bind: &Seen<Bind>) -> [Answer; 2] {
             scene.terms.guards.iter().map(|guard| (guard.endpoint, bind.clone())).collect();
         let all = |scene: &Scene| {
             let (snapshot, settings, terms) = (&scene.snapshot, &scene.settings, &scene.terms);
-            judge(snapshot, settings, terms, &scene.judge(), &binds, accepts_ours)
+            judge(snapshot, settings, terms, &scene.judge(), &binds, &[], accepts_ours)
         };
         let sighted = all(scene);
         let is_open = |passage: &Passage| matches!(passage.answer, Answer::Open(_));
@@ -86,8 +86,8 @@ fn a_port_without_sockets_is_as_open_as_its_bind() {
         let [answer, _] = answers(&scene, "8091", &bind);
         assert_eq!(word(&answer), "unknown", "{bind:?}");
     }
-    let untried =
-        judge(&scene.snapshot, &scene.settings, &scene.terms, &scene.judge(), &Binds::new(), false);
+    let (snapshot, settings, terms) = (&scene.snapshot, &scene.settings, &scene.terms);
+    let untried = judge(snapshot, settings, terms, &scene.judge(), &Binds::new(), &[], false);
     assert!(untried.iter().all(|port| matches!(port.answer, Answer::Unknown(Unknown { .. }))));
 }
 
@@ -216,4 +216,119 @@ fn who_may_not_be_seen_is_unknown() {
         .socket(&[], "0.0.0.0:8091", SocketState::Listening)
         .see(|s| s.sight.may_see_all = false);
     assert_eq!(words(&hidden, "8091"), ["unknown"; 2]);
+}
+
+/// A gate of pid 50 below a shell that found port 8091 free at tick 5000 and became a command.
+fn passed() -> Passed {
+    Passed {
+        endpoint: "8091".parse().unwrap(),
+        at_ticks: 5000,
+        gate: ProcessKey { pid: Pid(50), start_ticks: 4990, pidfd_inode: None },
+        became_command: true,
+        ancestors: Some(vec![Pid(40), Pid(1)]),
+        unit_path: None,
+    }
+}
+
+/// What is said of pid 7, which holds the port.
+fn since(scene: &Scene, passed: Passed) -> Option<String> {
+    let (snapshot, settings, terms) = (&scene.snapshot, &scene.settings, &scene.terms);
+    let passed = [passed];
+    let all = judge(snapshot, settings, terms, &scene.judge(), &Binds::new(), &passed, false);
+    let port = all.into_iter().find(|p| p.port.endpoint == passed[0].endpoint).unwrap();
+    let Answer::Blocked(block) = port.answer else { panic!("{port:?}") };
+    let [blocker] = block.by.as_slice() else { panic!("{block:?}") };
+    blocker.since.clone()
+}
+
+fn is_thief(said: Option<&str>) -> bool {
+    said.is_some_and(|said| said.ends_with("the thief"))
+}
+
+/// Pid 7 holds the port, started at this tick below this parent; pids 40 and 60 are shells from before, 70 came since. No
+/// service says where it runs.
+fn taken(parent: u32, start_ticks: u64) -> Scene {
+    let scene = Scene::new()
+        .set(|s| s.services.iter_mut().for_each(|s| s.runs_in = None))
+        .process(40, 1, "bash")
+        .process(60, 1, "bash")
+        .process(70, 60, "sh")
+        .edit(70, |p| p.key.start_ticks = 6000)
+        .process(7, parent, "server")
+        .edit(7, |p| p.key.start_ticks = start_ticks)
+        .listens(7, 8091);
+    [40, 60, 70, 7]
+        .into_iter()
+        .fold(scene, |scene, pid| scene.edit(pid, |p| p.namespace_pids = Seen::Known(vec![pid])))
+}
+
+#[test]
+fn who_took_the_port_since_a_gate_is_a_thief_only_where_the_gate_surely_did_not_start_it() {
+    // Started by somebody who was there before and did not stand above the gate; or there itself.
+    assert!(is_thief(since(&taken(60, 6000), passed()).as_deref()));
+    assert!(is_thief(since(&taken(70, 6000), passed()).as_deref()));
+    assert!(is_thief(since(&taken(1, 3000), passed()).as_deref()));
+    let said = since(&taken(60, 6000), passed()).unwrap();
+    assert!(said.contains("free 9950 s ago for its command, pid 50"), "{said}");
+    // The gate's own shell may have got the command's child, and whoever stands above a gate may be the service.
+    for parent in [40, 1] {
+        let said = since(&taken(parent, 6000), passed());
+        assert!(said.is_some() && !is_thief(said.as_deref()), "{said:?}");
+    }
+    let no_command = || Passed { became_command: false, ..passed() };
+    assert!(!is_thief(since(&taken(60, 6000), no_command()).as_deref()));
+    let in_unit = Passed { unit_path: Some("/system.slice/web.service".into()), ..no_command() };
+    assert!(is_thief(since(&taken(60, 6000), in_unit).as_deref()));
+}
+
+#[test]
+fn the_started_command_and_what_descends_from_it_took_nothing() {
+    let command =
+        |scene: Scene| scene.process(50, 40, "web").edit(50, |p| p.key.start_ticks = 4990);
+    assert_eq!(since(&command(taken(50, 6000)), passed()), None);
+    let itself = Passed {
+        gate: ProcessKey { pid: Pid(7), start_ticks: 4990, pidfd_inode: None },
+        ..passed()
+    };
+    assert_eq!(since(&taken(40, 4990), itself), None);
+    let unit = "/system.slice/web.service";
+    let inside = taken(1, 6000).cgroup(7, |cgroup| cgroup.path = unit.to_owned());
+    let passed_in_unit = Passed { unit_path: Some(unit.to_owned()), ..passed() };
+    assert_eq!(since(&inside, passed_in_unit), None);
+}
+
+#[test]
+fn what_is_not_known_makes_nobody_a_thief() {
+    assert!(!is_thief(since(&taken(60, 6000), Passed { ancestors: None, ..passed() }).as_deref()));
+    let line_broken = taken(70, 6000).see(|s| drop(s.processes.remove(&Pid(70))));
+    assert!(!is_thief(since(&line_broken, passed()).as_deref()));
+    let blurred = [
+        taken(60, 6000).edit(7, |p| p.cgroup = Seen::Denied),
+        taken(60, 6000).edit(7, |p| p.namespace_pids = Seen::Denied),
+        // An engine's child, whoever asked for it.
+        taken(60, 6000).contained(7, &[7, 1]),
+    ];
+    for scene in blurred {
+        let said = since(&scene, passed());
+        assert!(said.is_some() && !is_thief(said.as_deref()), "{said:?}");
+    }
+    assert_eq!(since(&taken(60, 6000).see(|s| s.clock.now_ticks = Seen::Gone), passed()), None);
+}
+
+#[test]
+fn who_does_not_run_where_the_ports_service_is_declared_to_is_a_thief_whoever_started_it() {
+    let runs_in = |scene: Scene, place: RunsIn| {
+        scene.set(|s| s.services.iter_mut().for_each(|s| s.runs_in = Some(place.clone())))
+    };
+    let in_unit = |scene: Scene| runs_in(scene, RunsIn::Unit("web.service".into()));
+    let thief = in_unit(taken(1, 6000)).inside(7, &system("thief.service"));
+    assert!(is_thief(since(&thief, passed()).as_deref()));
+    let itself = in_unit(taken(1, 6000)).inside(7, &system("web.service"));
+    assert!(!is_thief(since(&itself, passed()).as_deref()));
+    let blurred = in_unit(taken(1, 6000)).edit(7, |p| p.cgroup = Seen::Denied);
+    assert!(!is_thief(since(&blurred, passed()).as_deref()));
+    let container = |scene| runs_in(scene, RunsIn::Container(Some("web".into())));
+    assert!(is_thief(since(&container(taken(1, 6000)), passed()).as_deref()));
+    let another = container(taken(1, 6000)).contained(7, &[7, 1]);
+    assert!(!is_thief(since(&another, passed()).as_deref()));
 }
