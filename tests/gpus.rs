@@ -13,6 +13,7 @@ mod support;
 
 use std::{
     fs,
+    os::unix::fs::{OpenOptionsExt, symlink},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -22,11 +23,11 @@ use portreeve::{
     host::Host,
     ident::Pid,
     observe::gpus::{Reader, Sources, Way},
-    snapshot::{GpuHolding, GpuMemory, GpuSource, GpuTrouble, GpuUse, GpuVendor, Gpus, Seen},
+    snapshot::{Gpu, GpuHolding, GpuMemory, GpuSource, GpuTrouble, GpuUse, GpuVendor, Gpus, Seen},
 };
 use support::{
     DEADLINE,
-    gpus::{STATE, Stub},
+    gpus::{STATE, Stub, nvidia_smi},
     skip, wait_until,
 };
 
@@ -320,6 +321,19 @@ fn the_process_that_asks_ends_with_its_reader_and_with_its_parent() {
     wait_until(DEADLINE, "it ended with its parent", || readers_of(&stub).is_empty());
 }
 
+#[test]
+fn the_process_that_asks_takes_no_other_question_and_needs_no_library_for_the_drivers_own_files() {
+    let ask = |question: &str| {
+        let script = format!("echo {question} | '{}' nvml-reader", env!("CARGO_BIN_EXE_portreeve"));
+        let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, answer) = ask("information");
+    assert_eq!(code, Some(0));
+    assert!(answer.starts_with("{\"Information\":"), "{answer}");
+    assert_eq!(ask("reset"), (Some(2), String::new()));
+}
+
 /// Ends what a failed test would leave behind.
 struct NoReaders<'s>(&'s Stub);
 
@@ -343,4 +357,484 @@ fn readers_of(stub: &Stub) -> Vec<u32> {
             && words.contains(&library.to_str().unwrap().as_bytes())
     })
     .collect()
+}
+
+#[test]
+fn doctor_says_who_answers_about_gpus_and_what_would_mend_who_does_not() {
+    let stub = Stub::new();
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config.yaml");
+    let text =
+        format!("gpus: {{ nvml: '{}', nvidia_smi: off, timeout: 1s }}\n", stub.library().display());
+    fs::write(&config, text).unwrap();
+    let checks = |state: &str| {
+        stub.state(state);
+        let output = Command::new(env!("CARGO_BIN_EXE_portreeve"))
+            .args(["doctor", "--format", "json", "--config", config.to_str().unwrap()])
+            .env(STATE, stub.state_file())
+            .output()
+            .unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let checks = json["checks"].as_array().unwrap().clone();
+        move |name: &str, field: &str| -> String {
+            let check =
+                checks.iter().find(|check| check["name"] == name && check["area"] == "gpus");
+            check
+                .map(|check| check[field].as_str().unwrap_or_default().to_owned())
+                .unwrap_or_default()
+        }
+    };
+    let good = checks(ONE);
+    assert_eq!([good("NVML", "state"), good("NVML", "detail")], ["good", "answers: 1 GPU"]);
+    if is_first_pid_namespace() {
+        assert_eq!(good("GPU 0", "state"), "good");
+        assert!(
+            good("GPU 0", "detail").contains("400 of 1000 MiB free"),
+            "{}",
+            good("GPU 0", "detail")
+        );
+    }
+    let old = checks("init 18\n");
+    assert_eq!(old("NVML", "state"), "off");
+    assert!(old("NVML", "fix").contains("reboot"), "{}", old("NVML", "fix"));
+    let hung = checks("hang init\n");
+    assert_eq!(hung("NVML", "state"), "unknown");
+    assert_eq!(hung("NVML", "detail"), "NVML did not answer within 1s");
+}
+
+// ---- nvidia-smi
+
+const UUID: &str = "GPU-2c1e4a5b-0000-1111-2222-0123456789ab";
+
+/// What a reader sees through a script in the place of `nvidia-smi`, which answers the question for GPUs with the first text and
+/// the question for processes with the second; both are shell.
+fn through_smi(gpus: &str, processes: &str) -> Gpus {
+    let folder = tempfile::tempdir().unwrap();
+    let script = format!("case $1 in --query-gpu=*)\n{gpus}\n;; *)\n{processes}\n;; esac");
+    let program = nvidia_smi(folder.path(), &script);
+    let sources = Sources { nvml: Way::Off, nvidia_smi: Way::At(program), timeout: TIMEOUT };
+    Reader::new(sources).look(&Host::live())
+}
+
+fn echo(line: &str) -> String {
+    format!("echo '{line}'")
+}
+
+fn of_smi(memory: &str, name: &str) -> String {
+    echo(&format!("0, {UUID}, 00000000:3B:00.0, {memory}, [N/A], {name}"))
+}
+
+#[test]
+fn nvidia_smi_is_asked_where_the_library_gives_no_answer() {
+    if !is_first_pid_namespace() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let answer = of_smi("1000, 400", "NVIDIA Stub, 9");
+    let processes = echo(&format!("{UUID}, 4242, 100\n{UUID}, 4243, [N/A]"));
+    let script = format!(
+        "case $1 in --query-gpu=*) {answer};; *) {};; esac",
+        processes.replace("echo", "printf '%b\\n'")
+    );
+    let program = nvidia_smi(folder.path(), &script);
+    let mut asked = Asked::or_else(Stub::new(), Way::At(program));
+    asked.stub.state("init 9\n");
+    let gpus = asked.look();
+    assert_eq!(gpus.trouble.len(), 1);
+    assert_eq!(gpus.trouble[0].remedy.as_deref(), Some("load the driver: modprobe nvidia"));
+    let gpu = &gpus.all[0];
+    assert_eq!((gpu.source, gpu.name.as_str()), (GpuSource::NvidiaSmi, "NVIDIA Stub, 9"));
+    assert_eq!(gpu.bus.as_deref(), Some("0000:3b:00.0"));
+    assert_eq!(gpu.memory, memory(1000, 400));
+    let holdings =
+        [held(Pid(4242), GpuUse::Compute, Some(100)), held(Pid(4243), GpuUse::Compute, None)];
+    assert_eq!((&gpu.holdings[..], &gpu.may_miss), (&holdings[..], &None));
+}
+
+#[test]
+fn what_nvidia_smi_says_of_gpus_and_is_not_understood_is_a_trouble_and_no_gpu() {
+    for (said, why) in [
+        ("sleep 600", "did not answer within"),
+        (
+            "echo 'index, uuid, pci.bus_id, memory.total [MiB], memory.free [MiB], mig, name'",
+            "not understood",
+        ),
+        ("echo No devices were found; exit 6", "failed with 6: No devices were found"),
+        ("echo No devices were found", "not understood"),
+        ("true", "tells of no GPU"),
+        ("kill -9 $$", "failed by a signal"),
+        (&of_smi("1000 MiB, 400 MiB", "x"), "not understood"),
+        (&of_smi("1000", "x"), "not understood"),
+        (&of_smi("ERR!, 400", "x"), "not understood"),
+        ("echo '0, GPU-1, 3B, 1, 1, Enabled, x'", "not understood"),
+        (
+            "echo 'Failed to initialize NVML: Driver/library version mismatch' >&2; exit 18",
+            "failed with 18: Failed to",
+        ),
+        ("exec yes", "says more than"),
+    ] {
+        let gpus = through_smi(said, "true");
+        assert_eq!((gpus.all.len(), gpus.trouble.len()), (0, 1), "{said}: {gpus:?}");
+        assert!(gpus.trouble[0].why.contains(why), "{said}: {gpus:?}");
+    }
+}
+
+#[test]
+fn what_nvidia_smi_says_of_processes_and_is_not_understood_leaves_the_holders_unknown() {
+    let gpu = of_smi("1000, 1000", "x");
+    let process = |line: &str| echo(&format!("{UUID}, 4242, 1\n{line}"));
+    for said in [
+        "sleep 600",
+        "exit 3",
+        "echo 'gpu_uuid, pid, used_gpu_memory [MiB]'",
+        "echo '[Not Supported], [Not Supported], [Not Supported]'",
+        &process(&format!("{UUID}, 0, 1")),
+        &process(&format!("{UUID}, 4242")),
+        &process(&format!("{UUID}, 4242, 1 MiB")),
+        &process("GPU-2c1e4a5b-0000-1111-2222-0123456789ff, 4242, 1"),
+    ] {
+        let gpus = through_smi(&gpu, said);
+        assert_eq!((gpus.all.len(), gpus.trouble.len()), (1, 1), "{said}: {gpus:?}");
+        assert!(
+            gpus.all[0].holdings.is_empty() && gpus.all[0].may_miss.is_some(),
+            "{said}: {gpus:?}"
+        );
+    }
+}
+
+#[test]
+fn a_figure_that_nvidia_smi_does_not_give_is_no_free_memory() {
+    let seen = |text: &str| through_smi(&of_smi(text, "x"), "true").all.remove(0).memory;
+    assert_eq!(seen("[N/A], [N/A]"), Seen::Known(None));
+    assert_eq!(seen("[Not Supported], [Not Supported]"), Seen::Known(None));
+    assert!(matches!(seen("1000, [N/A]"), Seen::Unreadable(_)));
+    assert!(matches!(
+        seen("[Insufficient Permissions], [Insufficient Permissions]"),
+        Seen::Unreadable(_)
+    ));
+    let split = echo(&format!("0, {UUID}, 0000:3b:00.0, 1, 1, Enabled, x"));
+    let gpu = through_smi(&split, "true").all.remove(0);
+    assert!(gpu.is_split && gpu.may_miss.is_some(), "its parts are not told");
+}
+
+// ---- the kernel's files, in folders that look like hosts
+
+/// A host in a folder, seen from the first pid namespace.
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        let folder = Self(tempfile::tempdir().unwrap());
+        fs::create_dir_all(folder.path("proc/self/ns")).unwrap();
+        symlink("pid:[4026531836]", folder.path("proc/self/ns/pid")).unwrap();
+        fs::create_dir_all(folder.path("sys/class/drm")).unwrap();
+        folder
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.0.path().join(path)
+    }
+
+    fn write(&self, path: &str, text: &str) -> &Self {
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        self
+    }
+
+    fn link(&self, path: &str, to: &str) -> &Self {
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        symlink(to, path).unwrap();
+        self
+    }
+
+    fn gpus(&self) -> Gpus {
+        let sources = Sources { nvml: Way::Auto, nvidia_smi: Way::Auto, timeout: TIMEOUT };
+        Reader::with_program(sources, "/nowhere/portreeve").look(&Host::fixture(self.0.path()))
+    }
+
+    fn render_node(&self, number: u32, vendor: &str, driver: &str, bus: &str) -> &Self {
+        let uevent = format!("DRIVER={driver}\nPCI_SLOT_NAME={bus}\n");
+        for node in [format!("renderD{}", number + 128), format!("card{number}")] {
+            let device = format!("sys/class/drm/{node}/device");
+            self.write(&format!("{device}/vendor"), vendor)
+                .write(&format!("{device}/uevent"), &uevent);
+        }
+        self
+    }
+
+    fn amd(&self, number: u32, bus: &str, total: u64, used: u64) -> &Self {
+        let device = format!("sys/class/drm/renderD{}/device", number + 128);
+        self.render_node(number, "0x1002\n", "amdgpu", bus)
+            .write(&format!("{device}/mem_info_vram_total"), &format!("{total}\n"))
+            .write(&format!("{device}/mem_info_vram_used"), &format!("{used}\n"))
+    }
+
+    fn open(&self, pid: u32, fd: u32, device: &str, info: &str) -> &Self {
+        self.link(&format!("proc/{pid}/fd/{fd}"), device)
+            .write(&format!("proc/{pid}/fdinfo/{fd}"), &format!("pos:\t0\nflags:\t02\n{info}"))
+    }
+}
+
+fn client(bus: &str, id: u32, rest: &str) -> String {
+    format!("drm-driver:\tx\ndrm-pdev:\t{bus}\ndrm-client-id:\t{id}\n{rest}\n")
+}
+
+/// Two cards in the driver's list, a node of each device, and `nvidia-uvm`; none where nodes cannot be made here.
+fn nvidia() -> Option<Folder> {
+    let folder = Folder::new();
+    for (minor, bus) in [(0, "0000:3b:00.0"), (1, "0000:3c:00.0")] {
+        let text = format!(
+            "Model: \t\t NVIDIA H200\nIRQ:   \t\t 1\nGPU UUID: \t {UUID}\nBus Location: \t {bus}\nDevice Minor: \t {minor}\n"
+        );
+        folder.write(&format!("proc/driver/nvidia/gpus/{bus}/information"), &text);
+    }
+    folder.write(
+        "proc/devices",
+        "Character devices:\n  1 mem\n195 nvidia\n510 nvidia-uvm\n\nBlock devices:\n  7 loop\n",
+    );
+    fs::create_dir(folder.path("dev")).unwrap();
+    for (name, major, minor) in [
+        ("nvidia0", 195, 0),
+        ("nvidia1", 195, 1),
+        ("nvidiactl", 195, 255),
+        ("nvidia-uvm", 510, 0),
+        ("nvidia7", 1, 3),
+    ] {
+        let file = folder.path("dev").join(name);
+        let (kind, mode) = (rustix::fs::FileType::CharacterDevice, rustix::fs::Mode::RUSR);
+        let device = rustix::fs::makedev(major, minor);
+        if let Err(error) = rustix::fs::mknodat(rustix::fs::CWD, &file, kind, mode, device) {
+            skip(&format!("device nodes cannot be made here: {error}"));
+            return None;
+        }
+    }
+    Some(folder)
+}
+
+#[test]
+fn without_any_library_who_has_a_card_and_uvm_open_computes_there_and_nobody_knows_how_much() {
+    let Some(folder) = nvidia() else { return };
+    let dev = |name: &str| folder.path("dev").join(name).to_str().unwrap().to_owned();
+    let open = |pid, fd, name: &str| {
+        folder.open(pid, fd, &dev(name), "");
+    };
+    open(10, 3, "nvidiactl");
+    open(10, 4, "nvidia-uvm");
+    open(10, 5, "nvidia1");
+    // A monitor, a display, and a file that only has the name.
+    open(11, 3, "nvidia0");
+    open(11, 4, "nvidiactl");
+    open(12, 4, "nvidia-uvm");
+    open(12, 5, "nvidia7");
+    let gpus = folder.gpus();
+    assert_eq!((gpus.trouble.len(), &gpus.may_miss), (0, &None), "{gpus:?}");
+    let [first, second] = &gpus.all[..] else { panic!("{gpus:?}") };
+    assert_eq!((first.index, &first.holdings[..], &first.may_miss), (0, &[][..], &None));
+    assert_eq!((second.index, second.bus.as_deref()), (1, Some("0000:3c:00.0")));
+    assert_eq!((second.uuid.as_deref(), second.name.as_str()), (Some(UUID), "NVIDIA H200"));
+    assert_eq!(second.holdings, [held(Pid(10), GpuUse::Compute, None)]);
+    assert_eq!(second.source, GpuSource::Devices);
+    assert!(matches!(second.memory, Seen::Unreadable(_)));
+}
+
+#[test]
+fn device_numbers_are_read_through_the_descriptors_of_a_real_process() {
+    let Some(folder) = nvidia() else { return };
+    let open = |name: &str| {
+        let mut options = fs::OpenOptions::new();
+        options.read(true).custom_flags(libc::O_PATH).open(folder.path("dev").join(name)).unwrap()
+    };
+    let files = ["nvidia0", "nvidia-uvm"].map(open);
+    // The nodes that it has open are in no folder any more, as those of another mount namespace are in none of ours.
+    fs::remove_dir_all(folder.path("dev")).unwrap();
+    let own = std::process::id();
+    symlink(format!("/proc/{own}"), folder.path(&format!("proc/{own}"))).unwrap();
+    let gpus = folder.gpus().all;
+    assert_eq!(gpus[0].holdings, [held(Pid(own), GpuUse::Compute, None)]);
+    assert_eq!(gpus[1].holdings, []);
+    drop(files);
+}
+
+#[test]
+fn a_process_whose_files_are_refused_may_hold_what_is_seen_by_open_files_alone() {
+    let Some(folder) = nvidia() else { return };
+    folder.write("proc/10/fd", "no folder, so that it cannot be listed");
+    for gpu in folder.gpus().all {
+        assert_eq!(
+            gpu.may_miss.as_deref(),
+            Some("the open files of 1 processes could not be read")
+        );
+    }
+    let unlisted = Folder::new();
+    unlisted
+        .write("proc/driver/nvidia/gpus/0000:3b:00.0/information", "Model: x\nDevice Minor: 0\n");
+    assert!(unlisted.gpus().all[0].may_miss.is_some(), "no '/proc/devices'");
+}
+
+#[test]
+fn a_gpu_of_a_host_without_a_driver_for_it_is_none_and_hidden_folders_are_said() {
+    let folder = Folder::new();
+    let device = "sys/bus/pci/devices/0000:3b:00.0";
+    folder
+        .write(&format!("{device}/vendor"), "0x10de\n")
+        .write(&format!("{device}/class"), "0x030200\n");
+    assert_eq!(folder.gpus(), Gpus::default());
+    folder.link(&format!("{device}/driver"), "../../../bus/pci/drivers/nvidia");
+    let gpus = folder.gpus().all;
+    assert_eq!(gpus[0].bus.as_deref(), Some("0000:3b:00.0"));
+    assert!(gpus[0].may_miss.is_some(), "no list of the driver's says which device it is");
+    let bare = tempfile::tempdir().unwrap();
+    let sources = Sources { nvml: Way::Off, nvidia_smi: Way::Off, timeout: TIMEOUT };
+    let gpus = Reader::new(sources).look(&Host::fixture(bare.path()));
+    assert!(gpus.may_miss.is_some(), "{gpus:?}");
+}
+
+#[test]
+fn a_gpu_that_the_kernel_drives_and_the_library_does_not_show_is_said() {
+    let folder = Folder::new();
+    for bus in ["0000:3b:00.0", "0000:3c:00.0"] {
+        fs::create_dir_all(folder.path(&format!("proc/driver/nvidia/gpus/{bus}"))).unwrap();
+    }
+    let mut asked = Asked::says(ONE);
+    let gpus = asked.reader.look(&Host::fixture(folder.0.path()));
+    assert_eq!(gpus.all.len(), 1);
+    let why = gpus.may_miss.unwrap();
+    assert!(why.contains("0000:3c:00.0") && !why.contains("0000:3b:00.0"), "{why}");
+}
+
+const CARD: &str = "0000:03:00.0";
+
+/// A card of AMD's with 16 GiB, 4 of them in use, and its compute driver.
+fn amd() -> Folder {
+    let folder = Folder::new();
+    folder
+        .amd(0, CARD, 16 << 30, 4 << 30)
+        .write("sys/class/kfd/kfd/topology/nodes/0/gpu_id", "0\n")
+        .write("sys/class/kfd/kfd/topology/nodes/0/properties", "cpu_cores_count 16\n")
+        .write("sys/class/kfd/kfd/topology/nodes/1/gpu_id", "38924\n")
+        .write(
+            "sys/class/kfd/kfd/topology/nodes/1/properties",
+            "vendor_id 4098\nlocation_id 768\ndomain 0\n",
+        );
+    fs::create_dir_all(folder.path("sys/class/kfd/kfd/proc")).unwrap();
+    folder
+}
+
+fn only(gpus: Gpus) -> Gpu {
+    assert_eq!((gpus.all.len(), gpus.trouble.len(), &gpus.may_miss), (1, 0, &None), "{gpus:?}");
+    gpus.all.into_iter().next().unwrap()
+}
+
+#[test]
+fn amds_compute_driver_tells_who_has_how_much_and_who_only_has_it_open() {
+    let folder = amd();
+    let kfd = "sys/class/kfd/kfd/proc";
+    folder
+        .write(&format!("{kfd}/10/vram_38924"), &format!("{}\n", 3 * MIB))
+        .write(&format!("{kfd}/11/vram_38924"), "0\n")
+        .write(&format!("{kfd}/12/vram_38924"), "0\n")
+        .write(&format!("{kfd}/12/queues/1/gpuid"), "38924\n")
+        .write(&format!("{kfd}/13/vram_1"), "5\n");
+    // The same process as a client of the render node is not held to hold twice.
+    folder.open(10, 4, "/dev/dri/renderD128", &client(CARD, 7, "drm-resident-vram:\t3072 KiB"));
+    let gpu = only(folder.gpus());
+    assert_eq!(
+        (gpu.vendor, gpu.bus.as_deref(), gpu.source),
+        (GpuVendor::Amd, Some(CARD), GpuSource::Kernel)
+    );
+    assert_eq!((gpu.memory, gpu.is_integrated), (memory(16 << 10, 12 << 10), false));
+    assert_eq!(
+        gpu.holdings,
+        [held(Pid(10), GpuUse::Compute, Some(3)), held(Pid(12), GpuUse::Compute, Some(0))]
+    );
+    assert_eq!(gpu.may_miss, None);
+}
+
+#[test]
+fn a_drm_client_with_memory_holds_the_gpu_and_one_that_only_has_it_open_does_not() {
+    let folder = amd();
+    let memory = |id, text: &str| client(CARD, id, text);
+    folder
+        .open(20, 3, "/dev/dri/renderD128", &memory(1, "drm-resident-vram:\t2 MiB"))
+        // The same client by another descriptor, and another client.
+        .open(20, 4, "/dev/dri/renderD128", &memory(1, "drm-resident-vram:\t2 MiB"))
+        .open(20, 5, "/dev/dri/renderD128", &memory(2, "drm-memory-vram:\t1024 KiB"))
+        .open(21, 3, "/dev/dri/card0", &memory(3, "drm-total-vram:\t1 MiB"))
+        .open(
+            22,
+            3,
+            "/dev/dri/renderD128",
+            &memory(4, "drm-resident-vram:\t0\ndrm-engine-gfx:\t9 ns"),
+        )
+        .open(23, 3, "/dev/dri/renderD128", &client("0000:04:00.0", 5, "drm-resident-vram:\t2 MiB"))
+        .open(24, 3, "/home/dri/notes", "");
+    let gpu = only(folder.gpus());
+    assert_eq!(
+        gpu.holdings,
+        [held(Pid(20), GpuUse::Compute, Some(3)), held(Pid(21), GpuUse::Graphics, Some(1))]
+    );
+    assert_eq!(gpu.may_miss, None);
+}
+
+#[test]
+fn a_kernel_that_does_not_tell_what_clients_do_leaves_more_holders_possible() {
+    let folder = amd();
+    folder.open(20, 3, "/dev/dri/renderD128", "");
+    let gpu = only(folder.gpus());
+    assert_eq!(gpu.holdings, []);
+    assert!(gpu.may_miss.unwrap().contains("does not tell"));
+}
+
+#[test]
+fn pids_of_amds_compute_driver_mean_nothing_in_another_pid_namespace() {
+    let folder = amd();
+    folder.write("sys/class/kfd/kfd/proc/10/vram_38924", "9\n");
+    fs::remove_file(folder.path("proc/self/ns/pid")).unwrap();
+    folder.link("proc/self/ns/pid", "pid:[4026532000]");
+    let gpu = only(folder.gpus());
+    assert_eq!(gpu.holdings, []);
+    assert!(gpu.may_miss.unwrap().contains("pid namespace of its own"));
+}
+
+#[test]
+fn integrated_graphics_are_told_apart_and_gpus_are_counted_vendor_by_vendor_and_by_bus() {
+    let folder = Folder::new();
+    folder
+        .render_node(0, "0x8086\n", "i915", "0000:00:02.0")
+        .render_node(1, "0x8086\n", "xe", "0000:03:00.0")
+        .amd(2, "0000:0b:00.0", 512 << 20, 1)
+        .amd(3, "0000:0a:00.0", 8 << 30, 0)
+        .render_node(4, "0x10de\n", "nouveau", "0000:0c:00.0")
+        .write("sys/class/drm/card0-HDMI-A-1/status", "connected\n")
+        .write("sys/class/drm/version", "drm 1.1.0\n")
+        .open(
+            30,
+            3,
+            "/dev/dri/renderD129",
+            &client("0000:03:00.0", 1, "drm-resident-vram0:\t5 MiB"),
+        )
+        // i915 before it told memory.
+        .open(31, 3, "/dev/dri/renderD128", &client("0000:00:02.0", 2, "drm-engine-render:\t7 ns"))
+        .open(32, 3, "/dev/dri/renderD128", &client("0000:00:02.0", 3, "drm-engine-render:\t0 ns"));
+    let gpus = folder.gpus().all;
+    let shown: Vec<_> = gpus
+        .iter()
+        .map(|g| (g.index, g.vendor, g.bus.as_deref().unwrap(), g.is_integrated))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            (0, GpuVendor::Amd, "0000:0a:00.0", false),
+            (1, GpuVendor::Amd, "0000:0b:00.0", true),
+            (2, GpuVendor::Intel, "0000:00:02.0", true),
+            (3, GpuVendor::Intel, "0000:03:00.0", false),
+        ]
+    );
+    assert_eq!(gpus[1].memory, Seen::Known(None));
+    assert_eq!(gpus[2].memory, Seen::Known(None));
+    assert_eq!(gpus[2].holdings, [held(Pid(31), GpuUse::Compute, None)]);
+    assert!(matches!(&gpus[3].memory, Seen::Unreadable(why) if why.contains("'xe'")));
+    assert_eq!(gpus[3].holdings, [held(Pid(30), GpuUse::Compute, Some(5))]);
 }

@@ -5,6 +5,7 @@ use std::io::Write;
 use crate::{
     doctor,
     host::Host,
+    pipeline,
     report::{doctor as report, exit, github, prometheus},
 };
 
@@ -26,7 +27,8 @@ pub(super) fn run(
         out.write_all(doctor::sysctl_file(&host, &config?.settings)?.as_bytes())?;
         return Ok(exit::CLEAR);
     }
-    let checks = doctor::examine(&host, config.as_ref());
+    let sources = config.as_ref().map(|loaded| pipeline::sources(&loaded.settings));
+    let checks = doctor::examine(&host, config.as_ref(), sources.unwrap_or_default());
     match output.format {
         Format::Table => report::render(&checks, output.style(false), out)?,
         Format::Json => report::render_json(&checks, out)?,

@@ -16,6 +16,7 @@ pub use ports::{SysctlError, sysctl_file};
 use crate::{
     config::{ConfigErrors, Loaded},
     host::Host,
+    observe::gpus::Sources,
 };
 
 /// What a check is about.
@@ -104,14 +105,18 @@ fn off(fix: impl Into<String>) -> State {
 }
 
 /// Looks at everything, area by area. A configuration that does not load is one more finding.
-pub fn examine(host: &Host, config: Result<&Loaded, &ConfigErrors>) -> Vec<Check> {
+pub fn examine(
+    host: &Host,
+    config: Result<&Loaded, &ConfigErrors>,
+    gpu_sources: Sources,
+) -> Vec<Check> {
     let settings = config.ok().map(|loaded| &loaded.settings);
     let mut checks = [
         rights::checks(&rights::look(host)),
         kernel::checks(&kernel::look(host)),
         systemd::checks(&systemd::look(host)),
         engines::checks(&engines::look(host)),
-        gpus::checks(&gpus::look(host)),
+        gpus::checks(&gpus::look(host, gpu_sources)),
         config::checks(config),
         ports::checks(&ports::look(host), settings),
     ]

@@ -13,7 +13,10 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use super::nvml::{QUESTION, Reply, Told};
+use super::{
+    devices::Information,
+    nvml::{INFORMATION, LOOK, Reply, Told},
+};
 use crate::{
     snapshot::{GpuSource, GpuTrouble},
     sys,
@@ -39,17 +42,42 @@ impl Asker {
         Self { program, running: None }
     }
 
-    /// All GPUs that NVML knows. After any trouble the next question goes to a new process.
-    pub(super) fn ask(
+    /// All GPUs that NVML knows.
+    pub(super) fn look(
         &mut self,
         library: Option<&Path>,
         timeout: Duration,
     ) -> Result<Vec<Told>, GpuTrouble> {
+        match self.ask(LOOK, library, timeout)? {
+            Reply::Gpus(gpus) => Ok(gpus),
+            Reply::Information(_) => Err(told("gave another answer than was asked for")),
+            Reply::Trouble { why, remedy } => {
+                self.running = None;
+                Err(GpuTrouble { source: GpuSource::Nvml, why, remedy })
+            }
+        }
+    }
+
+    /// What the kernel driver tells of its cards; nothing of any card where it does not answer.
+    pub(super) fn information(&mut self, timeout: Duration) -> Information {
+        match self.ask(INFORMATION, None, timeout) {
+            Ok(Reply::Information(information)) => information,
+            Ok(Reply::Gpus(_) | Reply::Trouble { .. }) | Err(_) => Information::new(),
+        }
+    }
+
+    /// After a question without an answer the next one goes to a new process.
+    fn ask(
+        &mut self,
+        question: &str,
+        library: Option<&Path>,
+        timeout: Duration,
+    ) -> Result<Reply, GpuTrouble> {
         let deadline = Instant::now() + timeout;
-        let running =
-            self.running.take().map_or_else(|| Running::start(&self.program, library), Ok);
+        let running = self.running.take();
+        let running = running.map_or_else(|| Running::start(&self.program, library), Ok);
         let mut running = running.map_err(|error| told(&format!("could not be asked: {error}")))?;
-        let line = running.ask(deadline).map_err(|silence| match silence {
+        let line = running.ask(question, deadline).map_err(|silence| match silence {
             Silence::Late => told(&super::late(timeout)),
             Silence::Lost(error) => told(&format!("could not be asked: {error}")),
             Silence::Ended => match running.last_status().map(|s| (s, s.signal())) {
@@ -58,16 +86,11 @@ impl Asker {
                 None => told("ended without an answer"),
             },
         })?;
-        match serde_json::from_slice(&line) {
-            Ok(Reply::Gpus(gpus)) => {
-                self.running = Some(running);
-                Ok(gpus)
-            }
-            Ok(Reply::Trouble { why, remedy }) => {
-                Err(GpuTrouble { source: GpuSource::Nvml, why, remedy })
-            }
-            Err(error) => Err(told(&format!("gave an answer that is none: {error}"))),
-        }
+        let reply = serde_json::from_slice(&line);
+        let reply =
+            reply.map_err(|error| told(&format!("gave an answer that is none: {error}")))?;
+        self.running = Some(running);
+        Ok(reply)
     }
 }
 
@@ -106,8 +129,8 @@ impl Running {
         Ok(Self { child, questions, answers })
     }
 
-    fn ask(&mut self, deadline: Instant) -> Result<Vec<u8>, Silence> {
-        match self.questions.write_all(QUESTION.as_bytes()) {
+    fn ask(&mut self, question: &str, deadline: Instant) -> Result<Vec<u8>, Silence> {
+        match self.questions.write_all(question.as_bytes()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(Silence::Ended),
             written => written.map_err(Silence::Lost)?,
         }

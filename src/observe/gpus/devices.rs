@@ -15,30 +15,34 @@ const MAJOR: u32 = 195;
 const DRIVER: &str = "proc/driver/nvidia/gpus";
 const PCI: &str = "sys/bus/pci/devices";
 
+/// What the driver tells of a card, by the name of its folder: the text of `information`. NVIDIA's driver takes locks for it,
+/// which one that is stuck holds for ever: the machine's is read by the process that asks NVML.
+pub(super) type Information = BTreeMap<String, String>;
+
 /// A GPU of NVIDIA's, as its kernel driver tells.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Card {
+pub(super) struct Card {
     /// Its place on the PCI bus.
-    pub bus: Option<String>,
+    pub(super) bus: Option<String>,
     /// `GPU-…`.
-    pub uuid: Option<String>,
+    uuid: Option<String>,
     /// `NVIDIA H200`; empty where nobody says.
-    pub name: String,
+    name: String,
     /// The N of `/dev/nvidiaN`.
-    pub minor: Option<u32>,
+    minor: Option<u32>,
 }
 
 /// The GPUs of NVIDIA's that the host has.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Cards {
+pub(super) struct Cards {
     /// Each that its kernel driver drives, by bus.
-    pub all: Vec<Card>,
+    pub(super) all: Vec<Card>,
     /// Why there may be more.
-    pub may_miss: Option<String>,
+    pub(super) may_miss: Option<String>,
 }
 
 /// Which GPUs of NVIDIA's the kernel driver drives: by its own list, by the PCI bus, by the devices in `/dev`.
-pub fn cards(host: &Host) -> Cards {
+pub(super) fn cards(host: &Host) -> Cards {
     let mut cards = Cards::default();
     let mut by_bus: BTreeMap<String, Card> = BTreeMap::new();
     let driver = folder(host, DRIVER);
@@ -54,10 +58,8 @@ pub fn cards(host: &Host) -> Cards {
         }
     }
     for name in driver.known().into_iter().flatten() {
-        let text = host.read_text(&format!("{DRIVER}/{name}/information"));
         let bus = pci_address(name);
-        let card = Card { bus: bus.clone(), ..text.known().map(|t| card(t)).unwrap_or_default() };
-        by_bus.insert(bus.unwrap_or_else(|| name.clone()), card);
+        by_bus.insert(bus.clone().unwrap_or_else(|| name.clone()), Card { bus, ..Card::default() });
     }
     cards.all = by_bus.into_values().collect();
     if cards.all.is_empty() {
@@ -103,8 +105,29 @@ fn is_driven(host: &Host, address: &str) -> bool {
         && driver().is_some_and(|to| to.file_name().is_some_and(|name| name == "nvidia"))
 }
 
+/// What the driver tells of its cards.
+pub(super) fn read_information(host: &Host) -> Information {
+    let names = folder(host, DRIVER);
+    let names = names.known().into_iter().flatten();
+    let texts = names.map(|name| {
+        let text = host.read_text(&format!("{DRIVER}/{name}/information"));
+        (name.clone(), text.known().cloned().unwrap_or_default())
+    });
+    texts.collect()
+}
+
+/// Adds what the driver tells of them.
+pub(super) fn describe(cards: &mut [Card], information: &Information) {
+    for (name, text) in information {
+        let bus = pci_address(name);
+        if let Some(card) = cards.iter_mut().find(|card| card.bus.is_some() && card.bus == bus) {
+            *card = Card { bus, ..described(text) };
+        }
+    }
+}
+
 /// `/proc/driver/nvidia/gpus/*/information`: `GPU UUID: \t GPU-…`.
-fn card(text: &str) -> Card {
+fn described(text: &str) -> Card {
     let value = |wanted: &str| {
         let mut lines = text.lines().filter_map(|line| line.split_once(':'));
         let (_, value) = lines.find(|(key, _)| key.trim() == wanted)?;

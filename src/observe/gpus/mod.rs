@@ -16,7 +16,6 @@ use std::{
 };
 
 pub use asker::VERB;
-pub use devices::{Card, cards};
 pub use nvml::{LIBRARY, serve};
 pub use smi::program as nvidia_smi;
 
@@ -25,6 +24,7 @@ use crate::{
     snapshot::{Gpu, GpuSource, GpuTrouble, GpuVendor, Gpus, Seen},
 };
 use asker::Asker;
+use devices::{Card, Information};
 use files::Walk;
 
 /// Where loaders look, and where NixOS, WSL and container runtimes put the driver's libraries.
@@ -72,6 +72,12 @@ pub struct Sources {
     pub timeout: Duration,
 }
 
+impl Default for Sources {
+    fn default() -> Self {
+        Self { nvml: Way::Auto, nvidia_smi: Way::Auto, timeout: Duration::from_secs(5) }
+    }
+}
+
 /// Looks at GPUs, again and again. Between two looks it keeps the process that asks NVML, which ends with the thread that looked
 /// first, and when this is dropped: drop it before an exec.
 #[derive(Debug)]
@@ -98,12 +104,12 @@ impl Reader {
         }
     }
 
-    /// The GPUs as they are now, within twice the timeout (`nvidia-smi` is asked two questions in one) and what a walk over all
-    /// processes takes.
+    /// The GPUs as they are now. Takes one timeout for each source that does not answer, and what a walk over all processes
+    /// takes.
     pub fn look(&mut self, host: &Host) -> Gpus {
         let mut gpus = Gpus::default();
         let sight = super::sight(host);
-        let found = devices::cards(host);
+        let mut found = devices::cards(host);
         gpus.may_miss.clone_from(&found.may_miss);
         let has_nvidia = !found.all.is_empty();
         let answer = self.ask(host, has_nvidia, &mut gpus.trouble);
@@ -123,6 +129,7 @@ impl Reader {
             if let Some(failed) = gpus.trouble.first() {
                 gpus.may_miss.get_or_insert(format!("{} {}", failed.source, failed.why));
             }
+            devices::describe(&mut found.all, &self.information(host, has_nvidia));
             devices::gpus(host, &found.all, &walk, &mut gpus.may_miss)
         };
         let first = gpus.all.iter().map(|gpu| gpu.index + 1).max().unwrap_or_default();
@@ -163,7 +170,7 @@ impl Reader {
         };
         if is_wanted(nvml) {
             let asker = &mut self.nvml;
-            let answer = self.nvml_failures.unless_recent(|| asker.ask(place(nvml), *timeout));
+            let answer = self.nvml_failures.unless_recent(|| asker.look(place(nvml), *timeout));
             match answer {
                 Ok(told) => return Some(told.into_iter().map(nvml::Told::gpu).collect()),
                 Err(why) => trouble.push(why),
@@ -181,6 +188,17 @@ impl Reader {
             }
         }
         None
+    }
+}
+
+impl Reader {
+    /// What the kernel driver tells of its cards.
+    fn information(&mut self, host: &Host, is_there: bool) -> Information {
+        if host.is_live() && is_there {
+            self.nvml.information(self.sources.timeout)
+        } else {
+            devices::read_information(host)
+        }
     }
 }
 
@@ -231,11 +249,7 @@ fn forget(gpu: &mut Gpu, why: &str) {
 /// A container is often given some of the host's GPUs only.
 fn hidden_cards(told: &[Gpu], cards: &[Card], may_miss: &mut Option<String>) {
     let is_told = |card: &&Card| {
-        let is_same = |gpu: &Gpu| {
-            gpu.bus == card.bus
-                || (gpu.uuid.is_some() && gpu.uuid == card.uuid)
-                || gpu.bus.is_none()
-        };
+        let is_same = |gpu: &Gpu| gpu.bus == card.bus || gpu.bus.is_none();
         told.iter().any(is_same)
     };
     let hidden: Vec<&str> =

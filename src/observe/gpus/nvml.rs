@@ -17,7 +17,10 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{library, uuid};
+use super::{
+    devices::{Information, read_information},
+    library, uuid,
+};
 use crate::{
     host::Host,
     ident::{Pid, pci_address},
@@ -27,8 +30,9 @@ use crate::{
 
 /// The name under which a loader finds it.
 pub const LIBRARY: &str = "libnvidia-ml.so.1";
-/// The question, one line.
-pub(super) const QUESTION: &str = "look\n";
+/// The questions, a line each: what NVML knows, and what the kernel driver tells of its cards.
+pub(super) const LOOK: &str = "look\n";
+pub(super) const INFORMATION: &str = "information\n";
 /// Processes may start between NVML's count and its list.
 const TRIES: usize = 3;
 
@@ -36,6 +40,7 @@ const TRIES: usize = 3;
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Reply {
     Gpus(Vec<Told>),
+    Information(Information),
     Trouble { why: String, remedy: Option<String> },
 }
 
@@ -109,8 +114,8 @@ impl Told {
     }
 }
 
-/// The body of the process that asks NVML: answers each line `look` with one line, until there is nobody to answer. The library
-/// is this one, or the one that the loader or the usual folders have; it is loaded at the first question.
+/// The body of the process that asks NVML: answers each question with one line, until there is nobody to answer. The library
+/// is this one, or the one that the loader or the usual folders have; it is loaded at the first `look`.
 pub fn serve(
     path: Option<&Path>,
     input: &mut dyn BufRead,
@@ -122,19 +127,12 @@ pub fn serve(
     let mut nvml: Option<Nvml> = None;
     let mut line = String::new();
     while input.read_line(&mut line)? != 0 && !is_deserted() {
-        if line != QUESTION {
-            return Err(io::Error::other("that is no question"));
-        }
+        let reply = match line.as_str() {
+            LOOK => answer(&mut nvml, path).unwrap_or_else(|trouble| trouble),
+            INFORMATION => Reply::Information(read_information(&Host::live())),
+            _ => return Err(io::Error::other("that is no question")),
+        };
         line.clear();
-        let reply = match &nvml {
-            Some(nvml) => Ok(look(nvml)),
-            None => load(path).map(|loaded| look(nvml.insert(loaded))),
-        };
-        let reply = reply.and_then(|told| told.map_err(|error| trouble(&error)));
-        let reply = match reply {
-            Ok(told) => Reply::Gpus(told),
-            Err(trouble) => trouble,
-        };
         serde_json::to_writer(&mut *output, &reply)?;
         output.write_all(b"\n")?;
         output.flush()?;
@@ -142,6 +140,15 @@ pub fn serve(
     // The kernel takes back what we have open; a shutdown may hang.
     std::mem::forget(nvml);
     Ok(())
+}
+
+/// What NVML knows; else the trouble.
+fn answer(nvml: &mut Option<Nvml>, path: Option<&Path>) -> Result<Reply, Reply> {
+    let nvml = match nvml {
+        Some(nvml) => nvml,
+        None => nvml.insert(load(path)?),
+    };
+    look(nvml).map(Reply::Gpus).map_err(|error| trouble(&error))
 }
 
 /// Whether nobody reads what we say.

@@ -202,3 +202,33 @@ fn amount(text: &str) -> Option<Figure> {
         number => number.parse().ok().map(Figure::Mebibytes),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn root_runs_no_nvidia_smi_that_another_user_could_have_written() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: only root is careful about whose program it runs");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("usr/bin/nvidia-smi");
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "").unwrap();
+        let host = Host::fixture(folder.path());
+        let set = |mode| fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        set(0o755);
+        assert_eq!(program(&host), Ok(file.clone()));
+        set(0o775);
+        assert!(program(&host).unwrap_err().why.starts_with("is not root's alone"));
+        set(0o755);
+        std::os::unix::fs::chown(&file, Some(1000), None).unwrap();
+        assert!(program(&host).is_err());
+        set(0o644);
+        assert_eq!(program(&host).unwrap_err().why, "is not here", "no program at all");
+    }
+}
