@@ -605,14 +605,16 @@ fn a_port_between_an_end_and_a_respawn_is_not_let_pass() {
         format!("grep -q 'State:.[^Z]' /proc/$(cat {})/status 2>/dev/null", ready.display());
     // It takes its time to bring the second one up: nobody watches for it (respawn_watch: 0s).
     let script = format!(
-        "{}; while {alive}; do sleep 0.02; done; sleep 0.4; {}; sleep 60",
+        "{}; until [ -s {} ]; do sleep 0.02; done; while {alive}; do sleep 0.02; done; sleep 0.4; {}; sleep 60",
         once(&ready),
+        ready.display(),
         once(&again),
     );
     let launcher = stage.command(&["sh", "-c", &script]).stdout(Stdio::null()).spawn().unwrap();
     let mut launcher = Planted::of_child(launcher);
-    wait_until(DEADLINE, "the first is there", || ready.exists());
-    let first_one = Planted::adopt(fs::read_to_string(&ready).unwrap().trim().parse().unwrap());
+    let pid = || fs::read_to_string(&ready).ok().and_then(|text| text.trim().parse().ok());
+    wait_until(DEADLINE, "the first is there", || pid().is_some());
+    let first_one = Planted::adopt(pid().unwrap());
     let slow = fs::read_to_string(&config).unwrap().replace("settle: 50ms", "settle: 3s");
     let config = stage.write("slow.yaml", &slow);
     let output = gate(&stage, &config, &["left", "--reap"]);

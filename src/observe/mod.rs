@@ -195,20 +195,7 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
     let behind: BTreeSet<Pid> = containers.namespaces.keys().copied().collect();
     add(&mut processes, with_relatives(host, &behind, &[], BTreeMap::new(), question).0);
     let sight = sight(host);
-    for (pid, namespace) in &mut containers.namespaces {
-        // Between two runs a main process may be gone as soon as its namespace was read.
-        let is_gone = || match processes::read_stat(host, *pid) {
-            Seen::Gone => true,
-            Seen::Known(stat) => stat.state == 'Z',
-            Seen::Denied | Seen::Unreadable(_) => false,
-        };
-        if !processes.contains_key(pid) && namespace.known().is_some() && is_gone() {
-            *namespace = Seen::Gone;
-        }
-        if *namespace == Seen::Gone && sight.is_proc_hidden {
-            *namespace = Seen::Denied;
-        }
-    }
+    forget_ended(host, &mut containers, &processes, sight);
     let mut is_torn = holding.iter().any(|pid| !processes.contains_key(pid));
     if let Seen::Known(sockets) = &mut sockets {
         forget_vanished(sockets, &processes, &blurred);
@@ -223,7 +210,10 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
     } else {
         units::Answers::default()
     };
-    let is_there = |pid: Pid| processes.contains_key(&pid) || blurred.contains_key(&pid);
+    // Where `/proc` hides processes, who is not in it may be there all the same.
+    let is_there = |pid: Pid| {
+        sight.is_proc_hidden || processes.contains_key(&pid) || blurred.contains_key(&pid)
+    };
     let gpus = question.gpus.clone().map(|gpus| without_ended(gpus, is_there));
     let snapshot = Snapshot {
         clock: clock(host),
@@ -245,6 +235,28 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
         gpus,
     };
     (snapshot, is_torn)
+}
+
+/// Between two runs of a container its main process may be gone as soon as its namespace was read.
+fn forget_ended(
+    host: &Host,
+    containers: &mut Containers,
+    processes: &BTreeMap<Pid, Process>,
+    sight: Sight,
+) {
+    for (pid, namespace) in &mut containers.namespaces {
+        let is_gone = || match processes::read_stat(host, *pid) {
+            Seen::Gone => true,
+            Seen::Known(stat) => stat.state == 'Z',
+            Seen::Denied | Seen::Unreadable(_) => false,
+        };
+        if !processes.contains_key(pid) && namespace.known().is_some() && is_gone() {
+            *namespace = Seen::Gone;
+        }
+        if *namespace == Seen::Gone && sight.is_proc_hidden {
+            *namespace = Seen::Denied;
+        }
+    }
 }
 
 fn holdings(gpus: Option<&Gpus>) -> impl Iterator<Item = &GpuHolding> {

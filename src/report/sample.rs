@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use crate::{
     act::{Deed, Outcome, Respawn},
-    config::settings::GpuNeed,
     ident::{Pid, ProcessKey},
     judge::{
         gpu::{GpuState, GpuVerdict},
@@ -184,7 +183,7 @@ fn gpu(index: u32, free_gib: u64, state: GpuState, sentence: &str) -> GpuVerdict
             source: GpuSource::Nvml,
         }),
         services: vec!["llama-cpp".into()],
-        need: GpuNeed::Share(90),
+        need: "90%".parse().unwrap(),
         state,
         sentence: sentence.into(),
         next_step: None,
