@@ -218,7 +218,12 @@ impl<'a> Case<'a> {
     /// The container for which a forwarder holds its guarded ports: by address and port of its sockets.
     pub fn behind(&self) -> Behind<'a> {
         let containers = &self.snapshot.containers;
-        let all = containers.known().filter(|c| self.forwards_to(c));
+        let owner = match self.whose_containers() {
+            Ok(owner) => owner,
+            Err(unknown) => return Behind::Nobody(unknown),
+        };
+        let own = |container: &&Container| container.engine.owner == owner;
+        let all = containers.known().filter(own).filter(|c| self.forwards_to(c));
         let (alive, stopped): (Vec<_>, Vec<_>) =
             all.partition(|c| !matches!(c.state, ContainerState::NotRunning(_)));
         if let Some(container) = alive.first() {
@@ -262,14 +267,18 @@ impl<'a> Case<'a> {
         Some(Unknown { fact, why, remedy: Some(LOOK.to_owned()) })
     }
 
-    fn forwards_to(&self, container: &Container) -> bool {
-        // Whose engine it was asked for: another user's may claim any port.
-        let owner = self.process.enclosure.as_ref().and_then(|e| e.owner.known().copied());
-        let user = self.process.uid.known().copied();
-        if container.engine.owner != owner.filter(|&owner| owner != 0).or(user).unwrap_or_default()
-        {
-            return false;
+    /// Whose engine a forwarder works for: another user's may claim any port.
+    fn whose_containers(&self) -> Result<u32, Unknown> {
+        if let Some(enclosure) = &self.process.enclosure {
+            let owner = *known(&enclosure.owner, || self.name("the owner of the user namespace"))?;
+            if owner != 0 {
+                return Ok(owner);
+            }
         }
+        known(&self.process.uid, || self.name("the user")).copied()
+    }
+
+    fn forwards_to(&self, container: &Container) -> bool {
         let Some(sockets) = self.snapshot.sockets.known() else { return false };
         let holds = |s: &&Socket| {
             let is_server = matches!(s.state, SocketState::Listening | SocketState::Bound);

@@ -408,3 +408,11 @@ fn a_forwarders_connection_is_not_its_published_port() {
     let scene = forwarder().edit_sockets(|s| s.all[0].state = SocketState::Bound);
     says(&scene, 7, "spare: forwards to container aidb");
 }
+
+#[test]
+fn whose_forwarder_it_is_must_be_known() {
+    let unsupervised = forwarder().edit(20, |p| p.parent = Pid::INIT);
+    for scene in [forwarder(), unsupervised] {
+        scene.needs(7, &[(Fact::Uid(7), "the user of pid 7")]);
+    }
+}
