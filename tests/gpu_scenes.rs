@@ -45,7 +45,7 @@ impl Scene {
                  gate: {{ timeout: 0s, settle: 50ms, gpu_settle: 5s }}\n\
                  gpus: {{ nvml: '{}', nvidia_smi: 'off', timeout: 2s }}\n\
                  services: {{ llm: {{ gpus: [0], ports: [7301] }} }}\n\
-                 patterns: [{{ name: mine, kind: worker, match: '^VLLM::EngineCore {}' }}]\n",
+                 patterns: [{{ name: mine, kind: worker, match: '^gpu-worker {}' }}]\n",
                 stub.library().display(),
                 stage.path("").display(),
             ),
@@ -54,7 +54,7 @@ impl Scene {
     }
 
     fn worker_name(&self) -> String {
-        format!("VLLM::EngineCore {}", self.stage.path("").display())
+        format!("gpu-worker {}", self.stage.path("").display())
     }
 
     /// A worker whose server is gone.
@@ -121,6 +121,12 @@ fn answer(document: &Value) -> (String, String) {
     (word(&gpu["answer"]), word(&gpu["remarks"][0]["title"]))
 }
 
+/// What a document says of a process: others' leftovers may be on the machine, too.
+fn of_pid(document: &Value, pid: u32) -> &Value {
+    let all = document["processes"].as_array().unwrap();
+    all.iter().find(|process| process["pid"] == pid).unwrap_or_else(|| panic!("{document:#}"))
+}
+
 #[test]
 fn an_orphan_that_holds_nothing_but_a_gpu_is_found_ended_and_its_memory_is_back_before_the_report()
 {
@@ -132,12 +138,12 @@ fn an_orphan_that_holds_nothing_but_a_gpu_is_found_ended_and_its_memory_is_back_
     let found = scene.document(&["scan"]);
     assert_eq!(found["gpus"][0]["state"], "held", "{found:#}");
     assert_eq!(found["gpus"][0]["holders"], serde_json::json!([pid]));
-    let process = &found["processes"][0];
+    let process = of_pid(&found, pid);
     assert_eq!(process["title"], "orphan: worker without its server");
     assert_eq!(process["gpus"], serde_json::json!(["GPU 0"]));
     let reaped = scene.document(&["reap"]);
     assert_eq!(reaped["exit_code"], 0, "{reaped:#}");
-    assert_eq!(reaped["processes"][0]["outcome"]["result"], "terminated");
+    assert_eq!(of_pid(&reaped, pid)["outcome"]["result"], "terminated");
     assert_eq!(reaped["gpus"][0]["state"], "free");
     assert!(!worker.is_alive());
 }
@@ -151,7 +157,7 @@ fn who_computes_on_a_guarded_gpu_is_seen_without_any_pattern_and_lives() {
     let found = scene.document(&["scan", "--gpu", "0000:01:00.0"]);
     assert_eq!(found["gpus"][0]["holders"], serde_json::json!([pid]), "{found:#}");
     assert_eq!(found["ports"], serde_json::json!([]));
-    assert_ne!(found["processes"][0]["verdict"], "orphan");
+    assert_ne!(of_pid(&found, pid)["verdict"], "orphan");
     assert_eq!(
         code(&scene.run(&["reap", "--gpu", "0", "--also", "abandoned"])),
         found["exit_code"]
