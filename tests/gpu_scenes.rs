@@ -135,13 +135,13 @@ fn an_orphan_that_holds_nothing_but_a_gpu_is_found_ended_and_its_memory_is_back_
     // The driver gives it back 700 ms after the exit.
     let pid = worker.pid();
     scene.gpu(&format!("memory 81920 40960\nreturns 700\ncompute {pid} 40000\n"));
-    let found = scene.document(&["scan"]);
+    let found = scene.document(&["scan", "llm"]);
     assert_eq!(found["gpus"][0]["state"], "held", "{found:#}");
     assert_eq!(found["gpus"][0]["holders"], serde_json::json!([pid]));
     let process = of_pid(&found, pid);
     assert_eq!(process["title"], "orphan: worker without its server");
     assert_eq!(process["gpus"], serde_json::json!(["GPU 0"]));
-    let reaped = scene.document(&["reap"]);
+    let reaped = scene.document(&["reap", "llm"]);
     assert_eq!(reaped["exit_code"], 0, "{reaped:#}");
     assert_eq!(of_pid(&reaped, pid)["outcome"]["result"], "terminated");
     assert_eq!(reaped["gpus"][0]["state"], "free");
@@ -214,7 +214,7 @@ fn memory_that_nobody_has_is_waited_for_while_it_moves_and_blocks_when_it_stays(
     let warned = scene.run(&["gate", "llm", "--on-blocked", "warn", "--", "echo", "up"]);
     assert_eq!(code(&warned), 0, "{}", said(&warned));
     assert!(said(&warned).contains("nvidia-smi --gpu-reset -i 0"), "{}", said(&warned));
-    assert_eq!(code(&scene.run(&["scan"])), 1);
+    assert_eq!(code(&scene.run(&["scan", "llm"])), 1);
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn the_command_behind_the_gate_has_the_gpu_and_nothing_of_ours() {
     let blocked = scene.run(&["gate", "llm", "--", "echo", "up"]);
     assert_eq!(code(&blocked), 75, "{}", said(&blocked));
     let children = "exec cat /proc/$$/task/$$/children";
-    let output = scene.run(&["gate", "--reap", "--", "sh", "-c", children]);
+    let output = scene.run(&["gate", "llm", "--reap", "--", "sh", "-c", children]);
     assert_eq!(code(&output), 0, "{}", said(&output));
     assert!(!worker.is_alive());
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "");
