@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Finds the processes that dead containers, units and parents left behind, proves that they are left behind,
-/// ends them, and proves that their ports are free.
+/// ends them, and proves that their ports and GPUs are free.
 #[derive(Debug, Parser)]
 #[command(name = "portreeve", version, max_term_width = 100, arg_required_else_help = true)]
 #[command(after_help = EXIT_CODES)]
@@ -38,7 +38,7 @@ struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes:
-  0  clear: guarded ports are free or held by what is alive and spared; or all is done and proven
+  0  clear: guarded ports and GPUs are free or held by what is alive and spared; or all is done and proven
   1  not clear: an orphan, a suspect, an unsupervised container or a foreign holder remains
   2  could not tell or could not run: incomplete sight, bad usage, bad configuration";
 
@@ -56,7 +56,7 @@ With COMMAND: 75 blocked, 69 could not tell or could not run, both before it run
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Report what holds which port, why, and what 'reap' would do; changes nothing
+    /// Report what holds which port and GPU, why, and what 'reap' would do; changes nothing
     Scan {
         #[command(flatten)]
         target: Target,
@@ -65,7 +65,7 @@ enum Verb {
         #[command(flatten)]
         verbosity: Verbosity,
     },
-    /// End the orphans, then prove that the ports are free
+    /// End the orphans, then prove that their ports and GPUs are free
     Reap {
         #[command(flatten)]
         target: Target,
@@ -76,7 +76,7 @@ enum Verb {
         #[command(flatten)]
         verbosity: Verbosity,
     },
-    /// Wait until ports are free, or say what blocks them; then become COMMAND, if one is given
+    /// Wait until ports and GPUs are free, or say what blocks them; then become COMMAND, if one is given
     #[command(after_help = GATE_EXIT_CODES)]
     Gate {
         #[command(flatten)]

@@ -56,7 +56,7 @@ fn title(area: Area) -> &'static str {
         Area::Kernel => "kernel",
         Area::Systemd => "systemd",
         Area::Engines => "engines (no verdict uses them yet)",
-        Area::Gpus => "GPUs (not looked at yet)",
+        Area::Gpus => "GPUs",
         Area::Config => "configuration",
         Area::Ports => "ports",
     }
@@ -228,7 +228,7 @@ enum AreaWord {
     Systemd,
     /// Container engines; no verdict uses them yet.
     Engines,
-    /// GPUs; not looked at yet.
+    /// GPUs.
     Gpus,
     /// Files of the configuration.
     Config,
