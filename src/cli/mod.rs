@@ -49,7 +49,7 @@ const DOCTOR_EXIT_CODES: &str = "Exit codes:
 With --sysctl: 0 the file was printed, 2 it cannot be complete and nothing was printed";
 
 const GATE_EXIT_CODES: &str = "Exit codes:
-  0  every port is open; or what is blocked is let pass ('--on-blocked warn')
+  0  every port and GPU is open; or what is blocked is let pass ('--on-blocked warn')
   1  blocked
   2  could not tell or could not run: incomplete sight, another gate at work, a signal, bad usage, bad configuration
 With COMMAND: 75 blocked, 69 could not tell or could not run, both before it runs; else its own. Bad usage stays 2";

@@ -1,4 +1,4 @@
-//! Observe → judge, again and again, until every port is open or the time is up: what stands before a service's start.
+//! Observe → judge, again and again, until every port and GPU is open or the time is up: what stands before a service's start.
 //! Nothing is bound or held on the service's behalf.
 
 mod lock;

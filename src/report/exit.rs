@@ -10,7 +10,7 @@ use crate::{
     pipeline::{Findings, Reaped},
 };
 
-/// Guarded ports are free, or held by what is alive and spared.
+/// Guarded ports and GPUs are free, or held by what is alive and spared.
 pub const CLEAR: u8 = 0;
 /// Something remains that ought not to be there.
 pub const NOT_CLEAR: u8 = 1;
