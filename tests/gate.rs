@@ -664,6 +664,21 @@ fn the_commands_own_code_is_its_own_and_it_inherits_nothing_of_ours() {
 }
 
 #[test]
+fn a_signal_that_was_ignored_stays_so_for_the_command() {
+    let Some((stage, config)) = stage() else { return };
+    // As nohup, a shell's background and systemd (IgnoreSIGPIPE=) start what they start.
+    for signals in ["PIPE", "HUP INT", "HUP INT PIPE TERM USR1"] {
+        let script = format!("trap '' {signals}; exec");
+        let look = ["grep", "SigIgn", "/proc/self/status"];
+        let bare = stage.command(&["sh", "-c", &format!("{script} \"$@\"",), "sh"]);
+        let bare = { bare }.args(look).output().unwrap();
+        let words = [&["gate", "--config", &config, "web", "--"], &look[..]].concat();
+        let gated = stage.portreeve_by(&script, &words).output().unwrap();
+        assert_eq!(text(&gated.stdout), text(&bare.stdout), "{signals}: {}", text_of(&gated));
+    }
+}
+
+#[test]
 fn a_healthy_foreign_holder_blocks_and_is_let_pass_with_a_warning_where_that_is_wished() {
     let Some((stage, config)) = stage() else { return };
     let postgres =
