@@ -736,6 +736,18 @@ fn gates_at_once_all_find_a_free_port_free_and_none_calls_another_a_holder() {
 }
 
 #[test]
+fn gates_whose_time_is_up_at_once_all_say_what_blocks() {
+    let Some((stage, config)) = stage() else { return };
+    let _holder = stage.plant(&["--as", "staying", "--listen", "7202"]);
+    let four = "four() { all=; for i in 1 2 3 4; do \"$@\" >/dev/null & all=\"$all $!\"; done; \
+                for i in $all; do code=0; wait $i || code=$?; echo $code; done; }; four";
+    for _ in 0..3 {
+        let output = by(&stage, &config, four, &["--timeout", "500ms"]);
+        assert_eq!(text(&output.stdout), "1\n1\n1\n1\n");
+    }
+}
+
+#[test]
 fn a_gate_waits_for_another_and_its_command_keeps_nobody_waiting() {
     let Some((stage, config)) = stage() else { return };
     let locked = "install -d /run/portreeve; exec flock /run/portreeve/gate.lock";

@@ -95,6 +95,9 @@ impl Gated {
 /// A reap that brought somebody back is not tried without end.
 const MOST_REAPS: usize = 3;
 
+/// How long another gate's look, which takes milliseconds, is waited for though the time is up.
+const OTHERS_LOOK: Duration = Duration::from_secs(1);
+
 /// While a gate waits, its engines are asked again with every whole look (`wait::LOOK`), so that their answer is at hand when
 /// a port is released. So old it may be at another look, and at one that a release brought about
 /// ([0017](../../docs/decisions/0017-ports-without-a-socket.md)).
@@ -310,7 +313,7 @@ impl<'a> Gate<'a> {
         interrupt: &mut Interrupt,
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), Unknown> {
-        let left = self.left();
+        let left = self.left().max(OTHERS_LOOK);
         if let (Some(lock), None) = (&self.lock, &self.held) {
             let mut say = |text: &str| tell(Event::Progress(text));
             self.held = Some(lock.take(left, interrupt, &mut say)?);
