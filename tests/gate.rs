@@ -539,6 +539,26 @@ fn who_takes_the_port_while_an_engine_answers_is_in_the_way_nevertheless() {
     assert_eq!(code, 1, "{said}");
 }
 
+/// Processor time of a process so far, in ticks of a hundredth of a second.
+fn ticks_of(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
+}
+
+#[test]
+fn a_wait_for_what_no_socket_tells_of_leaves_the_processor_alone() {
+    let Some((stage, config)) = stage() else { return };
+    // What its own binds of a free port do must not wake it.
+    let mut waiting = start(&stage, &config, &["lost", "web", "--timeout", "3s"]);
+    let mut ticks = 0;
+    wait_until(DEADLINE, "it has ended", || {
+        ticks = ticks_of(waiting.id()).unwrap_or(ticks);
+        !is_running(&mut waiting)
+    });
+    assert!(ticks < 100, "{ticks} of 300");
+}
+
 #[test]
 fn engines_are_asked_while_it_waits_and_not_when_the_port_is_released() {
     let Some((stage, config)) = stage() else { return };
