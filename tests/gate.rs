@@ -742,7 +742,7 @@ fn a_signal_that_was_ignored_stays_so_for_the_command() {
     for signals in ["PIPE", "HUP INT", "HUP INT PIPE TERM USR1"] {
         let script = format!("trap '' {signals}; exec");
         let look = ["grep", "SigIgn", "/proc/self/status"];
-        let bare = stage.command(&["sh", "-c", &format!("{script} \"$@\"",), "sh"]);
+        let bare = stage.command(&["sh", "-c", &format!("{script} \"$@\""), "sh"]);
         let bare = { bare }.args(look).output().unwrap();
         let words = [&["gate", "--config", &config, "web", "--"], &look[..]].concat();
         let gated = stage.portreeve_by(&script, &words).output().unwrap();
