@@ -16,7 +16,7 @@ use std::{
     net::{TcpStream, UdpSocket},
     os::{fd::OwnedFd, unix::net::UnixListener},
     process::{Child, Output, Stdio},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, mpsc},
     time::{Duration, Instant},
 };
 
@@ -453,12 +453,19 @@ fn a_signal_ends_the_waiting_and_nothing_is_started() {
 
 /// A Docker in which nothing runs; says when it was asked for that.
 fn empty_docker(socket: &std::path::Path) -> Arc<Mutex<Vec<Instant>>> {
-    let listener = UnixListener::bind(socket).unwrap();
     let asked = Arc::new(Mutex::new(Vec::new()));
     let noted = Arc::clone(&asked);
+    docker(socket, move || noted.lock().unwrap().push(Instant::now()));
+    asked
+}
+
+/// A Docker in which nothing runs, and which does this before it says so.
+fn docker(socket: &std::path::Path, before: impl Fn() + Send + Sync + 'static) {
+    let listener = UnixListener::bind(socket).unwrap();
+    let before = Arc::new(before);
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            let (stream, noted) = (stream.unwrap(), Arc::clone(&noted));
+            let (stream, before) = (stream.unwrap(), Arc::clone(&before));
             std::thread::spawn(move || {
                 let mut out = stream.try_clone().unwrap();
                 for line in BufReader::new(stream).lines() {
@@ -466,7 +473,7 @@ fn empty_docker(socket: &std::path::Path) -> Arc<Mutex<Vec<Instant>>> {
                     let body = match line.split(' ').nth(1) {
                         Some("/version") => r#"{"Version":"20.10","ApiVersion":"1.41"}"#,
                         Some(_) if line.starts_with("GET ") => {
-                            noted.lock().unwrap().push(Instant::now());
+                            before();
                             "[]"
                         }
                         Some(_) | None => continue,
@@ -479,7 +486,77 @@ fn empty_docker(socket: &std::path::Path) -> Arc<Mutex<Vec<Instant>>> {
             });
         }
     });
-    asked
+}
+
+/// The settings with a Docker at this socket.
+fn with_docker(stage: &Stage, config: &str, socket: &std::path::Path) -> String {
+    let settings = format!(
+        "{}\nengines: {{ docker: {}, podman: off, timeout: 20s }}\n",
+        fs::read_to_string(config).unwrap(),
+        socket.display()
+    );
+    stage.write("docker.yaml", &settings)
+}
+
+#[test]
+fn who_takes_the_port_while_an_engine_answers_is_in_the_way_nevertheless() {
+    let Some((stage, config)) = stage() else { return };
+    // The code of a gate that is started, and meets this once it asks its engine.
+    let meets = |name: &str, occupy: &dyn Fn()| {
+        let (asked, is_asked) = mpsc::channel();
+        let (answer, may_answer) = mpsc::channel::<()>();
+        let may_answer = Mutex::new(may_answer);
+        let socket = stage.path(name);
+        docker(&socket, move || {
+            let _ = asked.send(());
+            let _ = may_answer.lock().unwrap().recv();
+        });
+        let config = with_docker(&stage, &config, &socket);
+        let waiting = start(&stage, &config, &["web"]);
+        is_asked.recv_timeout(DEADLINE).unwrap();
+        occupy();
+        drop(answer);
+        let output = waiting.wait_with_output().unwrap();
+        (code(&output), text(&output.stdout))
+    };
+    let held = Mutex::new(None);
+    let (code, said) = meets("one.sock", &|| {
+        *held.lock().unwrap() = Some(stage.plant(&["--as", "quick", "--listen", "7202"]));
+    });
+    assert_eq!(code, 1, "{said}");
+    held.into_inner().unwrap().unwrap().end();
+    if !listeners::sees_bound(&Host::live()) {
+        println!("skipped: this kernel is older than 6.8 and shows no bound-only sockets");
+        return;
+    }
+    // One that is bound and silent, beside what lets a bind that reuses succeed.
+    leave_time_wait(&stage, 7202, true);
+    let silent_one = Mutex::new(None);
+    let (code, said) = meets("two.sock", &|| {
+        let socket = stage.within(|| silent("0.0.0.0:7202", [true, false], false));
+        *silent_one.lock().unwrap() = Some(socket);
+    });
+    assert_eq!(code, 1, "{said}");
+}
+
+/// Processor time of a process so far, in ticks of a hundredth of a second.
+fn ticks_of(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
+}
+
+#[test]
+fn a_wait_for_what_no_socket_tells_of_leaves_the_processor_alone() {
+    let Some((stage, config)) = stage() else { return };
+    // What its own binds of a free port do must not wake it.
+    let mut waiting = start(&stage, &config, &["lost", "web", "--timeout", "3s"]);
+    let mut ticks = 0;
+    wait_until(DEADLINE, "it has ended", || {
+        ticks = ticks_of(waiting.id()).unwrap_or(ticks);
+        !is_running(&mut waiting)
+    });
+    assert!(ticks < 100, "{ticks} of 300");
 }
 
 #[test]
@@ -488,12 +565,7 @@ fn engines_are_asked_while_it_waits_and_not_when_the_port_is_released() {
     let socket = stage.path("docker.sock");
     let asked = empty_docker(&socket);
     let count = || asked.lock().unwrap().len();
-    let settings = format!(
-        "{}\nengines: {{ docker: {}, podman: off }}\n",
-        fs::read_to_string(&config).unwrap(),
-        socket.display()
-    );
-    let config = stage.write("docker.yaml", &settings);
+    let config = with_docker(&stage, &config, &socket);
     let mut holder = stage.plant(&["--as", "leaving", "--listen", "7202"]);
     let waiting = start(&stage, &config, &["web", "--timeout", "20s"]);
     // Once at first, and then with every whole look, a second apart.
@@ -664,6 +736,21 @@ fn the_commands_own_code_is_its_own_and_it_inherits_nothing_of_ours() {
 }
 
 #[test]
+fn a_signal_that_was_ignored_stays_so_for_the_command() {
+    let Some((stage, config)) = stage() else { return };
+    // As nohup, a shell's background and systemd (IgnoreSIGPIPE=) start what they start.
+    for signals in ["PIPE", "HUP INT", "HUP INT PIPE TERM USR1"] {
+        let script = format!("trap '' {signals}; exec");
+        let look = ["grep", "SigIgn", "/proc/self/status"];
+        let bare = stage.command(&["sh", "-c", &format!("{script} \"$@\""), "sh"]);
+        let bare = { bare }.args(look).output().unwrap();
+        let words = [&["gate", "--config", &config, "web", "--"], &look[..]].concat();
+        let gated = stage.portreeve_by(&script, &words).output().unwrap();
+        assert_eq!(text(&gated.stdout), text(&bare.stdout), "{signals}: {}", text_of(&gated));
+    }
+}
+
+#[test]
 fn a_healthy_foreign_holder_blocks_and_is_let_pass_with_a_warning_where_that_is_wished() {
     let Some((stage, config)) = stage() else { return };
     let postgres =
@@ -717,6 +804,18 @@ fn gates_at_once_all_find_a_free_port_free_and_none_calls_another_a_holder() {
     for _ in 0..10 {
         let output = by(&stage, &config, four, &["--timeout", "20s"]);
         assert_eq!(code(&output), 0, "{}", text(&output.stdout));
+    }
+}
+
+#[test]
+fn gates_whose_time_is_up_at_once_all_say_what_blocks() {
+    let Some((stage, config)) = stage() else { return };
+    let _holder = stage.plant(&["--as", "staying", "--listen", "7202"]);
+    let four = "four() { all=; for i in 1 2 3 4; do \"$@\" >/dev/null & all=\"$all $!\"; done; \
+                for i in $all; do code=0; wait $i || code=$?; echo $code; done; }; four";
+    for _ in 0..3 {
+        let output = by(&stage, &config, four, &["--timeout", "500ms"]);
+        assert_eq!(text(&output.stdout), "1\n1\n1\n1\n");
     }
 }
 

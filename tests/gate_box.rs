@@ -379,6 +379,11 @@ table inet stage {
         tcp dport != 1-65000 dnat ip to 10.9.9.24
         meta mark 0x5 tcp dport 7655 dnat ip to 10.9.9.25
         tcp dport >= 7690 tcp dport < 7692 dnat ip to 10.9.9.26
+        meta mark 0 tcp dport 7657 dnat ip to 10.9.9.27
+        tcp sport 1024-65535 tcp dport 7658 dnat ip to 10.9.9.28
+        tcp dport 7659 limit rate 100/second dnat ip to 10.9.9.29
+        meta mark != 0x5 tcp dport 7660 dnat ip to 10.9.9.30
+        meta mark & 0xf0 == 0 tcp dport 7661 dnat ip to 10.9.9.31
     }
     chain pre {
         type nat hook prerouting priority dstnat
@@ -404,6 +409,12 @@ iptables-legacy -t nat -A MINE -d 10.2.2.2 -p tcp --dport 7709 -j DNAT --to-dest
 iptables-legacy -t nat -A MINE -d 10.3.3.0/24 -p tcp --dport 7710 -j DNAT --to-destination 10.9.9.3
 iptables-legacy -t nat -A MINE -p tcp --dport 7711 -j ACCEPT
 iptables-legacy -t nat -A MINE -p tcp --dport 7711 -j DNAT --to-destination 10.9.9.4
+iptables-legacy -t nat -A MINE -p tcp -m multiport --ports 7731 -j DNAT --to-destination 10.9.9.5
+iptables-legacy -t nat -A MINE -m mark --mark 0/0xff -p tcp --dport 7732 -j DNAT --to-destination 10.9.9.5
+iptables-legacy -t nat -A MINE -m mark ! --mark 5 -p tcp --dport 7733 -j DNAT --to-destination 10.9.9.5
+iptables-legacy -t nat -A MINE -m mark --mark 5 -p tcp --dport 7734 -j DNAT --to-destination 10.9.9.5
+iptables-legacy -t nat -A MINE -p tcp ! --sport 53 --dport 7735 -j DNAT --to-destination 10.9.9.5
+iptables-legacy -t nat -A MINE -p tcp --dport 7736 -m limit --limit 100/second -j DNAT --to-destination 10.9.9.5
 ip6tables-legacy -t nat -A PREROUTING -p tcp --dport 7712 -j DNAT --to-destination [fd00::1]:80
 iptables-nft -t nat -N CARRIED
 iptables-nft -t nat -A PREROUTING -m addrtype --dst-type LOCAL -j CARRIED
@@ -411,6 +422,8 @@ iptables-nft -t nat -A CARRIED -p tcp -m tcp --dport 7721 -j DNAT --to-destinati
 iptables-nft -t nat -A CARRIED -p tcp -m multiport --dports 7722,7724:7726 -j DNAT --to-destination 10.9.9.2
 iptables-nft -t nat -A CARRIED ! -d 10.3.3.0/24 -p tcp --dport 7727 -j DNAT --to-destination 10.9.9.3
 iptables-nft -t nat -A CARRIED -p tcp --dport 7728 -j REDIRECT --to-ports 80
+iptables-nft -t nat -A CARRIED -p tcp -m multiport --ports 7737 -j DNAT --to-destination 10.9.9.5
+iptables-nft -t nat -A CARRIED -m mark --mark 0 -p tcp --dport 7738 -j DNAT --to-destination 10.9.9.5
 ";
 
 /// Listens on each port in both families, and says which of them a client here or over there does not reach.
@@ -468,8 +481,8 @@ fn rules_are_followed_as_the_kernel_follows_them() {
     test_box.sh("nft -f /tmp/rules.nft");
     test_box.sh(OLDER_RULES);
     test_box.write("/tmp/reach.py", REACH);
-    let numbers = [7601..=7619, 7620..=7620, 7625..=7625, 7630..=7631, 7639..=7641, 7650..=7656];
-    let more = [7689..=7692, 7701..=7713, 7721..=7729, 65_000..=65_001];
+    let numbers = [7601..=7619, 7620..=7620, 7625..=7625, 7630..=7631, 7639..=7641, 7650..=7662];
+    let more = [7689..=7692, 7701..=7713, 7721..=7739, 65_000..=65_001];
     let ports: Vec<String> =
         numbers.into_iter().chain(more).flatten().map(|n: u32| n.to_string()).collect();
     let asked: Vec<&str> = ports.iter().flat_map(|port| ["--port", port.as_str()]).collect();
@@ -483,7 +496,7 @@ fn rules_are_followed_as_the_kernel_follows_them() {
     assert!(lost.len() > 20, "{lost:?}");
     let of = |port: &str| &said[ports.iter().position(|p| p == port).unwrap()];
     assert_is(of("7601"), "blocked", "a rule takes its packets", &["10.9.9.1:80", "left behind"]);
-    for port in ["7613", "7614", "7655", "7708"] {
+    for port in ["7613", "7614", "7655", "7708", "7734"] {
         assert_is(of(port), "open", "a rule takes some packets", &["sends some of its packets"]);
     }
     // Of one family alone, in a table of both.

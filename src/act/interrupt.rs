@@ -12,23 +12,39 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use crate::sys;
+
 /// Counts the signals that asked us to stop. The first lets what was begun be finished; the second ends
 /// the waiting as well.
 #[derive(Debug)]
 pub struct Interrupt {
     wake: UnixStream,
     seen: usize,
+    taken: Vec<i32>,
 }
 
 impl Interrupt {
-    /// Takes over SIGINT, SIGTERM and SIGHUP of this process.
+    /// Takes over SIGINT, SIGTERM and SIGHUP of this process, but for those that it was started to ignore (nohup(1), a
+    /// shell's background): what is ignored stays so over an exec.
     pub fn install() -> io::Result<Self> {
         let (wake, ring) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
+        let mut taken = Vec::new();
         for signal in [SIGINT, SIGTERM, SIGHUP] {
-            signal_hook::low_level::pipe::register(signal, ring.try_clone()?)?;
+            if !sys::is_ignored(signal)? {
+                signal_hook::low_level::pipe::register(signal, ring.try_clone()?)?;
+                taken.push(signal);
+            }
         }
-        Ok(Self { wake, seen: 0 })
+        Ok(Self { wake, seen: 0, taken })
+    }
+
+    /// From now on they end this process, as they did before; tells how many came until then.
+    pub fn give_up(mut self) -> io::Result<usize> {
+        for signal in &self.taken {
+            sys::restore_default(*signal)?;
+        }
+        Ok(self.count())
     }
 
     /// How many came so far.

@@ -18,6 +18,7 @@ use crate::{
     judge::gate::Answer,
     pipeline::Event,
     report::{Style, exit, gate, github, journal::Record, prometheus},
+    sys,
 };
 
 use super::{
@@ -133,8 +134,14 @@ pub(super) fn run(
     gate.make_way();
     let Rlimit { current, maximum } = limit;
     let _ = setrlimit(Resource::Nofile, Rlimit { current, maximum });
+    // Whoever told us to stop meanwhile did not mean the command to start.
+    if interrupt.give_up().map_err(Failure::Interrupt)? > 0 {
+        return Ok(NOT_KNOWN);
+    }
     // What is ours is closed by it, the lock last.
-    let error = Command::new(program).args(arguments).exec();
+    let mut command = Command::new(program);
+    sys::keep_sigpipe(&mut command);
+    let error = command.args(arguments).exec();
     Err(Failure::Usage(format!("'{}' cannot be run: {error}", program.to_string_lossy())))
 }
 

@@ -24,9 +24,9 @@ use crate::{
         port::{PortState, PortVerdict},
         verdict::{Unknown, Verdict},
     },
-    observe::{self, Ask, Reach, bind, settling::Settling, watch::Watch},
+    observe::{self, Ask, Reach, bind, listeners, settling::Settling, watch::Watch},
     pipeline::{self, Event, Inquiry, Orders, Reaped, Scope, ScopeError},
-    snapshot::{Bind, Publishers, Seen, Snapshot},
+    snapshot::{Bind, Publishers, Seen, Snapshot, Socket},
 };
 
 use lock::{Held, Lock};
@@ -94,6 +94,9 @@ impl Gated {
 
 /// A reap that brought somebody back is not tried without end.
 const MOST_REAPS: usize = 3;
+
+/// How long another gate's look, which takes milliseconds, is waited for though the time is up.
+const OTHERS_LOOK: Duration = Duration::from_secs(1);
 
 /// While a gate waits, its engines are asked again with every whole look (`wait::LOOK`), so that their answer is at hand when
 /// a port is released. So old it may be at another look, and at one that a release brought about
@@ -215,6 +218,8 @@ impl<'a> Gate<'a> {
         interrupt: &mut Interrupt,
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<Gated, ScopeError> {
+        // Since a look that found all open, anybody may have come.
+        (self.said, self.was_released) = (None, false);
         loop {
             if let Err(why) = self.take_lock(interrupt, tell) {
                 return Ok(self.gated(None, Some(why)));
@@ -310,7 +315,7 @@ impl<'a> Gate<'a> {
         interrupt: &mut Interrupt,
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), Unknown> {
-        let left = self.left();
+        let left = self.left().max(OTHERS_LOOK);
         if let (Some(lock), None) = (&self.lock, &self.held) {
             let mut say = |text: &str| tell(Event::Progress(text));
             self.held = Some(lock.take(left, interrupt, &mut say)?);
@@ -351,7 +356,6 @@ impl<'a> Gate<'a> {
         let endpoints: Vec<Endpoint> = asked.map(|guard| guard.endpoint).collect();
         let mut snapshot = observe::ports(self.host, &endpoints);
         let judgement = judge::judge(&snapshot, self.settings, &self.terms);
-        let mut binds = Binds::new();
         for port in &judgement.ports {
             match port.state {
                 PortState::Free | PortState::NoListener => {}
@@ -366,16 +370,38 @@ impl<'a> Gate<'a> {
                 | PortState::HolderNotVisible
                 | PortState::Unknown(_) => return None,
             }
-            let bind = bind::observe(self.host, &port.endpoint, false);
-            if bind != Seen::Known(Bind::Bound) {
-                return None;
-            }
-            binds.insert(port.endpoint, bind);
         }
+        self.bind_plainly(&endpoints)?;
         let asked_at = self.prepare_to_ask();
         self.inquiry.look_beyond(&mut snapshot, &endpoints);
+        // An engine takes its time to answer, and somebody may have taken a port meanwhile.
+        let binds = self.bind_plainly(&endpoints)?;
         let judgement = judge::judge(&snapshot, self.settings, &self.terms);
         Some(self.judged(asked_at, snapshot, judgement, &binds))
+    }
+
+    /// None where one of them cannot be bound so.
+    fn bind_plainly(&self, endpoints: &[Endpoint]) -> Option<Binds> {
+        let bind = |endpoint: &Endpoint| {
+            let bind = bind::observe(self.host, endpoint, false);
+            (bind == Seen::Known(Bind::Bound)).then_some((*endpoint, bind))
+        };
+        endpoints.iter().map(bind).collect()
+    }
+
+    /// As its service will. Beside a server that is bound and silent a bind that reuses succeeds, too: whether one came
+    /// since the look, a new dump tells.
+    fn bind(&self, port: &PortVerdict) -> Seen<Bind> {
+        let endpoint = port.endpoint;
+        let bind = bind::observe(self.host, &endpoint, may_reuse(port, self.settings));
+        if bind != Seen::Known(Bind::BoundReusing) {
+            return bind;
+        }
+        listeners::observe(self.host, &[endpoint], Reach::Whole).map(|sockets| {
+            let is_served =
+                sockets.all.iter().any(|s| listeners::is_server(s) && s.is_on(&endpoint));
+            if is_served { Bind::Busy } else { Bind::BoundReusing }
+        })
     }
 
     fn look_at_all(&mut self) -> Found {
@@ -383,14 +409,8 @@ impl<'a> Gate<'a> {
         // Somebody else may share the service's own socket.
         let reach = if self.wishes.accepts_ours { Reach::Whole } else { Reach::Narrow };
         let (snapshot, judgement) = self.inquiry.look(&self.terms, reach);
-        self.unseen = unseen(&snapshot);
         let asked = judgement.ports.iter().filter(|port| asks_for_bind(port));
-        let binds: Binds = asked
-            .map(|port| {
-                let may_reuse = may_reuse(port, self.settings);
-                (port.endpoint, bind::observe(self.host, &port.endpoint, may_reuse))
-            })
-            .collect();
+        let binds: Binds = asked.map(|port| (port.endpoint, self.bind(port))).collect();
         self.judged(asked_at, snapshot, judgement, &binds)
     }
 
@@ -434,15 +454,9 @@ impl<'a> Gate<'a> {
     /// come since.
     fn keep_answer(&mut self, asked_at: Instant, snapshot: &Snapshot, ports: &[Passage]) {
         let is_shut = |p: &Passage| matches!(p.port.state, PortState::Allocated(_));
-        let sockets = snapshot.sockets.known();
-        let mut holders = sockets.into_iter().flat_map(|sockets| &sockets.holdings);
-        let may_forward = holders.any(|holding| {
-            let process = snapshot.processes.get(&holding.pid);
-            process.is_none_or(|p| p.exe.known().is_none() || p.forwards_for().is_some())
-        });
         let said = snapshot.beyond.as_ref().map(|beyond| &beyond.publishers);
         self.said = match (said, &self.inquiry.beyond) {
-            _ if may_forward || ports.iter().any(is_shut) => None,
+            _ if may_forward(snapshot) || ports.iter().any(is_shut) => None,
             (Some(said), Ask::Anew) if said.values().all(|seen| seen.known().is_some()) => {
                 Some((asked_at, said.clone()))
             }
@@ -474,6 +488,18 @@ impl<'a> Gate<'a> {
     }
 }
 
+/// Whether one of the holders may hold its port for a container; one that is not to be seen may.
+fn may_forward(snapshot: &Snapshot) -> bool {
+    let Some(sockets) = snapshot.sockets.known() else { return true };
+    let is_held = |socket: &Socket| sockets.holdings.iter().any(|h| h.inode == socket.inode);
+    let is_hidden = |socket: &Socket| listeners::is_server(socket) && !is_held(socket);
+    let mut holders = sockets.holdings.iter().map(|h| snapshot.processes.get(&h.pid));
+    sockets.all.iter().any(is_hidden)
+        || holders.any(|holder| {
+            holder.is_none_or(|p| p.exe.known().is_none() || p.forwards_for().is_some())
+        })
+}
+
 fn answers<'a>(ports: &'a [Passage], gpus: &'a [GpuPassage]) -> impl Iterator<Item = &'a Answer> {
     let of_ports = ports.iter().map(|passage| &passage.answer);
     of_ports.chain(gpus.iter().map(|passage| &passage.answer))
@@ -503,4 +529,44 @@ fn waiting_for(found: &Found, left: Duration) -> String {
         .filter_map(|(name, title)| Some(format!("{name} ({})", title?)))
         .collect();
     format!("waiting for {}, {} s left", shut.join(", "), left.as_secs() + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ident::Pid,
+        snapshot::{Holding, SocketState, Sockets},
+    };
+
+    #[test]
+    fn a_holder_that_is_not_to_be_seen_may_be_a_forwarder() {
+        let endpoint: Endpoint = "127.0.0.1:8091".parse().unwrap();
+        let mut snapshot = observe::ports(&Host::fixture("/nowhere"), &[endpoint]);
+        assert!(may_forward(&snapshot), "the sockets are not known");
+        snapshot.sockets = Seen::Known(Sockets::default());
+        assert!(!may_forward(&snapshot));
+        let socket = Socket {
+            proto: endpoint.proto,
+            address: [127, 0, 0, 1].into(),
+            port: endpoint.port,
+            state: SocketState::Lingering,
+            inode: 7,
+            cookie: Some(7),
+            uid: 0,
+            creator_cgroup: None,
+            v6only: None,
+        };
+        let with = |state, holdings| {
+            let all = vec![Socket { state, ..socket.clone() }];
+            Seen::Known(Sockets { all, holdings, ..Sockets::default() })
+        };
+        snapshot.sockets = with(SocketState::Lingering, Vec::new());
+        assert!(!may_forward(&snapshot), "nobody holds it");
+        snapshot.sockets = with(SocketState::Listening, Vec::new());
+        assert!(may_forward(&snapshot), "whoever does is hidden");
+        let holding = Holding { inode: 7, pid: Pid(1), link: None };
+        snapshot.sockets = with(SocketState::Listening, vec![holding]);
+        assert!(may_forward(&snapshot), "it could not be read");
+    }
 }

@@ -34,6 +34,8 @@ use super::Found;
 const LOOK: Duration = Duration::from_secs(1);
 /// The same where no socket is seen that could change: only another bind tells.
 const BIND_AGAIN: Duration = Duration::from_millis(100);
+/// The same where Docker counts it as a container's: of one that is being stopped, it does so for a moment longer.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// The same where a GPU's memory is coming back: no driver tells.
 const SETTLING: Duration = Duration::from_millis(100);
 
@@ -47,9 +49,6 @@ pub(super) enum Wait {
     /// A signal to ourselves.
     Interrupted,
 }
-
-/// The same where Docker counts it as a container's: of one that is being stopped, it does so for a moment longer.
-const ASK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Waits until a look is worth it, at most so long. The watch was made before the look.
 pub(super) fn for_change(
@@ -69,7 +68,8 @@ pub(super) fn for_change(
     // What settles is waited for beyond the timeout.
     let most = if found.is_settling() { SETTLING } else { most };
     let end = Instant::now() + most.min(pace);
-    watch.follow(in_the_way.map(|seen| seen.iter().map(|(cookie, _)| *cookie).collect()));
+    // Where sockets were seen and none is in the way, of none: our own binds are on the ports, too, and would wake us for ever.
+    watch.follow(before.as_ref().map(|seen| seen.iter().map(|(cookie, _)| *cookie).collect()));
     watch.forget_holders();
     for holder in living(found) {
         watch.add_holder(holder);

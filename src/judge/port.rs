@@ -208,7 +208,9 @@ fn state(snapshot: &Snapshot, guard: &Guard) -> PortState {
     });
     let connected = in_state(|s| matches!(s, SocketState::Connected(_)));
     if !listening.is_empty() {
-        return holders(&listening).map_or_else(|state| state, PortState::Held);
+        // Who has bound the port beside a listener is about to share it.
+        let all = [listening, bound].concat();
+        return holders(&all).map_or_else(|state| state, PortState::Held);
     }
     if !bound.is_empty() {
         return holders(&bound).map_or_else(|state| state, PortState::BoundOnly);

@@ -123,7 +123,7 @@ enum Test {
     To(IpAddr, IpAddr),
     IsIpv6,
     Known(bool),
-    /// Some packets meet it: a sender, an interface, a mark.
+    /// Some packets meet it: a sender, an interface, a mark that a rule has set.
     Some,
     /// A condition that is not known to us.
     Unclear,
@@ -399,6 +399,11 @@ fn under_mask(value: &[u8], mask: &[u8]) -> Test {
         (Some(low), Some(high)) => Test::To(low, high),
         (_, _) => Test::Unclear,
     }
+}
+
+/// Packets of senders' ports from here to there: "1024-65535" are nearly all.
+fn of_senders(low: u16, high: u16) -> Test {
+    if low == high { Test::Some } else { Test::Unclear }
 }
 
 fn not(test: Test, is_negated: bool) -> Test {

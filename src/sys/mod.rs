@@ -9,6 +9,7 @@ use std::{
         unix::process::CommandExt,
     },
     process::Command,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use crate::ident::Pid;
@@ -149,6 +150,56 @@ pub fn begin_session(command: &mut Command) {
     let begin = || rustix::process::setsid().map(drop).map_err(io::Error::from);
     // SAFETY: between fork and exec the closure makes one system call, allocates nothing and takes no lock.
     unsafe { command.pre_exec(begin) };
+}
+
+/// Whether a signal is ignored (sigaction(2)).
+pub fn is_ignored(signal: libc::c_int) -> io::Result<bool> {
+    // SAFETY: all zeros are a value of this struct: the default handler, no flags, an empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: without a new action nothing changes; the kernel writes the old one to `action`, which is alive for the call.
+    let answer =
+        unsafe { libc::sigaction(signal, std::ptr::null(), std::ptr::from_mut(&mut action)) };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(action.sa_sigaction == libc::SIG_IGN)
+}
+
+/// Has a signal do again what it does by default.
+pub fn restore_default(signal: libc::c_int) -> io::Result<()> {
+    // SAFETY: the default handler is none of our code.
+    match unsafe { libc::signal(signal, libc::SIG_DFL) } {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Whether we were started with SIGPIPE ignored, as systemd starts its services (IgnoreSIGPIPE= of systemd.exec(5)).
+static IGNORED_SIGPIPE: AtomicBool = AtomicBool::new(false);
+
+/// Rust ignores it before `main`, so that this has to be asked before Rust begins.
+extern "C" fn note_sigpipe() {
+    IGNORED_SIGPIPE.store(is_ignored(libc::SIGPIPE).unwrap_or_default(), Ordering::Relaxed);
+}
+
+// SAFETY: the loader calls what stands in this section once, before `main`; the function uses nothing that Rust would have to
+// set up first.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static NOTE_SIGPIPE: extern "C" fn() = note_sigpipe;
+
+/// Has the command find SIGPIPE as we did; `Command` gives it the default.
+pub fn keep_sigpipe(command: &mut Command) {
+    if !IGNORED_SIGPIPE.load(Ordering::Relaxed) {
+        return;
+    }
+    // SAFETY: to ignore a signal runs none of our code.
+    let ignore = || match unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) } {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    };
+    // SAFETY: before exec the closure makes one system call, allocates nothing and takes no lock.
+    unsafe { command.pre_exec(ignore) };
 }
 
 #[cfg(test)]

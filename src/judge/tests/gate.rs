@@ -203,6 +203,15 @@ fn who_is_in_the_gates_own_unit_is_accepted_but_not_for_a_shared_login() {
         .unit(&unit, |u| u.main_pid = Some(Pid(7)))
         .listens(7, 3001);
     assert_eq!(words(&beside, "3001"), ["blocked", "open"]);
+    // Somebody else who has bound the port, too, will share it.
+    let shared = beside.process(8, 1, "thief").edit(8, |p| p.session = Pid(8)).socket(
+        &[8],
+        "0.0.0.0:3001",
+        SocketState::Bound,
+    );
+    assert_eq!(words(&shared, "3001"), ["blocked"; 2]);
+    let said = shared.port("3001").sentence;
+    assert!(said.starts_with("held by 2 unrelated processes: "), "{said}");
     let login = Scene::new()
         .process(900, 1, "portreeve gate web")
         .in_session(900, "active", "running")

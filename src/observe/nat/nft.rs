@@ -6,8 +6,8 @@ use std::{cell::RefCell, collections::BTreeMap, io};
 use rustix::net::netlink;
 
 use super::{
-    Family, OUTPUT, PREROUTING, Rule, Step, Table, Test, Verdict, again, not, target, under_mask,
-    xt,
+    Family, OUTPUT, PREROUTING, Rule, Step, Table, Test, Verdict, again, not, of_senders, target,
+    under_mask, xt,
 };
 use crate::{
     observe::{
@@ -318,8 +318,11 @@ enum Field {
     },
     /// Whose address the destination is (RTN_*).
     AddressType,
-    /// A sender, an interface, a mark.
+    /// A sender, an interface.
     Sender,
+    SenderPort,
+    /// 0, unless a rule set another.
+    Mark,
     /// Not of the packet: bytes of the rule.
     Value(Vec<u8>),
     Unclear,
@@ -381,10 +384,6 @@ impl<'a, 'b, 'r> Decoder<'a, 'b, 'r> {
     fn expression(&mut self, name: &str, data: &Data<'_>) -> io::Result<Option<()>> {
         match name {
             "counter" | "log" | "notrack" | "last" | "objref" => Ok(Some(())),
-            "limit" | "quota" => {
-                self.steps.push(Step::Test(Test::Some));
-                Ok(Some(()))
-            }
             "meta" | "payload" | "fib" | "ct" | "socket" | "rt" | "hash" | "numgen" | "osf"
             | "xfrm" | "tunnel" | "exthdr" => Ok(self.load(name, data)),
             "bitwise" => self.bitwise(data),
@@ -443,6 +442,7 @@ impl<'a, 'b, 'r> Decoder<'a, 'b, 'r> {
                 Field::To { is_ipv6, mask: Some(mask) }
             }
             (Field::Sender, _) => Field::Sender,
+            (Field::Mark, Some(_)) if is_plain => Field::Mark,
             (_, _) => Field::Unclear,
         };
         self.registers.insert(to, (field, length));
@@ -610,8 +610,9 @@ fn meta(key: u32) -> (Field, usize) {
         16 => (Field::Proto, 1),
         // Interfaces by name.
         6 | 7 | 17 | 18 => (Field::Sender, 16),
-        // Mark, interfaces by number, kind and group, the sender's user and group.
-        3..=5 | 8..=11 | 13 | 14 | 19..=23 => (Field::Sender, 4),
+        3 => (Field::Mark, 4),
+        // Interfaces by number, the sender's user and group.
+        4 | 5 | 10 | 11 => (Field::Sender, 4),
         _ => (Field::Unclear, 4),
     }
 }
@@ -629,7 +630,7 @@ fn payload(family: Family, base: u32, offset: u32, length: u32) -> Field {
         (NETWORK, 16, 1..=4) if is_ipv4 => Field::To { is_ipv6: false, mask: None },
         (NETWORK, 8, 1..=16) if is_ipv6 => Field::Sender,
         (NETWORK, 24, 1..=16) if is_ipv6 => Field::To { is_ipv6: true, mask: None },
-        (TRANSPORT, 0, 2) => Field::Sender,
+        (TRANSPORT, 0, 2) => Field::SenderPort,
         (TRANSPORT, 2, 2) => Field::Port,
         (TRANSPORT, 0, 4) => Field::Ports,
         (_, _, _) => Field::Unclear,
@@ -659,6 +660,10 @@ fn compare(field: &Field, op: u32, value: &[u8]) -> Test {
 fn between(field: &Field, low: &[u8], high: &[u8]) -> Test {
     let test = || match field {
         Field::Sender => Some(Test::Some),
+        Field::SenderPort => Some(of_senders(u16_be_at(low, 0)?, u16_be_at(high, 0)?)),
+        Field::Mark => {
+            Some(if low.iter().all(|byte| *byte == 0) { Test::Unclear } else { Test::Some })
+        }
         Field::Family if low == high => match low.first()? {
             2 => Some(not(Test::IsIpv6, true)),
             10 => Some(Test::IsIpv6),
@@ -673,7 +678,7 @@ fn between(field: &Field, low: &[u8], high: &[u8]) -> Test {
         Field::Port => Some(Test::Port(u16_be_at(low, 0)?, u16_be_at(high, 0)?)),
         Field::Ports if low == high => {
             let port = u16_be_at(low, 2)?;
-            Some(Test::All(vec![Test::Port(port, port), Test::Some]))
+            Some(Test::All(vec![Test::Port(port, port), Test::Unclear]))
         }
         Field::To { is_ipv6, mask: None } => {
             let low = super::ip(&filled(low, *is_ipv6, 0))?;
@@ -729,6 +734,8 @@ fn port_in(field: &Field) -> Option<u16> {
         | Field::To { .. }
         | Field::AddressType
         | Field::Sender
+        | Field::SenderPort
+        | Field::Mark
         | Field::Unclear => None,
     }
 }

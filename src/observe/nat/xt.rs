@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, io, os::fd::AsFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use super::{Family, OUTPUT, PREROUTING, Rule, Step, Table, Test, Verdict, again, not, under_mask};
+use super::{
+    Family, OUTPUT, PREROUTING, Rule, Step, Table, Test, Verdict, again, not, of_senders,
+    under_mask,
+};
 use crate::{
     host::Host,
     observe::wire::{cut_short, u16_at, u16_be_at, u32_at},
@@ -269,12 +272,22 @@ pub(super) fn test(name: &str, revision: u8, data: &[u8]) -> Test {
         ("addrtype", 0) => {
             address_type(data, |at| u32_at(data, 4 * at as usize).map(|is_set| is_set != 0))
         }
-        ("mark" | "connmark" | "mac" | "limit" | "physdev" | "time" | "owner", _) => {
-            Some(Test::Some)
-        }
+        // struct xt_mark_mtinfo1, struct xt_connmark_mtinfo1.
+        ("mark" | "connmark", 1) => mark(data),
+        // struct xt_mac_info, struct xt_physdev_info.
+        ("mac", 0) => u32_at(data, 8).map(|inverted| not(Test::Some, inverted != 0)),
+        ("physdev", 0) => data.get(64).map(|inverted| not(Test::Some, *inverted != 0)),
+        // Of this host's own processes.
+        ("owner", _) => Some(Test::Some),
         (_, _) => None,
     };
     read.unwrap_or(Test::Unclear)
+}
+
+/// A mark is 0 unless a rule set another: whether all packets meet it or few.
+fn mark(data: &[u8]) -> Option<Test> {
+    let (value, is_inverted) = (u32_at(data, 0)?, *data.get(8)? != 0);
+    Some(if (value == 0) == is_inverted { Test::Some } else { Test::Unclear })
 }
 
 /// struct xt_tcp, struct xt_udp.
@@ -284,7 +297,7 @@ fn ports(data: &[u8], inverted_at: usize) -> Option<Test> {
         ((u16_at(data, 0)?, u16_at(data, 2)?), (u16_at(data, 4)?, u16_at(data, 6)?));
     let mut tests = vec![not(Test::Port(port.0, port.1), inverted & 2 != 0)];
     if source != (0, u16::MAX) {
-        tests.push(Test::Some);
+        tests.push(not(of_senders(source.0, source.1), inverted & 1 != 0));
     }
     // Flags or an option of TCP, between the ports and what is inverted.
     if data.get(8..inverted_at)?.iter().any(|byte| *byte != 0) {
@@ -295,19 +308,22 @@ fn ports(data: &[u8], inverted_at: usize) -> Option<Test> {
 
 /// struct xt_multiport_v1: single ports, and pairs of which the first is marked.
 fn multiport(data: &[u8]) -> Option<Test> {
-    const DESTINATION: u8 = 1;
     let (which, count) = (*data.first()?, usize::from(*data.get(1)?));
-    if which != DESTINATION {
-        return Some(Test::Some);
-    }
     let mut tests = Vec::new();
     let mut at = 0;
     while at < count {
         let port = |nth: usize| u16_at(data, 2 + 2 * nth);
         let is_range = *data.get(32 + at)? != 0;
-        let high = if is_range { at + 1 } else { at };
-        tests.push(Test::Port(port(at)?, port(high)?));
-        at = high + 1;
+        let last = if is_range { at + 1 } else { at };
+        let (low, high) = (port(at)?, port(last)?);
+        // enum xt_multiport_flags: the sender's port, the destination's, either.
+        if which != 0 {
+            tests.push(Test::Port(low, high));
+        }
+        if which != 1 {
+            tests.push(of_senders(low, high));
+        }
+        at = last + 1;
     }
     Some(not(Test::Any(tests), *data.get(47)? != 0))
 }
