@@ -83,7 +83,7 @@ impl fmt::Display for Port {
     }
 }
 
-/// A guarded port as the settings write it: `8091`, `8091/udp`, `127.0.0.1:8091`, `[::1]:8091/tcp`.
+/// A guarded port as the settings write it: `8091`, `8091/udp`, `127.0.0.1:8091`, `[::1]:8091/tcp`, `[::]:8091/tcp6`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
     /// Port number.
@@ -92,6 +92,8 @@ pub struct Endpoint {
     pub proto: Proto,
     /// The address that the service binds; none = every address.
     pub address: Option<IpAddr>,
+    /// The service sets IPV6_V6ONLY (ipv6(7)): its `[::]` leaves IPv4 to others. Written `/tcp6` or `/udp6`.
+    pub is_v6only: bool,
 }
 
 impl Endpoint {
@@ -109,7 +111,12 @@ impl Endpoint {
         self.port == other.port
             && self.proto == other.proto
             && match (self.address, other.address) {
-                (Some(a), Some(b)) => a == b || a.is_unspecified() || b.is_unspecified(),
+                (Some(a), Some(b)) => {
+                    let is_apart = |own: &Self, other: IpAddr| own.is_v6only && other.is_ipv4();
+                    (a == b || a.is_unspecified() || b.is_unspecified())
+                        && !is_apart(self, b)
+                        && !is_apart(other, a)
+                }
                 (None, _) | (_, None) => true,
             }
     }
@@ -118,10 +125,11 @@ impl Endpoint {
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.address {
-            None => write!(f, "{}/{}", self.port, self.proto),
-            Some(IpAddr::V4(address)) => write!(f, "{address}:{}/{}", self.port, self.proto),
-            Some(IpAddr::V6(address)) => write!(f, "[{address}]:{}/{}", self.port, self.proto),
+            None => write!(f, "{}/{}", self.port, self.proto)?,
+            Some(IpAddr::V4(address)) => write!(f, "{address}:{}/{}", self.port, self.proto)?,
+            Some(IpAddr::V6(address)) => write!(f, "[{address}]:{}/{}", self.port, self.proto)?,
         }
+        f.write_str(if self.is_v6only { "6" } else { "" })
     }
 }
 
@@ -144,10 +152,12 @@ impl FromStr for Endpoint {
     type Err = EndpointError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (rest, proto) = match text.rsplit_once('/') {
-            None => (text, Proto::Tcp),
-            Some((rest, "tcp")) => (rest, Proto::Tcp),
-            Some((rest, "udp")) => (rest, Proto::Udp),
+        let (rest, proto, is_v6only) = match text.rsplit_once('/') {
+            None => (text, Proto::Tcp, false),
+            Some((rest, "tcp")) => (rest, Proto::Tcp, false),
+            Some((rest, "udp")) => (rest, Proto::Udp, false),
+            Some((rest, "tcp6")) => (rest, Proto::Tcp, true),
+            Some((rest, "udp6")) => (rest, Proto::Udp, true),
             Some(_) => return Err(EndpointError("expected the protocol to be tcp or udp")),
         };
         let (address, number) = match rest.rsplit_once(':') {
@@ -169,7 +179,12 @@ impl FromStr for Endpoint {
             .ok()
             .and_then(Port::new)
             .ok_or(EndpointError("expected a port number from 1 to 65535"))?;
-        Ok(Self { port, proto, address })
+        if is_v6only && !address.is_some_and(|address: IpAddr| address.is_ipv6()) {
+            return Err(EndpointError(
+                "expected an IPv6 address before tcp6 or udp6, as in [::]:8091/tcp6",
+            ));
+        }
+        Ok(Self { port, proto, address, is_v6only })
     }
 }
 
@@ -361,6 +376,7 @@ mod tests {
             ("8091/udp", "8091/udp"),
             ("127.0.0.1:8091", "127.0.0.1:8091/tcp"),
             ("[::1]:8091/tcp", "[::1]:8091/tcp"),
+            ("[::]:8091/tcp6", "[::]:8091/tcp6"),
         ] {
             let endpoint: Endpoint = text.parse().unwrap();
             assert_eq!(endpoint.to_string(), printed);
@@ -370,9 +386,19 @@ mod tests {
 
     #[test]
     fn what_is_no_port_is_refused() {
-        for text in
-            ["", "0", "65536", "+80", "80/sctp", "::1:80", "host:80", "[127.0.0.1]:80", "80 "]
-        {
+        for text in [
+            "",
+            "0",
+            "65536",
+            "+80",
+            "80/sctp",
+            "80/tcp6",
+            "127.0.0.1:80/udp6",
+            "::1:80",
+            "host:80",
+            "[127.0.0.1]:80",
+            "80 ",
+        ] {
             assert!(text.parse::<Endpoint>().is_err(), "{text:?}");
         }
     }

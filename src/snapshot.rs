@@ -429,6 +429,7 @@ impl Socket {
         let own = self.address.to_canonical();
         match endpoint.address.map(|wanted| wanted.to_canonical()) {
             None => Some(true),
+            Some(_) if endpoint.is_v6only && own.is_ipv4() => Some(false),
             Some(wanted) if wanted.is_ipv6() && wanted.is_unspecified() => Some(true),
             Some(wanted) if own.is_ipv4() == wanted.is_ipv4() => {
                 Some(own == wanted || own.is_unspecified() || wanted.is_unspecified())

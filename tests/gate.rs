@@ -121,14 +121,14 @@ fn serve(at: &str, v6only: bool, reuse_addr: bool) -> Option<OwnedFd> {
 }
 
 #[test]
-fn the_probe_of_each_of_nine_binds_is_what_a_service_meets() {
+fn the_probe_of_each_of_twelve_binds_is_what_a_service_meets() {
     let stage = match Stage::set() {
         Ok(stage) => stage,
         Err(reason) => return skip(&reason),
     };
     let cells: Vec<(String, bool, Seen<Bind>)> = stage.within(|| {
         let holders = [("127.0.0.2:7210", false), ("[::]:7210", true), ("[::]:7210", false)];
-        let services = ["127.0.0.1:7210", "0.0.0.0:7210", "[::]:7210"];
+        let services = ["127.0.0.1:7210", "0.0.0.0:7210", "[::]:7210", "[::]:7210/tcp6"];
         let mut cells = Vec::new();
         for (holder, v6only) in holders {
             let held = serve(holder, v6only, true).unwrap();
@@ -137,19 +137,21 @@ fn the_probe_of_each_of_nine_binds_is_what_a_service_meets() {
                 // Twice: the probe itself leaves nothing behind.
                 let probed = bind::observe(&Host::live(), &service.parse().unwrap(), true);
                 assert_eq!(bind::observe(&Host::live(), &service.parse().unwrap(), true), probed);
-                cells.push((name, serve(service, false, true).is_some(), probed));
+                let at = service.trim_end_matches("/tcp6");
+                cells.push((name, serve(at, at != service, true).is_some(), probed));
             }
             drop(held);
         }
         cells
     });
-    assert_eq!(cells.len(), 9);
+    assert_eq!(cells.len(), 12);
     for (name, can_serve, probed) in &cells {
         let expected = if *can_serve { Bind::Bound } else { Bind::Busy };
         assert_eq!(*probed, Seen::Known(expected), "{name}");
     }
     let free: Vec<bool> = cells.iter().map(|(_, can_serve, _)| *can_serve).collect();
-    assert_eq!(free, [true, false, false, true, true, false, false, false, false]);
+    assert_eq!(free[..4], [true, false, false, true]);
+    assert_eq!(free[4..], [true, true, false, false, false, false, false, false]);
 }
 
 /// A TCP socket on this address, bound as it says.

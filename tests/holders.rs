@@ -425,7 +425,7 @@ fn our_listeners_are_those_that_an_independent_reader_finds() {
         .filter_map(|address| UdpSocket::bind(address).ok())
         .collect();
     let port = |address: std::net::SocketAddr| Port::new(address.port()).unwrap();
-    let on = |proto| move |&port: &Port| Endpoint { port, proto, address: None };
+    let on = |proto| move |&port: &Port| Endpoint { port, proto, address: None, is_v6only: false };
     let tcp_ports: BTreeSet<Port> = tcp.iter().map(|s| port(s.local_addr().unwrap())).collect();
     let udp_ports: BTreeSet<Port> = udp.iter().map(|s| port(s.local_addr().unwrap())).collect();
 
@@ -461,7 +461,7 @@ fn the_text_of_proc_net_names_the_same_holders_as_the_dump() {
         [TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("0.0.0.0:0").unwrap()];
     let endpoints = sockets.each_ref().map(|s| {
         let port = Port::new(s.local_addr().unwrap().port()).unwrap();
-        Endpoint { port, proto: Proto::Tcp, address: None }
+        Endpoint { port, proto: Proto::Tcp, address: None, is_v6only: false }
     });
     let host = Host::live();
     let pids = vec![Pid(std::process::id())];

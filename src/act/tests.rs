@@ -51,7 +51,7 @@ impl Drop for Planted {
 fn listener() -> (TcpListener, Endpoint) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = Port::new(listener.local_addr().unwrap().port()).unwrap();
-    (listener, Endpoint { port, proto: Proto::Tcp, address: None })
+    (listener, Endpoint { port, proto: Proto::Tcp, address: None, is_v6only: false })
 }
 
 /// Runs a shell script that says `ready` when it is in place and holds the listener as descriptor 7.

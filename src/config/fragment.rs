@@ -265,10 +265,10 @@ written! {
         "examples": ["500ms", "5s", "2m", "1h"]
     }
     PortText = "Port" {
-        "description": "8091, 8091/udp, 127.0.0.1:8091 or [::1]:8091/tcp; TCP and every address where nothing else is written.",
+        "description": "8091, 8091/udp, 127.0.0.1:8091, [::1]:8091/tcp, or [::]:8091/tcp6 for one that leaves IPv4 to others (IPV6_V6ONLY); TCP and every address where nothing else is written.",
         "anyOf": [
             { "type": "integer", "minimum": 1, "maximum": 65535 },
-            { "type": "string", "pattern": "^([0-9.]+:|\\[[0-9A-Fa-f:.]+\\]:)?[0-9]+(/(tcp|udp))?$" }
+            { "type": "string", "pattern": "^([0-9.]+:|\\[[0-9A-Fa-f:.]+\\]:)?[0-9]+(/(tcp|udp)6?)?$" }
         ]
     }
     GpuSourceText = "GpuSource" {

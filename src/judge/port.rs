@@ -284,7 +284,8 @@ fn publishers(beyond: &Beyond, endpoint: Endpoint) -> impl Iterator<Item = &Publ
     all.filter(move |container| {
         container.published.iter().any(|published| {
             let (port, proto) = (published.port, published.proto);
-            Endpoint { port, proto, address: published.address }.overlaps(&endpoint)
+            Endpoint { port, proto, address: published.address, is_v6only: false }
+                .overlaps(&endpoint)
         })
     })
 }

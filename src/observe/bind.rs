@@ -41,7 +41,7 @@ pub fn observe(host: &Host, endpoint: &Endpoint, may_reuse: bool) -> Seen<Bind> 
 fn probe(endpoint: &Endpoint, reuse_addr: bool) -> Seen<Bind> {
     let port = endpoint.port.number();
     let try_at = |address: IpAddr| {
-        of_result(bind_once(SocketAddr::new(address, port), endpoint.proto, reuse_addr))
+        of_result(bind_once(endpoint, SocketAddr::new(address, port), reuse_addr))
     };
     if let Some(address) = endpoint.address {
         return try_at(address);
@@ -55,16 +55,16 @@ fn probe(endpoint: &Endpoint, reuse_addr: bool) -> Seen<Bind> {
     if has_no_ipv6 { first } else { both }
 }
 
-fn bind_once(at: SocketAddr, proto: Proto, reuse_addr: bool) -> io::Result<()> {
-    let kind = match proto {
+fn bind_once(endpoint: &Endpoint, at: SocketAddr, reuse_addr: bool) -> io::Result<()> {
+    let kind = match endpoint.proto {
         Proto::Tcp => SocketType::STREAM,
         Proto::Udp => SocketType::DGRAM,
     };
     let family = if at.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
     if at.is_ipv6() {
-        // Whatever net.ipv6.bindv6only says: a service that takes both families meets the holders of both.
-        sockopt::set_ipv6_v6only(&socket, false)?;
+        // Whatever net.ipv6.bindv6only says: who takes both families meets the holders of both.
+        sockopt::set_ipv6_v6only(&socket, endpoint.is_v6only)?;
     }
     sockopt::set_socket_reuseaddr(&socket, reuse_addr)?;
     bind(&socket, &at)?;

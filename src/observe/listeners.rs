@@ -221,7 +221,7 @@ mod tests {
     /// The whole port of this address.
     fn on(proto: Proto, address: std::io::Result<std::net::SocketAddr>) -> Endpoint {
         let port = Port::new(address.unwrap().port()).unwrap();
-        Endpoint { port, proto, address: None }
+        Endpoint { port, proto, address: None, is_v6only: false }
     }
 
     #[test]

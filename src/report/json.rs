@@ -104,6 +104,8 @@ pub(super) struct Port {
     proto: Proto,
     /// The address that its owner binds; null = every address.
     address: Option<String>,
+    /// Its owner leaves IPv4 to others (IPV6_V6ONLY).
+    v6only: bool,
     /// Its owner by the settings.
     service: Option<String>,
     /// What it is.
@@ -328,7 +330,7 @@ pub(super) fn port(port: &PortVerdict) -> Port {
         PortState::Detoured(_) => (State::Detoured, Vec::new(), None),
         PortState::Unknown(_) => (State::Unknown, Vec::new(), None),
     };
-    let Endpoint { port: number, proto, address } = port.endpoint;
+    let Endpoint { port: number, proto, address, is_v6only } = port.endpoint;
     Port {
         port: format!("{number}/{proto}"),
         number: number.number(),
@@ -337,6 +339,7 @@ pub(super) fn port(port: &PortVerdict) -> Port {
             crate::ident::Proto::Udp => Proto::Udp,
         },
         address: address.map(|address| address.to_string()),
+        v6only: is_v6only,
         service: port.service.as_ref().map(ToString::to_string),
         state,
         holders,

@@ -164,7 +164,7 @@ impl Service {
         }
         for number in ports {
             let port = Port::new(number).ok_or("it publishes port 0")?;
-            self.add_endpoint(Endpoint { port, proto, address });
+            self.add_endpoint(Endpoint { port, proto, address, is_v6only: false });
         }
         Ok(())
     }
