@@ -34,10 +34,10 @@ pub(super) const NOT_KNOWN: u8 = 69;
 /// How the gate is kept.
 #[derive(Debug, Args)]
 pub(super) struct Wish {
-    /// End orphans first, as 'reap' with the same services and ports does
+    /// End orphans first, as 'reap' with the same services, ports and GPUs does
     #[arg(long)]
     reap: bool,
-    /// What becomes of a start whose ports are still blocked when the time is up
+    /// What becomes of a start whose ports or GPUs are still blocked when the time is up
     #[arg(long, value_enum, default_value_t = Blocked::Fail)]
     on_blocked: Blocked,
     /// Accept a holder that is the service itself: in the unit or the named container where 'runs_in:' says that it

@@ -38,7 +38,7 @@ struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes:
-  0  clear: guarded ports are free or held by what is alive and spared; or all is done and proven
+  0  clear: guarded ports and GPUs are free or held by what is alive and spared; or all is done and proven
   1  not clear: an orphan, a suspect, an unsupervised container or a foreign holder remains
   2  could not tell or could not run: incomplete sight, bad usage, bad configuration";
 
@@ -49,14 +49,14 @@ const DOCTOR_EXIT_CODES: &str = "Exit codes:
 With --sysctl: 0 the file was printed, 2 it cannot be complete and nothing was printed";
 
 const GATE_EXIT_CODES: &str = "Exit codes:
-  0  every port is open; or what is blocked is let pass ('--on-blocked warn')
+  0  every port and GPU is open; or what is blocked is let pass ('--on-blocked warn')
   1  blocked
   2  could not tell or could not run: incomplete sight, another gate at work, a signal, bad usage, bad configuration
 With COMMAND: 75 blocked, 69 could not tell or could not run, both before it runs; else its own. Bad usage stays 2";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Report what holds which port, why, and what 'reap' would do; changes nothing
+    /// Report what holds which port and GPU, why, and what 'reap' would do; changes nothing
     Scan {
         #[command(flatten)]
         target: Target,
@@ -65,7 +65,7 @@ enum Verb {
         #[command(flatten)]
         verbosity: Verbosity,
     },
-    /// End the orphans, then prove that the ports are free
+    /// End the orphans, then prove that the ports and GPUs are free
     Reap {
         #[command(flatten)]
         target: Target,
@@ -76,7 +76,7 @@ enum Verb {
         #[command(flatten)]
         verbosity: Verbosity,
     },
-    /// Wait until ports are free, or say what blocks them; then become COMMAND, if one is given
+    /// Wait until ports and GPUs are free, or say what blocks them; then become COMMAND, if one is given
     #[command(after_help = GATE_EXIT_CODES)]
     Gate {
         #[command(flatten)]
@@ -91,7 +91,7 @@ enum Verb {
     /// Give the whole chain of evidence for one process, port or GPU; changes nothing
     Explain {
         /// A process id, a port such as 8091 or 8091/udp, or a GPU (gpu:0, GPU-…, MIG-…); pid:N and port:P where a number is both
-        #[arg(value_name = "PID|PORT")]
+        #[arg(value_name = "PID|PORT|GPU")]
         asked: explain::Asked,
         #[command(flatten)]
         file: ConfigFile,

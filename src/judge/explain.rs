@@ -147,7 +147,10 @@ fn ending(case: &Case<'_>, terms: &Terms) -> Option<String> {
     ];
     let targets = targets(case);
     let ways = targets.iter().flat_map(|target| kinds.map(|(word, also)| (target, word, also)));
-    ways.filter(|(target, _, also)| !(also.session && matches!(target, Target::All)))
+    // Whose session it is wants a port or a service to be named.
+    ways.filter(|(target, _, also)| {
+        !(also.session && matches!(target, Target::Gpu(_) | Target::All))
+    })
         .find(|(target, _, also)| {
             let mut asked = Terms { also: *also, ..terms.clone() };
             match target {
