@@ -70,6 +70,7 @@ fn of_port(port: &PortVerdict, verdicts: &[Verdict]) -> u8 {
 fn of_gpu(gpu: &GpuVerdict, verdicts: &[Verdict]) -> u8 {
     match &gpu.state {
         GpuState::Free => CLEAR,
+        GpuState::Held(_) if gpu.may_miss.is_some() => COULD_NOT_TELL,
         GpuState::Held(holders) => of_holders(holders, verdicts),
         GpuState::Residual | GpuState::Absent => NOT_CLEAR,
         GpuState::Unknown(_) => COULD_NOT_TELL,

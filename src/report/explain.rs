@@ -38,7 +38,8 @@ const PROCESS_COLUMNS: usize = 200;
 /// 2 where something was not seen or is undecided, else 0: an explanation finds no fault.
 pub fn exit_code(explained: &Explained) -> u8 {
     let is_undecided = |e: &Explanation| matches!(e.verdict.finding, Finding::Undecided(_));
-    let is_unknown = |gpu: &GpuVerdict| matches!(gpu.state, GpuState::Unknown(_));
+    let is_unknown =
+        |gpu: &GpuVerdict| matches!(gpu.state, GpuState::Unknown(_)) || gpu.may_miss.is_some();
     let is_unseen = explained.gpus.iter().any(is_unknown) || !explained.unknowns.is_empty();
     if is_unseen || explained.processes.iter().any(is_undecided) {
         exit::COULD_NOT_TELL
