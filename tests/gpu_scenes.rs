@@ -194,6 +194,36 @@ fn the_gate_waits_for_a_holders_end_and_for_its_memory() {
 }
 
 #[test]
+fn memory_of_the_ended_is_waited_for_beside_a_colleague_who_stays() {
+    let Some(scene) = Scene::set() else { return };
+    let Some(worker) = scene.left_worker() else { return };
+    let colleague = scene.stage.plant(&["--as", "python3 train.py"]);
+    let holders = format!("compute {} 40000\ncompute {} 500\n", worker.pid(), colleague.pid());
+    scene.gpu(&format!("memory 81920 40960\nreturns 1500\n{holders}"));
+    let reaped = scene.document(&["reap"]);
+    assert_eq!(reaped["gpus"][0]["holders"], serde_json::json!([colleague.pid()]));
+    assert_eq!(reaped["gpus"][0]["memory_free_bytes"], 80960_u64 << 20, "{reaped:#}");
+    assert!(!worker.is_alive() && colleague.is_alive());
+}
+
+#[test]
+fn the_gate_waits_for_the_memory_of_one_holder_though_another_stays() {
+    let Some(scene) = Scene::set() else { return };
+    let mut ends = scene.stage.plant(&["--as", "python3 train.py"]);
+    let stays = scene.stage.plant(&["--as", "python3 train.py"]);
+    let holders = format!("compute {} 40000\ncompute {} 500\n", ends.pid(), stays.pid());
+    scene.gpu(&format!("memory 81920 40960\nreturns 1500\n{holders}"));
+    let mut gate = scene.gate(&["llm", "--timeout", "1s"]);
+    let began = Instant::now();
+    support::wait_until(support::DEADLINE, "it has begun to wait", || {
+        assert!(gate.try_wait().unwrap().is_none());
+        began.elapsed() > Duration::from_millis(500)
+    });
+    ends.end();
+    assert!(gate.wait().unwrap().success(), "the timeout came before the memory");
+}
+
+#[test]
 fn memory_that_nobody_has_is_waited_for_while_it_moves_and_blocks_when_it_stays() {
     let Some(scene) = Scene::set() else { return };
     // Back at the sixth look, whatever the timeout says.
