@@ -474,7 +474,9 @@ impl<'a> Inquiry<'a> {
                 Some(RunsIn::Container(_)) | None => None,
             })
             .collect();
-        let mut gpus = gpu::guards(settings, in_scope);
+        // Which services a named GPU has, and how much they need, theirs alone tell.
+        let may_share = |name: &ServiceName| in_scope(name) || !scope.gpus.is_empty();
+        let mut gpus = gpu::guards(settings, may_share);
         let need = settings.gate.gpu_free;
         gpus.extend(scope.gpus.iter().map(|name| GpuGuard {
             name: name.clone(),

@@ -46,6 +46,17 @@ pub struct GpuVerdict {
 }
 
 impl GpuVerdict {
+    /// A service's need goes before that of the command line, which names none.
+    fn add(&mut self, gpu: &Gpu, guard: &GpuGuard) {
+        let bytes = |need: GpuNeed| need.bytes_of(total(gpu));
+        let is_first = self.services.is_empty() && guard.service.is_some();
+        let is_more = bytes(guard.need) > bytes(self.need);
+        if is_first || (is_more && guard.service.is_some()) {
+            self.need = guard.need;
+        }
+        self.services.extend(guard.service.clone());
+    }
+
     /// Who holds it.
     pub fn holders(&self) -> &[Pid] {
         match &self.state {
@@ -143,8 +154,14 @@ fn may_miss<'a>(snapshot: &'a Snapshot, gpu: &'a Gpu) -> Option<&'a String> {
     with_parts(snapshot, gpu).find_map(|gpu| gpu.may_miss.as_ref())
 }
 
-/// Judges every GPU that the guards name; `verdicts` name its holders.
-pub fn judge(snapshot: &Snapshot, guards: &[&GpuGuard], verdicts: &[Verdict]) -> Vec<GpuVerdict> {
+/// Judges every GPU that the guards name; `verdicts` name its holders. A GPU that the command line names is its services',
+/// whose guards are the `others`.
+pub fn judge(
+    snapshot: &Snapshot,
+    guards: &[&GpuGuard],
+    others: &[&GpuGuard],
+    verdicts: &[Verdict],
+) -> Vec<GpuVerdict> {
     let Some(gpus) = &snapshot.gpus else { return Vec::new() };
     let mut judged: Vec<GpuVerdict> = Vec::new();
     for guard in guards {
@@ -154,13 +171,7 @@ pub fn judge(snapshot: &Snapshot, guards: &[&GpuGuard], verdicts: &[Verdict]) ->
         }
         for gpu in found {
             match judged.iter_mut().find(|verdict| verdict.gpu.as_ref() == Some(gpu)) {
-                Some(verdict) => {
-                    let bytes = |need: GpuNeed| need.bytes_of(total(gpu));
-                    if bytes(guard.need) > bytes(verdict.need) {
-                        verdict.need = guard.need;
-                    }
-                    verdict.services.extend(guard.service.clone());
-                }
+                Some(verdict) => verdict.add(gpu, guard),
                 None => judged.push(GpuVerdict {
                     label: gpu.label(),
                     gpu: Some(gpu.clone()),
@@ -176,6 +187,10 @@ pub fn judge(snapshot: &Snapshot, guards: &[&GpuGuard], verdicts: &[Verdict]) ->
     }
     for verdict in &mut judged {
         if let Some(gpu) = verdict.gpu.clone() {
+            let is_its = |guard: &&&GpuGuard| named(gpus, &guard.name).contains(&&gpu);
+            if guards.iter().filter(is_its).any(|guard| guard.service.is_none()) {
+                others.iter().filter(is_its).for_each(|guard| verdict.add(&gpu, guard));
+            }
             verdict.state = state(snapshot, &gpu, verdict);
             (verdict.sentence, verdict.next_step) = words(snapshot, gpus, &gpu, verdict, verdicts);
         }

@@ -165,6 +165,21 @@ fn a_need_is_met_by_a_share_or_an_amount_and_the_largest_counts() {
 }
 
 #[test]
+fn a_gpu_that_the_command_line_names_is_its_services() {
+    let scene = Scene::new().process(7, 1, "x").gpu(40, &[]).gpu(40, &[(7, GpuUse::Compute)]);
+    let scene = scene.ask(|terms| terms.gpus.clear());
+    let scene = scene
+        .guards_gpu(GpuName::Index(0), Some("aidb"), GpuNeed::Bytes(1 << 30))
+        .guards_gpu(GpuName::All, Some("web"), GpuNeed::Share(20))
+        .guards_gpu(GpuName::Index(0), None, GpuNeed::Share(90))
+        .ask(|terms| terms.named_gpus.push(GpuName::Index(0)));
+    let gpu = only(&scene);
+    assert_eq!(gpu.services, ["aidb".into(), "web".into()]);
+    assert_eq!((gpu.need, gpu.state), (GpuNeed::Share(20), GpuState::Free));
+    assert!(!scene.is_candidate(7), "another GPU was not asked about");
+}
+
+#[test]
 fn a_split_gpu_is_held_by_whoever_holds_a_part_of_it() {
     let scene = Scene::new().process(7, 1, WORKER).gpu(79, &[]).gpu(10, &[(7, GpuUse::Compute)]);
     let split = scene.edit_gpus(|gpus| {
