@@ -166,6 +166,33 @@ fn who_computes_on_a_guarded_gpu_is_seen_without_any_pattern_and_lives() {
 }
 
 #[test]
+fn explain_shows_a_split_gpu_with_its_parts_and_its_service_with_what_it_needs() {
+    let Some(scene) = Scene::set() else { return };
+    let stranger = scene.stage.plant(&["--as", "python3 train.py"]);
+    let uuid = "MIG-00000000-1111-2222-3333-444444444444";
+    scene.gpu(&format!(
+        "memory 81920 79000\npart {uuid} NVIDIA H200 MIG 1g.18gb\nmemory 18000 17000\ncompute {} 512\n",
+        stranger.pid()
+    ));
+    let explained = said(&scene.run(&["explain", "gpu:0"]));
+    let explained = explained.split_whitespace().collect::<Vec<_>>().join(" ");
+    let pid = stranger.pid();
+    for part in [
+        "GPU 0 held by pid".to_owned(),
+        "72.0 GiB needed".to_owned(),
+        format!("GPU 0 part 0 ({uuid}): 16.6 GiB free of 17.5 GiB"),
+        format!("pid {pid} computes, 512 MiB, on GPU 0 part 0"),
+    ] {
+        assert!(explained.contains(&part), "{part}: {explained}");
+    }
+    let text = fs::read_to_string(&scene.config).unwrap();
+    scene.stage.write("config.yaml", &text.replace("gpus: [0],", "gpus: [0], gpu_free: 2GiB,"));
+    let document = scene.document(&["explain", "gpu:0"]);
+    assert_eq!(document["gpus"][0]["services"], serde_json::json!(["llm"]), "{document:#}");
+    assert_eq!(document["gpus"][0]["memory_needed"], "2GiB");
+}
+
+#[test]
 fn the_gate_waits_for_a_holders_end_and_for_its_memory() {
     let Some(scene) = Scene::set() else { return };
     let mut holder = scene.stage.plant(&["--as", "python3 train.py"]);
