@@ -144,6 +144,20 @@ mod tests {
     }
 
     #[test]
+    fn a_gpu_that_more_may_hold_is_not_clear_and_is_told() {
+        let mut found = findings(vec![], vec![verdict(31_337, spare())]);
+        found.gpus = sample::gpus_of_mess();
+        found.gpus.truncate(1);
+        assert_eq!(of_findings(&found), 0);
+        found.gpus[0].may_miss = Some("hidepid".into());
+        assert_eq!(of_findings(&found), 2);
+        let mut text = Vec::new();
+        crate::report::github::render_findings(&found, &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.contains("::warning title=portreeve%3A GPU 0::"), "{text}");
+    }
+
+    #[test]
     fn a_known_orphan_outranks_what_could_not_be_told_in_any_order() {
         assert_eq!(
             of_findings(&findings(vec![], vec![verdict(7, undecided()), verdict(8, orphan())])),
