@@ -269,6 +269,30 @@ fn memory_that_nobody_has_is_waited_for_while_it_moves_and_blocks_when_it_stays(
 }
 
 #[test]
+fn a_gate_that_waits_for_memory_past_its_timeout_keeps_no_other_gate_waiting() {
+    let Some(scene) = Scene::set() else { return };
+    scene.gpu("memory 81920 40960\n");
+    // Each run has a /run of its own, unless they share one.
+    let run = scene.stage.path("run");
+    fs::create_dir(&run).unwrap();
+    let script = format!("mount --bind {} /run; exec", run.display());
+    let gate = |words: &[&str]| {
+        let words = [&["gate", "--config", &scene.config], words].concat();
+        let mut command = scene.stage.portreeve_by(&script, &words);
+        command.env(STATE, scene.stub.state_file());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let mut settling = gate(&["llm"]);
+    let began = Instant::now();
+    support::wait_until(support::DEADLINE, "it settles", || {
+        began.elapsed() > Duration::from_millis(500)
+    });
+    let other = gate(&["--port", "7302", "--timeout", "1s"]).wait_with_output().unwrap();
+    assert_eq!(code(&other), 0, "{}", said(&other));
+    assert_eq!(settling.wait().unwrap().code(), Some(1));
+}
+
+#[test]
 fn a_driver_that_hangs_lets_nothing_pass_and_is_the_finding() {
     let Some(scene) = Scene::set() else { return };
     for call in ["init", "memory"] {

@@ -216,7 +216,10 @@ impl<'a> Gate<'a> {
     ) -> Result<Gated, ScopeError> {
         let mut over_time: Option<Instant> = None;
         loop {
-            if let Err(why) = self.take_lock(interrupt, tell) {
+            let gpu_settle = self.settings.gate.gpu_settle;
+            // What settles past the timeout has its own time.
+            let left = self.left().max(over_time.map(|_| gpu_settle).unwrap_or_default());
+            if let Err(why) = self.take_lock(left, interrupt, tell) {
                 return Ok(self.gated(None, Some(why)));
             }
             if self.wishes.reaps && self.reaps == 0 {
@@ -242,7 +245,6 @@ impl<'a> Gate<'a> {
             let left = self.left_for(&found);
             // Memory that is coming back is no conflict yet, whatever the timeout; but who comes and goes on a GPU may go on so
             // for ever.
-            let gpu_settle = self.settings.gate.gpu_settle;
             let mut may_settle = || {
                 let since = over_time.get_or_insert_with(Instant::now);
                 found.is_settling() && since.elapsed() < gpu_settle
@@ -257,10 +259,7 @@ impl<'a> Gate<'a> {
                 self.watch = Some(Watch::new(&endpoints));
                 continue;
             };
-            // Past the timeout nobody may keep us waiting for it.
-            if !left.is_zero() {
-                self.held = None;
-            }
+            self.held = None;
             let settle = self.wishes.settle.saturating_sub(self.began.elapsed());
             if settle.is_zero() {
                 tell(Event::Progress(&waiting_for(&found, left)));
@@ -313,10 +312,10 @@ impl<'a> Gate<'a> {
 
     fn take_lock(
         &mut self,
+        left: Duration,
         interrupt: &mut Interrupt,
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), Unknown> {
-        let left = self.left();
         if let (Some(lock), None) = (&self.lock, &self.held) {
             let mut say = |text: &str| tell(Event::Progress(text));
             self.held = Some(lock.take(left, interrupt, &mut say)?);
