@@ -190,6 +190,9 @@ fn explain_shows_a_split_gpu_with_its_parts_and_its_service_with_what_it_needs()
     let document = scene.document(&["explain", "gpu:0"]);
     assert_eq!(document["gpus"][0]["services"], serde_json::json!(["llm"]), "{document:#}");
     assert_eq!(document["gpus"][0]["memory_needed"], "2GiB");
+    let absent = said(&scene.run(&["explain", "gpu:3"]));
+    assert!(absent.starts_with("GPU 3  this host has no such GPU\n"), "{absent}");
+    assert!(!absent.contains("facts"), "of what is not there: {absent}");
 }
 
 #[test]

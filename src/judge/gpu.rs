@@ -237,9 +237,10 @@ fn may_be_there(gpus: &Gpus, name: &GpuName) -> Option<String> {
 fn not_found(gpus: &Gpus, guard: &GpuGuard) -> Option<GpuVerdict> {
     let (label, what) = match &guard.name {
         GpuName::All => ("GPUs".to_owned(), "which GPUs this host has".to_owned()),
-        name @ (GpuName::Index(_) | GpuName::Uuid(_) | GpuName::Bus(_)) => {
+        name @ (GpuName::Index(_) | GpuName::Bus(_)) => {
             (format!("GPU {name}"), format!("whether this host has GPU {name}"))
         }
+        GpuName::Uuid(uuid) => (uuid.clone(), format!("whether this host has {uuid}")),
     };
     let (state, sentence, next_step) = match may_be_there(gpus, &guard.name) {
         Some(why) => {

@@ -417,7 +417,10 @@ pub fn render(explained: &Explained, style: Style, out: &mut dyn Write) -> io::R
     }
     for gpu in &explained.gpus {
         page.told(&format!("{}  ", gpu.label), BOLD, &gpu.sentence);
-        every_fact(&mut page, &gpu_facts(gpu, &explained.snapshot));
+        let facts = gpu_facts(gpu, &explained.snapshot);
+        if !facts.is_empty() {
+            every_fact(&mut page, &facts);
+        }
         if let Some(step) = &gpu.next_step {
             page.told("  next  ", BOLD, step);
         }

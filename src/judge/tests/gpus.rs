@@ -219,7 +219,7 @@ fn a_name_that_an_unread_gpu_may_have_is_not_absent() {
     let of = |name: &str, edit: fn(&mut Gpu)| {
         let scene = Scene::new().gpu(79, &[]).edit_gpus(|gpus| edit(&mut gpus.all[0]));
         let scene = scene.ask(|terms| terms.gpus.clear());
-        only(&scene.guards_gpu(name.parse().unwrap(), None, GpuNeed::Share(90))).state
+        only(&scene.guards_gpu(name.parse().unwrap(), None, GpuNeed::Share(90)))
     };
     let (gpu, part, bus) = (
         "GPU-00000000-1111-2222-3333-444444444444",
@@ -231,13 +231,14 @@ fn a_name_that_an_unread_gpu_may_have_is_not_absent() {
         gpu.bus = Some("0000:02:00.0".to_owned());
     };
     for name in [gpu, part, bus] {
-        assert_eq!(of(name, named), GpuState::Absent, "{name}");
+        assert_eq!(of(name, named).state, GpuState::Absent, "{name}");
     }
     for name in [gpu, bus] {
-        assert!(matches!(of(name, |_| ()), GpuState::Unknown(_)), "{name}");
+        assert!(matches!(of(name, |_| ()).state, GpuState::Unknown(_)), "{name}");
     }
     let unsplit = |gpu: &mut Gpu| gpu.may_miss = Some("its parts were not told".to_owned());
-    assert!(matches!(of(part, unsplit), GpuState::Unknown(_)));
+    assert!(matches!(of(part, unsplit).state, GpuState::Unknown(_)));
+    assert_eq!((of(gpu, named).label.as_str(), of(bus, named).label), (gpu, format!("GPU {bus}")));
 }
 
 #[test]
