@@ -18,7 +18,7 @@ use crate::{
         self, Also, Ended, Judgement, Terms,
         case::Guard,
         explain::Explanation,
-        gpu::{self, GpuGuard, GpuState, GpuVerdict},
+        gpu::{self, GpuGuard, GpuVerdict},
         port::PortVerdict,
         verdict::{Finding, Unknown, Verdict},
     },
@@ -285,10 +285,12 @@ pub fn reap(
         tell(Event::Progress("watching for what comes back"));
         watch(&inquiry, &deeds, interrupt);
     }
-    let was_on_gpu = |deed: &Deed| deed.outcome.is_gone() && !deed.verdict.gpus.is_empty();
-    if deeds.iter().any(was_on_gpu) {
+    let gone = deeds.iter().filter(|deed| deed.outcome.is_gone());
+    let left: BTreeSet<&str> =
+        gone.flat_map(|deed| &deed.verdict.gpus).map(|share| share.label.as_str()).collect();
+    if !left.is_empty() {
         tell(Event::Progress("waiting for the GPU's memory"));
-        settle(&inquiry, &terms, interrupt);
+        settle(&inquiry, &terms, &left, interrupt);
     }
     let (snapshot, mut after) = inquiry.look(&terms, Reach::Whole);
     for port in &mut after.ports {
@@ -369,17 +371,23 @@ fn watch(inquiry: &Inquiry<'_>, deeds: &[Deed], interrupt: &mut Interrupt) {
     }
 }
 
-/// Waits until no guarded GPU's memory is still on its way back.
-fn settle(inquiry: &Inquiry<'_>, terms: &Terms, interrupt: &mut Interrupt) {
+/// Waits until none of these GPUs' memory is still on its way back from who was ended, whoever else may hold them.
+fn settle(
+    inquiry: &Inquiry<'_>,
+    terms: &Terms,
+    labels: &BTreeSet<&str>,
+    interrupt: &mut Interrupt,
+) {
     let most = inquiry.settings.gate.gpu_settle;
-    let mut settling = Settling::default();
-    loop {
+    let (mut settling, began) = (Settling::after_an_end(), Instant::now());
+    while began.elapsed() < most {
         let (_, judgement) = inquiry.look(terms, Reach::Narrow);
         let mut may_change = false;
-        for verdict in &judgement.gpus {
+        for verdict in judgement.gpus.iter().filter(|gpu| labels.contains(gpu.label.as_str())) {
             let Some(gpu) = &verdict.gpu else { continue };
-            let is_held = verdict.state != GpuState::Residual;
-            may_change |= settling.may_change(gpu, is_held, most, Instant::now());
+            let holders = verdict.holders();
+            let moves = settling.may_change(gpu, holders, most, Instant::now());
+            may_change |= moves && verdict.is_short();
         }
         if !may_change || interrupt.wait(RESPAWN_LOOK) {
             return;
@@ -466,7 +474,9 @@ impl<'a> Inquiry<'a> {
                 Some(RunsIn::Container(_)) | None => None,
             })
             .collect();
-        let mut gpus = gpu::guards(settings, in_scope);
+        // Which services a named GPU has, and how much they need, theirs alone tell.
+        let may_share = |name: &ServiceName| in_scope(name) || !scope.gpus.is_empty();
+        let mut gpus = gpu::guards(settings, may_share);
         let need = settings.gate.gpu_free;
         gpus.extend(scope.gpus.iter().map(|name| GpuGuard {
             name: name.clone(),

@@ -172,6 +172,36 @@ fn who_computes_on_a_guarded_gpu_is_seen_without_any_pattern_and_lives() {
 }
 
 #[test]
+fn explain_shows_a_split_gpu_with_its_parts_and_its_service_with_what_it_needs() {
+    let Some(scene) = Scene::set() else { return };
+    let stranger = scene.stage.plant(&["--as", "python3 train.py"]);
+    let uuid = "MIG-00000000-1111-2222-3333-444444444444";
+    scene.gpu(&format!(
+        "memory 81920 79000\npart {uuid} NVIDIA H200 MIG 1g.18gb\nmemory 18000 17000\ncompute {} 512\n",
+        stranger.pid()
+    ));
+    let explained = said(&scene.run(&["explain", "gpu:0"]));
+    let explained = explained.split_whitespace().collect::<Vec<_>>().join(" ");
+    let pid = stranger.pid();
+    for part in [
+        "GPU 0 held by pid".to_owned(),
+        "72.0 GiB needed".to_owned(),
+        format!("GPU 0 part 0 ({uuid}): 16.6 GiB free of 17.5 GiB"),
+        format!("pid {pid} computes, 512 MiB, on GPU 0 part 0"),
+    ] {
+        assert!(explained.contains(&part), "{part}: {explained}");
+    }
+    let text = fs::read_to_string(&scene.config).unwrap();
+    scene.stage.write("config.yaml", &text.replace("gpus: [0],", "gpus: [0], gpu_free: 2GiB,"));
+    let document = scene.document(&["explain", "gpu:0"]);
+    assert_eq!(document["gpus"][0]["services"], serde_json::json!(["llm"]), "{document:#}");
+    assert_eq!(document["gpus"][0]["memory_needed"], "2GiB");
+    let absent = said(&scene.run(&["explain", "gpu:3"]));
+    assert!(absent.starts_with("GPU 3  this host has no such GPU\n"), "{absent}");
+    assert!(!absent.contains("facts"), "of what is not there: {absent}");
+}
+
+#[test]
 fn the_gate_waits_for_a_holders_end_and_for_its_memory() {
     let Some(scene) = Scene::set() else { return };
     let mut holder = scene.stage.plant(&["--as", "python3 train.py"]);
@@ -200,6 +230,36 @@ fn the_gate_waits_for_a_holders_end_and_for_its_memory() {
 }
 
 #[test]
+fn memory_of_the_ended_is_waited_for_beside_a_colleague_who_stays() {
+    let Some(scene) = Scene::set() else { return };
+    let Some(worker) = scene.left_worker() else { return };
+    let colleague = scene.stage.plant(&["--as", "python3 train.py"]);
+    let holders = format!("compute {} 40000\ncompute {} 500\n", worker.pid(), colleague.pid());
+    scene.gpu(&format!("memory 81920 40960\nreturns 1500\n{holders}"));
+    let reaped = scene.document(&["reap"]);
+    assert_eq!(reaped["gpus"][0]["holders"], serde_json::json!([colleague.pid()]));
+    assert_eq!(reaped["gpus"][0]["memory_free_bytes"], 80960_u64 << 20, "{reaped:#}");
+    assert!(!worker.is_alive() && colleague.is_alive());
+}
+
+#[test]
+fn the_gate_waits_for_the_memory_of_one_holder_though_another_stays() {
+    let Some(scene) = Scene::set() else { return };
+    let mut ends = scene.stage.plant(&["--as", "python3 train.py"]);
+    let stays = scene.stage.plant(&["--as", "python3 train.py"]);
+    let holders = format!("compute {} 40000\ncompute {} 500\n", ends.pid(), stays.pid());
+    scene.gpu(&format!("memory 81920 40960\nreturns 1500\n{holders}"));
+    let mut gate = scene.gate(&["llm", "--timeout", "1s"]);
+    let began = Instant::now();
+    support::wait_until(support::DEADLINE, "it has begun to wait", || {
+        assert!(gate.try_wait().unwrap().is_none());
+        began.elapsed() > Duration::from_millis(500)
+    });
+    ends.end();
+    assert!(gate.wait().unwrap().success(), "the timeout came before the memory");
+}
+
+#[test]
 fn memory_that_nobody_has_is_waited_for_while_it_moves_and_blocks_when_it_stays() {
     let Some(scene) = Scene::set() else { return };
     // Back at the sixth look, whatever the timeout says.
@@ -215,6 +275,30 @@ fn memory_that_nobody_has_is_waited_for_while_it_moves_and_blocks_when_it_stays(
     assert_eq!(code(&warned), 0, "{}", said(&warned));
     assert!(said(&warned).contains("nvidia-smi --gpu-reset -i 0"), "{}", said(&warned));
     assert_eq!(code(&scene.run(&["scan", "llm"])), 1);
+}
+
+#[test]
+fn a_gate_that_waits_for_memory_past_its_timeout_keeps_no_other_gate_waiting() {
+    let Some(scene) = Scene::set() else { return };
+    scene.gpu("memory 81920 40960\n");
+    // Each run has a /run of its own, unless they share one.
+    let run = scene.stage.path("run");
+    fs::create_dir(&run).unwrap();
+    let script = format!("mount --bind {} /run; exec", run.display());
+    let gate = |words: &[&str]| {
+        let words = [&["gate", "--config", &scene.config], words].concat();
+        let mut command = scene.stage.portreeve_by(&script, &words);
+        command.env(STATE, scene.stub.state_file());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let mut settling = gate(&["llm"]);
+    let began = Instant::now();
+    support::wait_until(support::DEADLINE, "it settles", || {
+        began.elapsed() > Duration::from_millis(500)
+    });
+    let other = gate(&["--port", "7302", "--timeout", "1s"]).wait_with_output().unwrap();
+    assert_eq!(code(&other), 0, "{}", said(&other));
+    assert_eq!(settling.wait().unwrap().code(), Some(1));
 }
 
 #[test]

@@ -674,13 +674,24 @@ fn a_process_whose_files_are_refused_may_hold_what_is_seen_by_open_files_alone()
 }
 
 #[test]
-fn a_gpu_of_a_host_without_a_driver_for_it_is_none_and_hidden_folders_are_said() {
+fn a_gpu_without_a_driver_and_hidden_folders_are_said() {
     let folder = Folder::new();
     let device = "sys/bus/pci/devices/0000:3b:00.0";
     folder
         .write(&format!("{device}/vendor"), "0x10de\n")
         .write(&format!("{device}/class"), "0x030200\n");
-    assert_eq!(folder.gpus(), Gpus::default());
+    let undriven = folder.gpus();
+    assert!(undriven.all.is_empty());
+    assert!(undriven.may_miss.is_some_and(|why| why.contains("0000:3b:00.0")), "'all' is not none");
+    // No other GPU is meant by its number.
+    let beside = amd();
+    beside
+        .write(&format!("{device}/vendor"), "0x10de\n")
+        .write(&format!("{device}/class"), "0x030200\n");
+    assert_eq!((beside.gpus().all[0].index, amd().gpus().all[0].index), (1, 0));
+    folder.link(&format!("{device}/driver"), "../../../bus/pci/drivers/vfio-pci");
+    assert_eq!(folder.gpus(), Gpus::default(), "a virtual machine has it");
+    fs::remove_file(folder.path(&format!("{device}/driver"))).unwrap();
     folder.link(&format!("{device}/driver"), "../../../bus/pci/drivers/nvidia");
     let gpus = folder.gpus().all;
     assert_eq!(gpus[0].bus.as_deref(), Some("0000:3b:00.0"));

@@ -91,7 +91,7 @@ enum Verb {
     /// Give the whole chain of evidence for one process, port or GPU; changes nothing
     Explain {
         /// A process id, a port such as 8091 or 8091/udp, or a GPU (gpu:0, GPU-…, MIG-…); pid:N and port:P where a number is both
-        #[arg(value_name = "PID|PORT")]
+        #[arg(value_name = "PID|PORT|GPU")]
         asked: explain::Asked,
         #[command(flatten)]
         file: ConfigFile,

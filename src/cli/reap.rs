@@ -71,6 +71,24 @@ fn command_of(target: &Target, deed: &Deed) -> Option<Vec<String>> {
     for port in &target.ports {
         command.extend(["--port".to_owned(), port.to_string()]);
     }
+    for gpu in &target.gpus {
+        command.extend(["--gpu".to_owned(), gpu.to_string()]);
+    }
     command.extend(target.services.iter().cloned());
     Some(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Verb};
+    use clap::Parser;
+
+    #[test]
+    fn what_is_handed_over_asks_about_no_more_than_this_run() {
+        let words = ["--port", "8091/tcp", "--gpu", "0", "web"];
+        let cli = Cli::try_parse_from([&["portreeve", "reap", "--no-wait"], &words[..]].concat());
+        let Verb::Reap { target, deed, .. } = cli.unwrap().verb else { panic!("another verb") };
+        assert!(command_of(&target, &deed).unwrap().ends_with(&words.map(str::to_owned)));
+    }
 }

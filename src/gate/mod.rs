@@ -18,9 +18,9 @@ use crate::{
     judge::{
         self, Also, Judgement, Terms,
         gate::{
-            Answer, Binds, GpuPassage, Passage, asks_for_bind, judge_gpus, may_reuse, stays, unseen,
+            Answer, Binds, GpuPassage, Passage, asks_for_bind, gpu_stays, judge_gpus, may_reuse,
+            stays, unseen,
         },
-        gpu::GpuState,
         port::{PortState, PortVerdict},
         verdict::{Unknown, Verdict},
     },
@@ -154,9 +154,8 @@ impl Found {
         let is_open = |answer: &Answer| matches!(answer, Answer::Open(_));
         let ports = self.ports.iter().filter(|passage| !is_open(&passage.answer));
         let mut gpus = self.gpus.iter().filter(|passage| !is_open(&passage.answer));
-        let is_final =
-            |gpu: &GpuPassage| matches!(gpu.gpu.state, GpuState::Residual | GpuState::Absent);
-        ports.into_iter().all(|port| stays(port, &self.verdicts)) && gpus.all(is_final)
+        ports.into_iter().all(|port| stays(port, &self.verdicts))
+            && gpus.all(|gpu| gpu_stays(gpu, &self.verdicts))
     }
 
     pub(super) fn is_settling(&self) -> bool {
@@ -220,8 +219,13 @@ impl<'a> Gate<'a> {
     ) -> Result<Gated, ScopeError> {
         // Since a look that found all open, anybody may have come.
         (self.said, self.was_released) = (None, false);
+        let mut over_time: Option<Instant> = None;
         loop {
-            if let Err(why) = self.take_lock(interrupt, tell) {
+            let gpu_settle = self.settings.gate.gpu_settle;
+            // What settles past the timeout has its own time.
+            let left = self.left().max(over_time.map(|_| gpu_settle).unwrap_or_default());
+            let left = left.max(OTHERS_LOOK);
+            if let Err(why) = self.take_lock(left, interrupt, tell) {
                 return Ok(self.gated(None, Some(why)));
             }
             if self.wishes.reaps && self.reaps == 0 {
@@ -245,8 +249,13 @@ impl<'a> Gate<'a> {
                 continue;
             }
             let left = self.left_for(&found);
-            // Memory that is coming back is no conflict yet, whatever the timeout; it settles within 'gpu_settle'.
-            if found.is_open() || (left.is_zero() && !found.is_settling()) {
+            // Memory that is coming back is no conflict yet, whatever the timeout; but who comes and goes on a GPU may go on so
+            // for ever.
+            let mut may_settle = || {
+                let since = over_time.get_or_insert_with(Instant::now);
+                found.is_settling() && since.elapsed() < gpu_settle
+            };
+            if found.is_open() || (left.is_zero() && !may_settle()) {
                 return Ok(self.gated(Some(found), None));
             }
             // Made before the look on which the waiting rests, so that nothing falls between the two.
@@ -256,10 +265,7 @@ impl<'a> Gate<'a> {
                 self.watch = Some(Watch::new(&endpoints));
                 continue;
             };
-            // Past the timeout nobody may keep us waiting for it.
-            if !left.is_zero() {
-                self.held = None;
-            }
+            self.held = None;
             let settle = self.wishes.settle.saturating_sub(self.began.elapsed());
             if settle.is_zero() {
                 tell(Event::Progress(&waiting_for(&found, left)));
@@ -312,10 +318,10 @@ impl<'a> Gate<'a> {
 
     fn take_lock(
         &mut self,
+        left: Duration,
         interrupt: &mut Interrupt,
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), Unknown> {
-        let left = self.left().max(OTHERS_LOOK);
         if let (Some(lock), None) = (&self.lock, &self.held) {
             let mut say = |text: &str| tell(Event::Progress(text));
             self.held = Some(lock.take(left, interrupt, &mut say)?);
@@ -465,14 +471,13 @@ impl<'a> Gate<'a> {
         };
     }
 
-    /// GPUs whose memory may still come back, by label.
+    /// GPUs whose missing memory may still come back, by label.
     fn settling(&mut self, judgement: &Judgement) -> BTreeSet<String> {
         let (most, now) = (self.settings.gate.gpu_settle, Instant::now());
         let mut labels = BTreeSet::new();
         for verdict in &judgement.gpus {
             let Some(gpu) = &verdict.gpu else { continue };
-            let is_held = matches!(verdict.state, GpuState::Held(_));
-            if self.settling.may_change(gpu, is_held, most, now) {
+            if self.settling.may_change(gpu, verdict.holders(), most, now) && verdict.is_short() {
                 labels.insert(verdict.label.clone());
             }
         }

@@ -147,28 +147,31 @@ fn ending(case: &Case<'_>, terms: &Terms) -> Option<String> {
     ];
     let targets = targets(case);
     let ways = targets.iter().flat_map(|target| kinds.map(|(word, also)| (target, word, also)));
-    ways.filter(|(target, _, also)| !(also.session && matches!(target, Target::All)))
-        .find(|(target, _, also)| {
-            let mut asked = Terms { also: *also, ..terms.clone() };
-            match target {
-                Target::Port(endpoint) => {
-                    asked.guards.retain(|guard| guard.endpoint == *endpoint);
-                    asked.named_ports = vec![*endpoint];
-                }
-                Target::Gpu(name) => {
-                    asked.guards.clear();
-                    asked.named_gpus = vec![name.clone()];
-                    let need = case.settings.gate.gpu_free;
-                    asked.gpus = vec![GpuGuard { name: name.clone(), service: None, need }];
-                }
-                Target::Service(name) => asked.named_services = vec![name.clone()],
-                Target::All => {}
+    // Whose session it is wants a port or a service to be named.
+    ways.filter(|(target, _, also)| {
+        !(also.session && matches!(target, Target::Gpu(_) | Target::All))
+    })
+    .find(|(target, _, also)| {
+        let mut asked = Terms { also: *also, ..terms.clone() };
+        match target {
+            Target::Port(endpoint) => {
+                asked.guards.retain(|guard| guard.endpoint == *endpoint);
+                asked.named_ports = vec![*endpoint];
             }
-            let pid = case.process.key.pid;
-            case_of(case.snapshot, case.settings, &asked, pid)
-                .is_some_and(|case| verdict_on(&case, &asked, asked.concerns(&case)).is_convicted)
-        })
-        .map(|(target, word, _)| command(target, word))
+            Target::Gpu(name) => {
+                asked.guards.clear();
+                asked.named_gpus = vec![name.clone()];
+                let need = case.settings.gate.gpu_free;
+                asked.gpus = vec![GpuGuard { name: name.clone(), service: None, need }];
+            }
+            Target::Service(name) => asked.named_services = vec![name.clone()],
+            Target::All => {}
+        }
+        let pid = case.process.key.pid;
+        case_of(case.snapshot, case.settings, &asked, pid)
+            .is_some_and(|case| verdict_on(&case, &asked, asked.concerns(&case)).is_convicted)
+    })
+    .map(|(target, word, _)| command(target, word))
 }
 
 /// What to do, or where to look on: there is always something.

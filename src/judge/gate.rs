@@ -11,7 +11,7 @@ use crate::{
 
 use super::{
     Judgement, Terms, explain,
-    gpu::{GpuState, GpuVerdict, has_enough, may_miss},
+    gpu::{GpuState, GpuVerdict, has_enough},
     port::{self, PortState, PortVerdict},
     seconds,
     truth::Truth,
@@ -119,20 +119,9 @@ pub fn may_reuse(port: &PortVerdict, settings: &Settings) -> bool {
 /// Whether a port stays blocked until somebody does something: it is held by processes whose verdicts time does not change.
 /// Not so what lingers or is connected, an address that is not there yet, or what is too young to be judged.
 pub fn stays(passage: &Passage, verdicts: &[Verdict]) -> bool {
-    let is_settled = |pid: Pid| {
-        let verdict = verdicts.iter().find(|verdict| verdict.key().pid == pid);
-        verdict.is_some_and(|verdict| match verdict.finding {
-            Finding::Undecided(_) => false,
-            Finding::Spare(_)
-            | Finding::Orphan(_)
-            | Finding::Suspect
-            | Finding::Unsupervised(_)
-            | Finding::Foreign => true,
-        })
-    };
     match (&passage.port.state, &passage.answer) {
         (PortState::Held(_) | PortState::BoundOnly(_), Answer::Blocked(block)) => {
-            !block.by.is_empty() && block.by.iter().all(|blocker| is_settled(blocker.pid))
+            are_settled(&block.by, verdicts)
         }
         (PortState::Detoured(_), Answer::Blocked(_)) => true,
         (
@@ -151,6 +140,40 @@ pub fn stays(passage: &Passage, verdicts: &[Verdict]) -> bool {
             Answer::Open(_) | Answer::Blocked(_) | Answer::Unknown(_),
         ) => false,
     }
+}
+
+/// The same of a GPU: of its holders, of memory that nobody has and of what is not there. What settles may change.
+pub fn gpu_stays(passage: &GpuPassage, verdicts: &[Verdict]) -> bool {
+    match (&passage.gpu.state, &passage.answer) {
+        (GpuState::Held(_), Answer::Blocked(block)) => {
+            !passage.is_settling && are_settled(&block.by, verdicts)
+        }
+        (GpuState::Residual | GpuState::Absent, Answer::Blocked(_)) => !passage.is_settling,
+        (
+            GpuState::Free
+            | GpuState::Held(_)
+            | GpuState::Residual
+            | GpuState::Absent
+            | GpuState::Unknown(_),
+            Answer::Open(_) | Answer::Blocked(_) | Answer::Unknown(_),
+        ) => false,
+    }
+}
+
+/// Whether there are such and time changes no verdict on them.
+fn are_settled(blockers: &[Blocker], verdicts: &[Verdict]) -> bool {
+    let is_settled = |blocker: &Blocker| {
+        let verdict = verdicts.iter().find(|verdict| verdict.key().pid == blocker.pid);
+        verdict.is_some_and(|verdict| match verdict.finding {
+            Finding::Undecided(_) => false,
+            Finding::Spare(_)
+            | Finding::Orphan(_)
+            | Finding::Suspect
+            | Finding::Unsupervised(_)
+            | Finding::Foreign => true,
+        })
+    };
+    !blockers.is_empty() && blockers.iter().all(is_settled)
 }
 
 fn service_of<'s>(port: &PortVerdict, settings: &'s Settings) -> Option<&'s Service> {
@@ -196,7 +219,7 @@ fn is_of_containers(verdict: &Verdict) -> bool {
     (3..=7).contains(&verdict.row.0)
 }
 
-/// Judges every GPU of a look; `settling` are those whose memory may still come back, by label.
+/// Judges every GPU of a look; `settling` are those whose missing memory may still come back, by label.
 pub fn judge_gpus(
     snapshot: &Snapshot,
     settings: &Settings,
@@ -208,7 +231,7 @@ pub fn judge_gpus(
     let (binds, passed) = (&Binds::new(), &[][..]);
     let look = Look { snapshot, settings, terms, judgement, binds, passed, accepts_ours };
     let passage = |gpu: &GpuVerdict| {
-        let is_settling = gpu.state == GpuState::Residual && settling.contains(&gpu.label);
+        let is_settling = settling.contains(&gpu.label);
         GpuPassage { gpu: gpu.clone(), answer: look.gpu_answer(gpu, is_settling), is_settling }
     };
     judgement.gpus.iter().map(passage).collect()
@@ -276,18 +299,25 @@ impl Look<'_> {
                 let services: Vec<&Service> =
                     gpu.services.iter().filter_map(|name| self.settings.service(name)).collect();
                 let others = self.others(&services, holders);
-                if others.is_empty() {
-                    return Answer::Open(vec![advice("held by the service itself")]);
-                }
+                let unseen = gpu.may_miss.as_ref().map(|_| Unknown {
+                    fact: format!("who else holds {}", gpu.label),
+                    why: gpu.sentence.clone(),
+                    remedy: gpu.next_step.clone(),
+                });
                 // Where the driver counts no memory, a holder may have all of it.
-                match &gpu.gpu {
-                    Some(seen) if matches!(seen.memory, Seen::Known(Some(_))) => {
-                        match (has_enough(seen, gpu.need), may_miss(self.snapshot, seen)) {
-                            (Ok(true), None) => Answer::Open(vec![advice("shared")]),
-                            (_, _) => blocked("held", self.blockers(None, &others)),
-                        }
+                let counted = gpu.gpu.as_ref().filter(|seen| seen.memory != Seen::Known(None));
+                match (counted.map(|seen| has_enough(seen, gpu.need)), unseen) {
+                    (_, None) if others.is_empty() => {
+                        Answer::Open(vec![advice("held by the service itself")])
                     }
-                    Some(_) | None => blocked("held", self.blockers(None, &others)),
+                    (_, Some(unseen)) if others.is_empty() => Answer::Unknown(unseen),
+                    (Some(Ok(true)), Some(unseen)) => Answer::Unknown(unseen),
+                    (Some(Ok(true)), None) => Answer::Open(vec![advice("shared")]),
+                    (Some(Err(unknown)), _) => {
+                        let why = format!("{}; {}", unknown.why, gpu.sentence);
+                        Answer::Unknown(Unknown { why, ..unknown })
+                    }
+                    (Some(Ok(false)) | None, _) => blocked("held", self.blockers(None, &others)),
                 }
             }
             GpuState::Residual if is_settling => blocked("settling", Vec::new()),

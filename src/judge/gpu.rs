@@ -6,7 +6,8 @@ use crate::{
     config::settings::{GpuNeed, Settings},
     ident::{GpuName, Pid, ServiceName},
     snapshot::{
-        Gpu, GpuHolding, GpuMemory, GpuUse, Gpus, Process, Seen, Snapshot, gibibytes, system_name,
+        Gpu, GpuHolding, GpuMemory, GpuUse, GpuVendor, Gpus, Process, Seen, Snapshot, gibibytes,
+        system_name,
     },
 };
 
@@ -36,10 +37,39 @@ pub struct GpuVerdict {
     pub need: GpuNeed,
     /// What it is.
     pub state: GpuState,
+    /// Why more may hold it, or a part of it, than are seen; none = all are seen.
+    pub may_miss: Option<String>,
     /// One sentence for the person who reads it.
     pub sentence: String,
     /// What to do, where there is something to do.
     pub next_step: Option<String>,
+}
+
+impl GpuVerdict {
+    /// A service's need goes before that of the command line, which names none.
+    fn add(&mut self, gpu: &Gpu, guard: &GpuGuard) {
+        let bytes = |need: GpuNeed| need.bytes_of(total(gpu));
+        let is_first = self.services.is_empty() && guard.service.is_some();
+        let is_more = bytes(guard.need) > bytes(self.need);
+        if is_first || (is_more && guard.service.is_some()) {
+            self.need = guard.need;
+        }
+        self.services.extend(guard.service.clone());
+    }
+
+    /// Who holds it.
+    pub fn holders(&self) -> &[Pid] {
+        match &self.state {
+            GpuState::Held(holders) => holders,
+            GpuState::Free | GpuState::Residual | GpuState::Absent | GpuState::Unknown(_) => &[],
+        }
+    }
+
+    /// Whether more memory alone could make it free, or shared.
+    pub fn is_short(&self) -> bool {
+        let may_be = matches!(self.state, GpuState::Held(_) | GpuState::Residual);
+        may_be && self.gpu.as_ref().is_some_and(|gpu| has_enough(gpu, self.need) == Ok(false))
+    }
 }
 
 /// States of a guarded GPU.
@@ -120,34 +150,35 @@ fn with_parts<'a>(snapshot: &'a Snapshot, gpu: &'a Gpu) -> impl Iterator<Item = 
 }
 
 /// Why more may hold it than are seen.
-pub(super) fn may_miss<'a>(snapshot: &'a Snapshot, gpu: &'a Gpu) -> Option<&'a String> {
+fn may_miss<'a>(snapshot: &'a Snapshot, gpu: &'a Gpu) -> Option<&'a String> {
     with_parts(snapshot, gpu).find_map(|gpu| gpu.may_miss.as_ref())
 }
 
-/// Judges every GPU that the guards name; `verdicts` name its holders.
-pub fn judge(snapshot: &Snapshot, guards: &[&GpuGuard], verdicts: &[Verdict]) -> Vec<GpuVerdict> {
+/// Judges every GPU that the guards name; `verdicts` name its holders. A GPU that the command line names is its services',
+/// whose guards are the `others`.
+pub fn judge(
+    snapshot: &Snapshot,
+    guards: &[&GpuGuard],
+    others: &[&GpuGuard],
+    verdicts: &[Verdict],
+) -> Vec<GpuVerdict> {
     let Some(gpus) = &snapshot.gpus else { return Vec::new() };
     let mut judged: Vec<GpuVerdict> = Vec::new();
     for guard in guards {
         let found = named(gpus, &guard.name);
         if found.is_empty() {
-            judged.extend(not_found(gpus, guard));
+            add_not_found(&mut judged, gpus, guard);
         }
         for gpu in found {
             match judged.iter_mut().find(|verdict| verdict.gpu.as_ref() == Some(gpu)) {
-                Some(verdict) => {
-                    let bytes = |need: GpuNeed| need.bytes_of(total(gpu));
-                    if bytes(guard.need) > bytes(verdict.need) {
-                        verdict.need = guard.need;
-                    }
-                    verdict.services.extend(guard.service.clone());
-                }
+                Some(verdict) => verdict.add(gpu, guard),
                 None => judged.push(GpuVerdict {
                     label: gpu.label(),
                     gpu: Some(gpu.clone()),
                     services: guard.service.iter().cloned().collect(),
                     need: guard.need,
                     state: GpuState::Free,
+                    may_miss: may_miss(snapshot, gpu).cloned(),
                     sentence: String::new(),
                     next_step: None,
                 }),
@@ -156,7 +187,11 @@ pub fn judge(snapshot: &Snapshot, guards: &[&GpuGuard], verdicts: &[Verdict]) ->
     }
     for verdict in &mut judged {
         if let Some(gpu) = verdict.gpu.clone() {
-            verdict.state = state(snapshot, &gpu, verdict.need);
+            let is_its = |guard: &&&GpuGuard| named(gpus, &guard.name).contains(&&gpu);
+            if guards.iter().filter(is_its).any(|guard| guard.service.is_none()) {
+                others.iter().filter(is_its).for_each(|guard| verdict.add(&gpu, guard));
+            }
+            verdict.state = state(snapshot, &gpu, verdict);
             (verdict.sentence, verdict.next_step) = words(snapshot, gpus, &gpu, verdict, verdicts);
         }
     }
@@ -169,18 +204,48 @@ fn total(gpu: &Gpu) -> u64 {
     memory.map_or(64 << 30, |memory| memory.total_bytes)
 }
 
+/// Several services may name the same GPU that is not found.
+fn add_not_found(judged: &mut Vec<GpuVerdict>, gpus: &Gpus, guard: &GpuGuard) {
+    let Some(verdict) = not_found(gpus, guard) else { return };
+    match judged.iter_mut().find(|other| other.gpu.is_none() && other.label == verdict.label) {
+        Some(other) => other.services.extend(verdict.services),
+        None => judged.push(verdict),
+    }
+}
+
+/// Why a GPU of this name may be there, though none is seen to have it.
+fn may_be_there(gpus: &Gpus, name: &GpuName) -> Option<String> {
+    let without = |what: &str, lacks: fn(&Gpu) -> bool| {
+        let nameless = gpus.all.iter().find(|gpu| lacks(gpu))?;
+        Some(format!("the {what} of {} could not be read", nameless.label()))
+    };
+    let by_name = || match name {
+        GpuName::All | GpuName::Index(_) => None,
+        GpuName::Uuid(uuid) if uuid.starts_with("MIG-") => {
+            // Which parts a GPU has is told by who tells its holders.
+            gpus.all.iter().find_map(|gpu| gpu.may_miss.clone())
+        }
+        GpuName::Uuid(_) => {
+            without("UUID", |gpu| gpu.vendor == GpuVendor::Nvidia && gpu.uuid.is_none())
+        }
+        GpuName::Bus(_) => without("PCI address", |gpu| gpu.bus.is_none()),
+    };
+    gpus.may_miss.clone().or_else(by_name)
+}
+
 /// A name that fits no GPU: none of that name is there, or it may be there unseen. That `all` are none is no finding.
 fn not_found(gpus: &Gpus, guard: &GpuGuard) -> Option<GpuVerdict> {
     let (label, what) = match &guard.name {
         GpuName::All => ("GPUs".to_owned(), "which GPUs this host has".to_owned()),
-        name @ (GpuName::Index(_) | GpuName::Uuid(_) | GpuName::Bus(_)) => {
+        name @ (GpuName::Index(_) | GpuName::Bus(_)) => {
             (format!("GPU {name}"), format!("whether this host has GPU {name}"))
         }
+        GpuName::Uuid(uuid) => (uuid.clone(), format!("whether this host has {uuid}")),
     };
-    let (state, sentence, next_step) = match &gpus.may_miss {
+    let (state, sentence, next_step) = match may_be_there(gpus, &guard.name) {
         Some(why) => {
             let remedy = gpus.trouble.iter().find_map(|trouble| trouble.remedy.clone());
-            let unknown = Unknown { fact: what, why: why.clone(), remedy: remedy.clone() };
+            let unknown = Unknown { fact: what, why, remedy: remedy.clone() };
             (GpuState::Unknown(unknown.clone()), format!("not known: {unknown}"), remedy)
         }
         None if guard.name == GpuName::All => return None,
@@ -195,7 +260,16 @@ fn not_found(gpus: &Gpus, guard: &GpuGuard) -> Option<GpuVerdict> {
         }
     };
     let services = guard.service.iter().cloned().collect();
-    Some(GpuVerdict { label, gpu: None, services, need: guard.need, state, sentence, next_step })
+    Some(GpuVerdict {
+        label,
+        gpu: None,
+        services,
+        need: guard.need,
+        state,
+        may_miss: None,
+        sentence,
+        next_step,
+    })
 }
 
 /// `GPU 0 (NVIDIA H200, GPU-…)`.
@@ -209,19 +283,19 @@ fn described(gpu: &Gpu) -> String {
     if known.is_empty() { gpu.label() } else { format!("{} ({})", gpu.label(), known.join(", ")) }
 }
 
-fn state(snapshot: &Snapshot, gpu: &Gpu, need: GpuNeed) -> GpuState {
+fn state(snapshot: &Snapshot, gpu: &Gpu, verdict: &GpuVerdict) -> GpuState {
     let holders: BTreeSet<Pid> = holders(snapshot, gpu).map(|holding| holding.pid).collect();
     if !holders.is_empty() {
         return GpuState::Held(holders.into_iter().collect());
     }
-    if let Some(why) = may_miss(snapshot, gpu) {
+    if let Some(why) = &verdict.may_miss {
         return GpuState::Unknown(Unknown {
             fact: format!("who holds {}", gpu.label()),
             why: why.clone(),
             remedy: None,
         });
     }
-    match has_enough(gpu, need) {
+    match has_enough(gpu, verdict.need) {
         Ok(true) => GpuState::Free,
         Ok(false) => GpuState::Residual,
         Err(unknown) => GpuState::Unknown(unknown),
@@ -262,7 +336,9 @@ fn words(
         GpuState::Held(pids) => {
             let named: Vec<String> =
                 pids.iter().map(|pid| holder(snapshot, gpu, *pid, verdicts)).collect();
-            (format!("held by {}; {memory}", named.join(", ")), None)
+            let others = verdict.may_miss.as_ref();
+            let others = others.map(|why| format!("; more may hold it: {why}")).unwrap_or_default();
+            (format!("held by {}; {memory}{others}", named.join(", ")), None)
         }
         GpuState::Residual => residual(snapshot, gpu, verdict.need, &memory),
         GpuState::Unknown(unknown) => {
@@ -344,7 +420,6 @@ fn residual(
 }
 
 fn reset(gpu: &Gpu) -> String {
-    use crate::snapshot::GpuVendor;
     match gpu.vendor {
         GpuVendor::Nvidia => {
             format!("stop what uses it, then 'nvidia-smi --gpu-reset -i {}', or reboot", gpu.index)

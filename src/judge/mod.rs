@@ -132,9 +132,9 @@ pub fn judge(snapshot: &Snapshot, settings: &Settings, terms: &Terms) -> Judgeme
         .collect();
     let guards = terms.guards.iter().filter(|guard| terms.is_asked_about(guard));
     let ports = guards.map(|guard| port::judge(snapshot, guard, &verdicts)).collect();
-    let guards: Vec<&GpuGuard> =
-        terms.gpus.iter().filter(|guard| terms.is_gpu_asked_about(guard)).collect();
-    let gpus = gpu::judge(snapshot, &guards, &verdicts);
+    let (guards, others): (Vec<&GpuGuard>, Vec<&GpuGuard>) =
+        terms.gpus.iter().partition(|guard| terms.is_gpu_asked_about(guard));
+    let gpus = gpu::judge(snapshot, &guards, &others, &verdicts);
     let unknowns = unknowns(snapshot, &verdicts);
     Judgement { ports, gpus, verdicts, unknowns }
 }
@@ -156,7 +156,7 @@ fn candidates<'a>(snapshot: &'a Snapshot, terms: &'a Terms) -> BTreeMap<Pid, Hel
             }
         }
     }
-    for guard in &terms.gpus {
+    for guard in terms.gpus.iter().filter(|guard| terms.is_gpu_asked_about(guard)) {
         let gpus = snapshot.gpus.iter().flat_map(|gpus| gpu::named(gpus, &guard.name));
         for gpu in gpus {
             for holding in gpu::holders(snapshot, gpu) {

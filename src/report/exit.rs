@@ -70,6 +70,7 @@ fn of_port(port: &PortVerdict, verdicts: &[Verdict]) -> u8 {
 fn of_gpu(gpu: &GpuVerdict, verdicts: &[Verdict]) -> u8 {
     match &gpu.state {
         GpuState::Free => CLEAR,
+        GpuState::Held(_) if gpu.may_miss.is_some() => COULD_NOT_TELL,
         GpuState::Held(holders) => of_holders(holders, verdicts),
         GpuState::Residual | GpuState::Absent => NOT_CLEAR,
         GpuState::Unknown(_) => COULD_NOT_TELL,
@@ -140,6 +141,20 @@ mod tests {
             let found = findings(vec![port("8091", state.clone())], vec![verdict(7, spare())]);
             assert_eq!(of_findings(&found), code, "{state:?}");
         }
+    }
+
+    #[test]
+    fn a_gpu_that_more_may_hold_is_not_clear_and_is_told() {
+        let mut found = findings(vec![], vec![verdict(31_337, spare())]);
+        found.gpus = sample::gpus_of_mess();
+        found.gpus.truncate(1);
+        assert_eq!(of_findings(&found), 0);
+        found.gpus[0].may_miss = Some("hidepid".into());
+        assert_eq!(of_findings(&found), 2);
+        let mut text = Vec::new();
+        crate::report::github::render_findings(&found, &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.contains("::warning title=portreeve%3A GPU 0::"), "{text}");
     }
 
     #[test]

@@ -28,7 +28,8 @@ use crate::{
     },
     pipeline::Explained,
     snapshot::{
-        Container, Containers, Enclosure, GpuHolding, GpuUse, Process, Seen, Snapshot, gibibytes,
+        Container, Containers, Enclosure, Gpu, GpuHolding, GpuUse, Process, Seen, Snapshot,
+        gibibytes,
     },
 };
 
@@ -38,7 +39,8 @@ const PROCESS_COLUMNS: usize = 200;
 /// 2 where something was not seen or is undecided, else 0: an explanation finds no fault.
 pub fn exit_code(explained: &Explained) -> u8 {
     let is_undecided = |e: &Explanation| matches!(e.verdict.finding, Finding::Undecided(_));
-    let is_unknown = |gpu: &GpuVerdict| matches!(gpu.state, GpuState::Unknown(_));
+    let is_unknown =
+        |gpu: &GpuVerdict| matches!(gpu.state, GpuState::Unknown(_)) || gpu.may_miss.is_some();
     let is_unseen = explained.gpus.iter().any(is_unknown) || !explained.unknowns.is_empty();
     if is_unseen || explained.processes.iter().any(is_undecided) {
         exit::COULD_NOT_TELL
@@ -170,8 +172,8 @@ fn facts(explained: &Explained, verdict: &Verdict) -> Vec<Fact> {
     facts
 }
 
-/// What was seen of a GPU.
-fn gpu_facts(verdict: &GpuVerdict) -> Vec<Fact> {
+/// What was seen of a GPU, and of its parts where it is split.
+fn gpu_facts(verdict: &GpuVerdict, snapshot: &Snapshot) -> Vec<Fact> {
     let Some(gpu) = &verdict.gpu else { return Vec::new() };
     let source = gpu.source.to_string();
     let mut facts = Vec::new();
@@ -188,29 +190,48 @@ fn gpu_facts(verdict: &GpuVerdict) -> Vec<Fact> {
     if gpu.is_split {
         add("split", "into parts by MIG, which have the processes and the memory".to_owned());
     }
-    let memory = seen(&gpu.memory, |memory| match memory {
-        Some(memory) => format!(
-            "{} free of {}, {} needed",
-            gibibytes(memory.free_bytes),
-            gibibytes(memory.total_bytes),
-            gibibytes(verdict.need.bytes_of(memory.total_bytes)),
-        ),
-        None => "the driver does not count it".to_owned(),
-    });
+    let memory = match &gpu.memory {
+        Seen::Known(Some(memory)) => {
+            let needed = gibibytes(verdict.need.bytes_of(memory.total_bytes));
+            format!("{}, {needed} needed", memory_of(gpu))
+        }
+        Seen::Known(None) | Seen::Gone | Seen::Denied | Seen::Unreadable(_) => memory_of(gpu),
+    };
     add("memory", memory);
-    for GpuHolding { pid, kind, memory_bytes } in &gpu.holdings {
-        let how = match kind {
-            GpuUse::Compute => "computes",
-            GpuUse::Mps => "computes through MPS",
-            GpuUse::Graphics => "draws",
-        };
-        let memory = memory_bytes.map_or("memory not counted".to_owned(), gibibytes);
-        add("used by", format!("pid {pid} {how}, {memory}"));
+    for holding in &gpu.holdings {
+        add("used by", used_by(holding));
     }
-    if let Some(why) = &gpu.may_miss {
+    let all = snapshot.gpus.iter().flat_map(|gpus| &gpus.all).filter(|_| gpu.is_split);
+    for part in all.filter(|part| part.index == gpu.index && part.part.is_some()) {
+        let uuid = part.uuid.as_deref().unwrap_or("without a UUID");
+        add("part", format!("{} ({uuid}): {}", part.label(), memory_of(part)));
+        for holding in &part.holdings {
+            add("used by", format!("{}, on {}", used_by(holding), part.label()));
+        }
+    }
+    if let Some(why) = &verdict.may_miss {
         add("may be missing", format!("holders: {why}"));
     }
     facts
+}
+
+fn memory_of(gpu: &Gpu) -> String {
+    seen(&gpu.memory, |memory| match memory {
+        Some(memory) => {
+            format!("{} free of {}", gibibytes(memory.free_bytes), gibibytes(memory.total_bytes))
+        }
+        None => "the driver does not count it".to_owned(),
+    })
+}
+
+fn used_by(GpuHolding { pid, kind, memory_bytes }: &GpuHolding) -> String {
+    let how = match kind {
+        GpuUse::Compute => "computes",
+        GpuUse::Mps => "computes through MPS",
+        GpuUse::Graphics => "draws",
+    };
+    let memory = memory_bytes.map_or("memory not counted".to_owned(), gibibytes);
+    format!("pid {pid} {how}, {memory}")
 }
 
 /// What namespaces and mounts say of its container, and what the engines say that were asked.
@@ -396,7 +417,10 @@ pub fn render(explained: &Explained, style: Style, out: &mut dyn Write) -> io::R
     }
     for gpu in &explained.gpus {
         page.told(&format!("{}  ", gpu.label), BOLD, &gpu.sentence);
-        every_fact(&mut page, &gpu_facts(gpu));
+        let facts = gpu_facts(gpu, &explained.snapshot);
+        if !facts.is_empty() {
+            every_fact(&mut page, &facts);
+        }
         if let Some(step) = &gpu.next_step {
             page.told("  next  ", BOLD, step);
         }

@@ -286,6 +286,7 @@ fn of_port(port: &PortVerdict) -> Option<Annotation> {
 /// Of a GPU that no process's own annotation explains.
 fn of_gpu(gpu: &GpuVerdict) -> Option<Annotation> {
     let kind = match gpu.state {
+        GpuState::Held(_) if gpu.may_miss.is_some() => Kind::Warning,
         GpuState::Free | GpuState::Held(_) => return None,
         GpuState::Residual | GpuState::Absent => Kind::Error,
         GpuState::Unknown(_) => Kind::Warning,

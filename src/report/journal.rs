@@ -358,9 +358,10 @@ fn taken(port: &PortVerdict) -> Option<Entry> {
     Some(entry)
 }
 
-/// A GPU that is not free and has no process to judge.
+/// A GPU that is not free and that no process's own entry explains.
 fn short(verdict: &GpuVerdict) -> Option<Entry> {
     match verdict.state {
+        GpuState::Held(_) if verdict.may_miss.is_some() => {}
         GpuState::Free | GpuState::Held(_) => return None,
         GpuState::Residual | GpuState::Absent | GpuState::Unknown(_) => {}
     }

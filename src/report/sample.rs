@@ -168,6 +168,7 @@ fn gpu(index: u32, free_gib: u64, state: GpuState, sentence: &str) -> GpuVerdict
     let holders = if let GpuState::Held(holders) = &state { holders.clone() } else { Vec::new() };
     GpuVerdict {
         label: format!("GPU {index}"),
+        may_miss: None,
         gpu: Some(Gpu {
             vendor: GpuVendor::Nvidia,
             index,

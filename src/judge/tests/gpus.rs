@@ -3,15 +3,16 @@
 use std::collections::BTreeSet;
 
 use super::super::{
-    gate::{Answer, judge_gpus},
+    explain::explain,
+    gate::{Answer, gpu_stays, judge_gpus},
     gpu::{GpuState, GpuVerdict},
     verdict::Finding,
 };
-use super::scene::{BLINDNESSES, Scene, system};
+use super::scene::{BLINDNESSES, Scene, system, terminal};
 use crate::{
     config::settings::{GpuNeed, RunsIn},
     ident::{GpuName, Pid},
-    snapshot::{GpuSource, GpuTrouble, GpuUse, Seen},
+    snapshot::{Gpu, GpuMemory, GpuSource, GpuTrouble, GpuUse, Seen},
 };
 
 const WORKER: &str = "VLLM::EngineCore";
@@ -164,6 +165,21 @@ fn a_need_is_met_by_a_share_or_an_amount_and_the_largest_counts() {
 }
 
 #[test]
+fn a_gpu_that_the_command_line_names_is_its_services() {
+    let scene = Scene::new().process(7, 1, "x").gpu(40, &[]).gpu(40, &[(7, GpuUse::Compute)]);
+    let scene = scene.ask(|terms| terms.gpus.clear());
+    let scene = scene
+        .guards_gpu(GpuName::Index(0), Some("aidb"), GpuNeed::Bytes(1 << 30))
+        .guards_gpu(GpuName::All, Some("web"), GpuNeed::Share(20))
+        .guards_gpu(GpuName::Index(0), None, GpuNeed::Share(90))
+        .ask(|terms| terms.named_gpus.push(GpuName::Index(0)));
+    let gpu = only(&scene);
+    assert_eq!(gpu.services, ["aidb".into(), "web".into()]);
+    assert_eq!((gpu.need, gpu.state), (GpuNeed::Share(20), GpuState::Free));
+    assert!(!scene.is_candidate(7), "another GPU was not asked about");
+}
+
+#[test]
 fn a_split_gpu_is_held_by_whoever_holds_a_part_of_it() {
     let scene = Scene::new().process(7, 1, WORKER).gpu(79, &[]).gpu(10, &[(7, GpuUse::Compute)]);
     let split = scene.edit_gpus(|gpus| {
@@ -188,11 +204,41 @@ fn a_gpu_of_a_name_that_no_gpu_has_is_absent_where_all_were_seen_and_else_unknow
     assert_eq!((gpu.label.as_str(), gpu.state), ("GPU 3", GpuState::Absent));
     assert_eq!(gpu.next_step.unwrap(), "mend 'gpus:'; there are GPU 0 (NVIDIA H200)");
     assert_eq!(title(&answer(&scene, &[], false)), "no such GPU");
-    let hidden = scene.edit_gpus(|gpus| gpus.may_miss = Some("NVML hangs".to_owned()));
+    let hidden = scene.clone().edit_gpus(|gpus| gpus.may_miss = Some("NVML hangs".to_owned()));
     assert!(matches!(only(&hidden).state, GpuState::Unknown(_)));
+    // Two services that name it ask about one GPU.
+    let twice = scene.guards_gpu(GpuName::Index(3), Some("web"), GpuNeed::Share(90));
+    assert_eq!(only(&twice).services, ["aidb".into(), "web".into()]);
     // A host without any has none to keep.
     let none = Scene::new().gpu(79, &[]).edit_gpus(|gpus| gpus.all.clear());
     assert!(none.judge().gpus.is_empty());
+}
+
+#[test]
+fn a_name_that_an_unread_gpu_may_have_is_not_absent() {
+    let of = |name: &str, edit: fn(&mut Gpu)| {
+        let scene = Scene::new().gpu(79, &[]).edit_gpus(|gpus| edit(&mut gpus.all[0]));
+        let scene = scene.ask(|terms| terms.gpus.clear());
+        only(&scene.guards_gpu(name.parse().unwrap(), None, GpuNeed::Share(90)))
+    };
+    let (gpu, part, bus) = (
+        "GPU-00000000-1111-2222-3333-444444444444",
+        "MIG-00000000-1111-2222-3333-444444444444",
+        "0000:01:00.0",
+    );
+    let named = |gpu: &mut Gpu| {
+        gpu.uuid = Some("GPU-0".to_owned());
+        gpu.bus = Some("0000:02:00.0".to_owned());
+    };
+    for name in [gpu, part, bus] {
+        assert_eq!(of(name, named).state, GpuState::Absent, "{name}");
+    }
+    for name in [gpu, bus] {
+        assert!(matches!(of(name, |_| ()).state, GpuState::Unknown(_)), "{name}");
+    }
+    let unsplit = |gpu: &mut Gpu| gpu.may_miss = Some("its parts were not told".to_owned());
+    assert!(matches!(of(part, unsplit).state, GpuState::Unknown(_)));
+    assert_eq!((of(gpu, named).label.as_str(), of(bus, named).label), (gpu, format!("GPU {bus}")));
 }
 
 #[test]
@@ -232,6 +278,58 @@ fn a_service_may_start_beside_others_where_enough_memory_is_free() {
     assert_eq!(title(&answer(&uncounted, &[], false)), "held");
     let nobodys = uncounted.edit_gpus(|gpus| gpus.all[0].holdings.clear());
     assert_eq!(title(&answer(&nobodys, &[], false)), "open");
+}
+
+#[test]
+fn beside_holders_that_are_seen_others_may_be_unseen_and_then_nothing_passes() {
+    let unit = system("db.service");
+    let scene = Scene::new().process(7, 1, "infer").inside(7, &unit).unit(&unit, |unit| {
+        unit.main_pid = Some(Pid(7));
+    });
+    let scene = scene.gpu(79, &[(7, GpuUse::Compute)]).ask(|terms| terms.gpus.clear());
+    let scene = scene.guards_gpu(GpuName::All, Some("db"), GpuNeed::Share(90));
+    let unseen = scene.clone().edit_gpus(|gpus| gpus.all[0].may_miss = Some("hidepid".to_owned()));
+    for (accepts_ours, title_before) in [(true, "held by the service itself"), (false, "shared")] {
+        assert_eq!(title(&answer(&scene, &[], accepts_ours)), title_before);
+        assert_eq!(title(&answer(&unseen, &[], accepts_ours)), "unknown");
+    }
+    assert!(only(&unseen).sentence.ends_with("; more may hold it: hidepid"));
+    // Of how much is free, too.
+    let unread = scene.edit_gpus(|gpus| gpus.all[0].memory = Seen::Unreadable("why".to_owned()));
+    assert_eq!(title(&answer(&unread, &[], false)), "unknown");
+    let short = unseen.edit_gpus(|gpus| {
+        let memory = GpuMemory { total_bytes: 80 << 30, free_bytes: 1 << 30 };
+        gpus.all[0].memory = Seen::Known(Some(memory));
+    });
+    assert_eq!(title(&answer(&short, &[], false)), "held");
+}
+
+#[test]
+fn who_holds_a_gpu_and_what_nobody_holds_stays_until_somebody_does_something() {
+    let stays = |scene: &Scene, settling: &[&str]| {
+        let labels = settling.iter().map(ToString::to_string).collect();
+        let judgement = scene.judge();
+        let (snapshot, settings, terms) = (&scene.snapshot, &scene.settings, &scene.terms);
+        let passages = judge_gpus(snapshot, settings, terms, &judgement, &labels, false);
+        gpu_stays(&passages[0], &judgement.verdicts)
+    };
+    let held = Scene::new().process(7, 1, "x").gpu(30, &[(7, GpuUse::Compute)]);
+    assert!(stays(&held, &[]) && !stays(&held, &["GPU 0"]));
+    let residual = Scene::new().gpu(30, &[]);
+    assert!(stays(&residual, &[]) && !stays(&residual, &["GPU 0"]));
+    let unknown = residual.edit_gpus(|gpus| gpus.all[0].may_miss = Some("hidepid".to_owned()));
+    assert!(!stays(&unknown, &[]));
+    let unread = held.edit(7, |p| p.command_line = Seen::Unreadable("it hangs".to_owned()));
+    assert!(!stays(&unread, &[]), "what is undecided may be decided later");
+}
+
+#[test]
+fn no_command_is_told_that_ends_a_session_by_its_gpu() {
+    let scene = Scene::new().process(7, 1, "python3 discovery_daemon.py");
+    let scene = scene.edit(7, |p| p.terminal = terminal()).gpu(30, &[(7, GpuUse::Compute)]);
+    let said = explain(&scene.snapshot, &scene.settings, &scene.terms, Pid(7)).unwrap();
+    assert_eq!(said.verdict.row.0, 10);
+    assert_eq!(said.ending.as_deref(), Some("portreeve reap aidb --also session"));
 }
 
 #[test]

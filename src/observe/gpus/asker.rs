@@ -58,11 +58,13 @@ impl Asker {
         }
     }
 
-    /// What the kernel driver tells of its cards; nothing of any card where it does not answer.
-    pub(super) fn information(&mut self, timeout: Duration) -> Information {
-        match self.ask(INFORMATION, None, timeout) {
-            Ok(Reply::Information(information)) => information,
-            Ok(Reply::Gpus(_) | Reply::Trouble { .. }) | Err(_) => Information::new(),
+    /// What the kernel driver tells of its cards.
+    pub(super) fn information(&mut self, timeout: Duration) -> Result<Information, GpuTrouble> {
+        match self.ask(INFORMATION, None, timeout)? {
+            Reply::Information(information) => Ok(information),
+            Reply::Gpus(_) | Reply::Trouble { .. } => {
+                Err(told("gave another answer than was asked for"))
+            }
         }
     }
 

@@ -37,6 +37,8 @@ pub(super) struct Card {
 pub(super) struct Cards {
     /// Each that its kernel driver drives, by bus.
     pub(super) all: Vec<Card>,
+    /// How many no driver drives, as after an update of the kernel without its modules.
+    pub(super) undriven: u32,
     /// Why there may be more.
     pub(super) may_miss: Option<String>,
 }
@@ -52,15 +54,29 @@ pub(super) fn cards(host: &Host) -> Cards {
             cards.may_miss = Some(format!("'/{path}' cannot be read"));
         }
     }
-    for name in pci.known().into_iter().flatten().filter(|name| is_driven(host, name)) {
-        if let Some(bus) = pci_address(name) {
-            by_bus.insert(bus.clone(), Card { bus: Some(bus), ..Card::default() });
+    let mut undriven: Vec<String> = Vec::new();
+    for name in pci.known().into_iter().flatten().filter(|name| is_nvidia(host, name)) {
+        let Some(bus) = pci_address(name) else { continue };
+        match driver_of(host, name) {
+            Seen::Known(driver) if driver == "nvidia" => {
+                by_bus.insert(bus.clone(), Card { bus: Some(bus), ..Card::default() });
+            }
+            // A virtual machine's, or a display's.
+            Seen::Known(_) => {}
+            Seen::Gone | Seen::Denied | Seen::Unreadable(_) => undriven.push(bus),
         }
     }
     for name in driver.known().into_iter().flatten() {
         let bus = pci_address(name);
         by_bus.insert(bus.clone().unwrap_or_else(|| name.clone()), Card { bus, ..Card::default() });
     }
+    undriven.retain(|bus| !by_bus.contains_key(bus));
+    if let Some(bus) = undriven.first() {
+        let why =
+            format!("no driver is seen for NVIDIA's GPU at {bus}: 'modprobe nvidia' loads it");
+        cards.may_miss.get_or_insert(why);
+    }
+    cards.undriven = u32::try_from(undriven.len()).unwrap_or_default();
     cards.all = by_bus.into_values().collect();
     if cards.all.is_empty() {
         // WSL has no such driver, but its library; containers may show devices without either list.
@@ -95,14 +111,19 @@ pub(super) fn folder(host: &Host, below_root: &str) -> Seen<Vec<String>> {
     seen(list())
 }
 
-/// A display or 3D controller (class 03) of NVIDIA's (vendor 10de) that NVIDIA's driver drives.
-fn is_driven(host: &Host, address: &str) -> bool {
+/// A display or 3D controller (class 03) of NVIDIA's (vendor 10de).
+fn is_nvidia(host: &Host, address: &str) -> bool {
     let read = |file: &str| host.read_text(&format!("{PCI}/{address}/{file}"));
     let is = |file: &str, start: &str| read(file).known().is_some_and(|t| t.starts_with(start));
-    let driver = || fs::read_link(host.path(format!("{PCI}/{address}/driver"))).ok();
-    is("vendor", "0x10de")
-        && is("class", "0x03")
-        && driver().is_some_and(|to| to.file_name().is_some_and(|name| name == "nvidia"))
+    is("vendor", "0x10de") && is("class", "0x03")
+}
+
+/// The name of the driver that drives a device; gone where none does.
+fn driver_of(host: &Host, address: &str) -> Seen<String> {
+    let link = seen(fs::read_link(host.path(format!("{PCI}/{address}/driver"))));
+    link.map(|to| {
+        to.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    })
 }
 
 /// What the driver tells of its cards.

@@ -86,6 +86,7 @@ pub struct Reader {
     nvml: Asker,
     nvml_failures: Failures,
     smi_failures: Failures,
+    information_failures: Failures,
 }
 
 impl Reader {
@@ -101,6 +102,7 @@ impl Reader {
             nvml: Asker::new(portreeve.into()),
             nvml_failures: Failures::default(),
             smi_failures: Failures::default(),
+            information_failures: Failures::default(),
         }
     }
 
@@ -132,7 +134,10 @@ impl Reader {
             devices::describe(&mut found.all, &self.information(host, has_nvidia));
             devices::gpus(host, &found.all, &walk, &mut gpus.may_miss)
         };
-        let first = gpus.all.iter().map(|gpu| gpu.index + 1).max().unwrap_or_default();
+        // A GPU of NVIDIA's that is not told keeps its number: another vendor's must not take its place.
+        let cards = u32::try_from(found.all.len()).unwrap_or_default() + found.undriven;
+        let told = gpus.all.iter().map(|gpu| gpu.index + 1).max().unwrap_or_default();
+        let first = told.max(cards);
         let rest = kernel::gpus(host, rest, &walk, sight.is_first_pid_namespace);
         gpus.all.extend(rest.into_iter().zip(first..).map(|(gpu, index)| Gpu { index, ..gpu }));
         let is_blind = |gpu: &Gpu| matches!(gpu.source, GpuSource::Devices | GpuSource::Kernel);
@@ -192,13 +197,14 @@ impl Reader {
 }
 
 impl Reader {
-    /// What the kernel driver tells of its cards.
+    /// What the kernel driver tells of its cards; nothing of any card where it does not answer.
     fn information(&mut self, host: &Host, is_there: bool) -> Information {
-        if host.is_live() && is_there {
-            self.nvml.information(self.sources.timeout)
-        } else {
-            devices::read_information(host)
+        if !host.is_live() || !is_there {
+            return devices::read_information(host);
         }
+        let (asker, timeout) = (&mut self.nvml, self.sources.timeout);
+        let answer = self.information_failures.unless_recent(|| asker.information(timeout));
+        answer.unwrap_or_default()
     }
 }
 
@@ -298,5 +304,27 @@ fn bare(vendor: GpuVendor, source: GpuSource, memory_why: &str) -> Gpu {
         holdings: Vec::new(),
         may_miss: None,
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_driver_that_hangs_at_its_own_files_is_not_asked_at_each_look() {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, starts) = (folder.path().join("portreeve"), folder.path().join("starts"));
+        let script = format!("#!/bin/sh\necho >> '{}'\nexec sleep 600\n", starts.display());
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let timeout = Duration::from_millis(300);
+        let mut reader = Reader::with_program(Sources { timeout, ..Sources::default() }, program);
+        for _ in 0..3 {
+            assert_eq!(reader.information(&Host::live(), true), Information::new());
+        }
+        assert_eq!(fs::read_to_string(starts).unwrap(), "\n");
     }
 }
