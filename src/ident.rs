@@ -62,7 +62,9 @@ impl fmt::Display for Proto {
 }
 
 /// A port number; 0 asks the kernel for any port and names none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Port(pub NonZeroU16);
 
 impl Port {
@@ -196,6 +198,10 @@ macro_rules! name {
 name!(
     /// A service of the settings, `aidb`.
     ServiceName
+);
+name!(
+    /// A model of the registry or the settings, `llama-70b`.
+    ModelName
 );
 name!(
     /// A systemd unit with its suffix, `aidb.service`, `session-3.scope`.

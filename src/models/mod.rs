@@ -1,0 +1,7 @@
+//! The stack's models: what is wanted of each, what became of it, and who may have its port and GPUs.
+
+pub mod spec;
+pub mod state;
+
+pub use spec::Spec;
+pub use state::State;
