@@ -212,6 +212,24 @@ name!(
     ContainerId
 );
 
+impl FromStr for ModelName {
+    type Err = &'static str;
+
+    /// As it may stand in a container's name, a unit's and a file's.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let may_stand = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        let is_name = text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text.len() <= 48
+            && text.chars().all(may_stand);
+        if is_name {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(
+            "expected letters, digits, '.', '_' and '-', beginning with a letter or digit, 48 at most",
+        )
+    }
+}
+
 impl ContainerId {
     /// The first twelve characters, as the engines print it.
     pub fn short(&self) -> &str {

@@ -66,11 +66,13 @@ impl State {
     }
 
     /// It is seen that nothing of it runs, and that it was to be so.
+    #[must_use]
     pub fn come_down(self) -> Self {
         Self::Stopped
     }
 
     /// It did not come up, ended by itself, or could not be got down.
+    #[must_use]
     pub fn fail(self) -> Self {
         Self::Failed
     }
