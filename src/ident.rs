@@ -62,7 +62,9 @@ impl fmt::Display for Proto {
 }
 
 /// A port number; 0 asks the kernel for any port and names none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Port(pub NonZeroU16);
 
 impl Port {
@@ -213,6 +215,10 @@ name!(
     ServiceName
 );
 name!(
+    /// A model of the registry or the settings, `llama-70b`.
+    ModelName
+);
+name!(
     /// A systemd unit with its suffix, `aidb.service`, `session-3.scope`.
     UnitName
 );
@@ -220,6 +226,24 @@ name!(
     /// A container's id: 64 lower-case hexadecimal digits for Docker and Podman, the machine's name for LXC and nspawn.
     ContainerId
 );
+
+impl FromStr for ModelName {
+    type Err = &'static str;
+
+    /// As it may stand in a container's name, a unit's and a file's.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let may_stand = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        let is_name = text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text.len() <= 48
+            && text.chars().all(may_stand);
+        if is_name {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(
+            "expected letters, digits, '.', '_' and '-', beginning with a letter or digit, 48 at most",
+        )
+    }
+}
 
 impl ContainerId {
     /// The first twelve characters, as the engines print it.

@@ -21,6 +21,7 @@ pub mod judge;
 pub mod act;
 pub mod pipeline;
 pub mod gate;
+pub mod models;
 pub mod doctor;
 pub mod report;
 pub mod cli;

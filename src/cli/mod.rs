@@ -4,6 +4,7 @@ pub mod config;
 mod doctor;
 mod explain;
 mod gate;
+mod model;
 mod nvml;
 mod output;
 mod reap;
@@ -112,6 +113,11 @@ enum Verb {
         #[arg(long, conflicts_with_all = ["format", "file", "quiet"])]
         sysctl: bool,
     },
+    /// Keep the stack's models: which there are, what is wanted of each, what happened
+    Model {
+        #[command(subcommand)]
+        what: model::ModelVerb,
+    },
     /// Check, show or describe the configuration
     Config {
         #[command(subcommand)]
@@ -208,6 +214,8 @@ enum Failure {
     Sysctl(#[from] crate::doctor::SysctlError),
     #[error("{0}")]
     Output(#[from] OutputError),
+    #[error("{0}")]
+    Registry(#[from] crate::models::registry::RegistryError),
     #[error("SIGINT, SIGTERM and SIGHUP cannot be caught: {0}\nhint: nothing was done")]
     Interrupt(#[source] io::Error),
     #[error("the report cannot be written: {0}")]
@@ -260,6 +268,7 @@ fn run_verb(verb: Verb, output: Option<&Output>) -> Result<u8, Failure> {
             explain::run(asked, file, &output, is_verbose, &mut text)?
         }
         Verb::Doctor { file, output, sysctl } => doctor::run(file, &output, sysctl, &mut text)?,
+        Verb::Model { what } => model::run(what, &mut text)?,
         Verb::Config { what } => run_config(what, &mut text)?,
         Verb::NvmlReader { library } => return nvml::run(library.as_deref()),
     };
@@ -304,7 +313,7 @@ impl Verb {
             | Self::Gate { output, .. }
             | Self::Explain { output, .. }
             | Self::Doctor { output, .. } => Some(output),
-            Self::Config { .. } | Self::NvmlReader { .. } => None,
+            Self::Model { .. } | Self::Config { .. } | Self::NvmlReader { .. } => None,
         }
     }
 
@@ -317,6 +326,7 @@ impl Verb {
             | Self::Reap { .. }
             | Self::Explain { .. }
             | Self::Doctor { .. }
+            | Self::Model { .. }
             | Self::Config { .. }
             | Self::NvmlReader { .. } => exit::COULD_NOT_TELL,
         }

@@ -1,0 +1,9 @@
+//! The stack's models: what is wanted of each, what became of it, and who may have its port and GPUs.
+
+pub mod registry;
+pub mod spec;
+pub mod state;
+
+pub use registry::Registry;
+pub use spec::Spec;
+pub use state::State;

@@ -1,0 +1,468 @@
+//! The registry: which models there are, what each is doing, what was started, what happened. One SQLite database for the
+//! system's models (root's), one for each user's.
+//!
+//! Every change is one transaction that is on the disk when it returns (WAL with `synchronous=FULL`), and that holds the event
+//! which tells of it: whoever is killed in between has changed nothing.
+
+mod migrations;
+
+use std::{
+    fmt, fs,
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior,
+    params,
+};
+
+use super::{
+    spec::Spec,
+    state::{Forbidden, State},
+};
+use crate::{host::Host, ident::ModelName};
+use migrations::{APPLICATION, MIGRATIONS, NEWEST};
+
+/// How long another process may write before we give up: each of its changes takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The registry, open.
+#[derive(Debug)]
+pub struct Registry {
+    connection: Connection,
+    path: PathBuf,
+}
+
+/// A model as the registry has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Its name.
+    pub name: ModelName,
+    /// What is wanted of it; none where it is declared elsewhere and only its state is kept here.
+    pub spec: Option<Spec>,
+    /// What it is doing.
+    pub state: State,
+    /// Since when, in milliseconds since 1970.
+    pub since_ms: i64,
+    /// Why it is in that state; empty where that goes without saying.
+    pub why: String,
+}
+
+/// Something that happened to a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Its number, rising.
+    pub id: i64,
+    /// When, in milliseconds since 1970.
+    pub at_ms: i64,
+    /// To which model.
+    pub model: ModelName,
+    /// What, in a word: `registered`, `starting`, `failed`.
+    pub kind: String,
+    /// What, in a sentence.
+    pub detail: String,
+}
+
+/// Why the registry did not do what it was asked.
+#[derive(Debug)]
+pub enum RegistryError {
+    /// There is no folder for it: neither root nor a home.
+    NoPlace,
+    /// Others may write to it.
+    NotTrusted(PathBuf, String),
+    /// A newer portreeve wrote it: its version.
+    TooNew(PathBuf, i64),
+    /// It is a database, and not ours.
+    Foreign(PathBuf),
+    /// No such model; the names that there are.
+    NoModel(ModelName, Vec<ModelName>),
+    /// There is one of that name.
+    Exists(ModelName),
+    /// Its state forbids the step.
+    Forbidden(ModelName, Forbidden),
+    /// What it holds cannot be read: where, what.
+    Damaged(PathBuf, String),
+    /// The database, or the file below it, failed.
+    Failed(PathBuf, rusqlite::Error),
+    /// The file's folder cannot be made or looked at.
+    Io(PathBuf, std::io::Error),
+}
+
+impl fmt::Display for RegistryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoPlace => f.write_str(
+                "there is no place for the registry of models\nhint: run it as root, or set HOME or XDG_STATE_HOME",
+            ),
+            Self::NotTrusted(path, why) => write!(
+                f,
+                "the registry '{}' is not used: {why}\nhint: it decides what is started and ended, so nobody else may write to it",
+                path.display()
+            ),
+            Self::TooNew(path, found) => write!(
+                f,
+                "the registry '{}' is of version {found}, and this portreeve knows up to {NEWEST}\nhint: a newer portreeve wrote it: use that one",
+                path.display()
+            ),
+            Self::Foreign(path) => write!(
+                f,
+                "'{}' is a database, but no registry of portreeve's\nhint: move it away",
+                path.display()
+            ),
+            Self::NoModel(name, known) => {
+                write!(f, "no model '{name}'")?;
+                let known: Vec<&str> = known.iter().map(|name| name.0.as_str()).collect();
+                match known.as_slice() {
+                    [] => f.write_str("\nhint: none is registered yet: 'portreeve model register'"),
+                    known => write!(f, "\nhint: there are {}", known.join(", ")),
+                }
+            }
+            Self::Exists(name) => write!(
+                f,
+                "there is a model '{name}' already\nhint: 'portreeve model unregister {name}' first"
+            ),
+            Self::Forbidden(name, step) => write!(f, "model '{name}': {step}"),
+            Self::Damaged(path, what) => write!(
+                f,
+                "the registry '{}' cannot be read: {what}\nhint: 'portreeve doctor' checks it; restore it from a backup, or move it away and register the models anew",
+                path.display()
+            ),
+            Self::Failed(path, error) => {
+                write!(f, "the registry '{}' failed: {error}", path.display())?;
+                match error.sqlite_error_code() {
+                    Some(ErrorCode::DiskFull) => {
+                        f.write_str("\nhint: the disk is full; nothing was changed")
+                    }
+                    Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
+                        f.write_str("\nhint: its folder must be there and writable; nothing was changed")
+                    }
+                    Some(ErrorCode::SystemIoFailure) => f.write_str(
+                        "\nhint: look at its disk ('df', 'dmesg'): it may be full; nothing was changed",
+                    ),
+                    Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => f.write_str(
+                        "\nhint: another portreeve has been writing for seconds; nothing was changed, try again",
+                    ),
+                    Some(_) | None => Ok(()),
+                }
+            }
+            Self::Io(path, error) => write!(f, "'{}': {error}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for RegistryError {}
+
+type Result<T> = std::result::Result<T, RegistryError>;
+
+/// Where the registry of whoever runs this is: root's is the system's.
+pub fn path(host: &Host) -> Result<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(host.path("var/lib/portreeve/models.db"));
+    }
+    let absolute = |name: &str, below: &str| {
+        let folder = PathBuf::from(std::env::var_os(name)?).join(below);
+        folder.is_absolute().then_some(folder)
+    };
+    let state = absolute("XDG_STATE_HOME", "").or_else(|| absolute("HOME", ".local/state"));
+    Ok(state.ok_or(RegistryError::NoPlace)?.join("portreeve/models.db"))
+}
+
+impl Registry {
+    /// Opens it, makes it where there is none, and brings its tables up to date.
+    pub fn open(path: &Path) -> Result<Self> {
+        if let Some(folder) = path.parent() {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(folder);
+            made.map_err(|error| RegistryError::Io(folder.to_owned(), error))?;
+            trust(folder)?;
+        }
+        trust(path)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        let failed = |error| RegistryError::Failed(path.to_owned(), error);
+        let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+        let mut registry = Self { connection, path: path.to_owned() };
+        registry.prepare()?;
+        Ok(registry)
+    }
+
+    /// The same for who only reads: none where there is no registry yet.
+    pub fn open_if_there(path: &Path) -> Result<Option<Self>> {
+        match fs::symlink_metadata(path) {
+            Ok(_) => Self::open(path).map(Some),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(RegistryError::Io(path.to_owned(), error)),
+        }
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        let only_ours = fs::Permissions::from_mode(0o600);
+        fs::set_permissions(&self.path, only_ours)
+            .map_err(|error| RegistryError::Io(self.path.clone(), error))?;
+        self.sql(|connection| {
+            connection.busy_timeout(PATIENCE)?;
+            connection.pragma_update(None, "journal_mode", "WAL")?;
+            connection.pragma_update(None, "synchronous", "FULL")?;
+            connection.pragma_update(None, "foreign_keys", true)?;
+            // What stands in the file is data; no trigger or view of somebody else's runs.
+            connection.pragma_update(None, "trusted_schema", false)
+        })?;
+        self.migrate()
+    }
+
+    /// All missing steps or none, with every other process shut out.
+    fn migrate(&mut self) -> Result<()> {
+        let path = self.path.clone();
+        if self.version()? == (APPLICATION, NEWEST) {
+            return Ok(());
+        }
+        let failed = |error| RegistryError::Failed(path.clone(), error);
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Exclusive)
+            .map_err(failed)?;
+        let (application, done) = version(&transaction).map_err(failed)?;
+        let is_empty = is_empty(&transaction).map_err(failed)?;
+        if application != APPLICATION && !is_empty {
+            return Err(RegistryError::Foreign(path));
+        }
+        let missing = usize::try_from(done).ok().and_then(|done| MIGRATIONS.get(done..));
+        let Some(missing) = missing else {
+            return Err(RegistryError::TooNew(path, done));
+        };
+        for step in missing {
+            transaction.execute_batch(step).map_err(failed)?;
+        }
+        transaction.pragma_update(None, "application_id", APPLICATION).map_err(failed)?;
+        transaction.pragma_update(None, "user_version", NEWEST).map_err(failed)?;
+        transaction.commit().map_err(failed)
+    }
+
+    fn version(&self) -> Result<(i64, i64)> {
+        self.sql(version)
+    }
+
+    fn sql<T>(&self, run: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
+        run(&self.connection).map_err(|error| RegistryError::Failed(self.path.clone(), error))
+    }
+
+    /// One change with the event that tells of it: both or neither.
+    fn change<T>(&mut self, run: impl FnOnce(&Transaction<'_>, &Path) -> Result<T>) -> Result<T> {
+        let path = self.path.clone();
+        let failed = |error| RegistryError::Failed(path.clone(), error);
+        // At once, so that nobody writes between our reading and our writing.
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(failed)?;
+        let value = run(&transaction, &path)?;
+        transaction.commit().map_err(failed)?;
+        Ok(value)
+    }
+
+    /// Which installation this is: what we start is labelled with it, so that no sibling's is taken for ours.
+    pub fn instance_id(&self) -> Result<String> {
+        self.sql(|connection| {
+            let question = "SELECT value FROM meta WHERE key = 'instance_id'";
+            connection.query_row(question, [], |row| row.get(0))
+        })
+    }
+
+    /// Adds a model.
+    pub fn register(&mut self, name: &ModelName, spec: &Spec) -> Result<()> {
+        let text = serde_json::to_string(spec).unwrap_or_default();
+        let summary = format!("{} {} in the registry", spec.backend, spec.model);
+        self.change(|transaction, path| {
+            if record(transaction, path, name)?.is_some_and(|record| record.spec.is_some()) {
+                return Err(RegistryError::Exists(name.clone()));
+            }
+            let sql = "INSERT INTO models (name, spec, since_ms) VALUES (?1, ?2, ?3)
+                       ON CONFLICT (name) DO UPDATE SET spec = excluded.spec";
+            let failed = |error| RegistryError::Failed(path.to_owned(), error);
+            transaction.execute(sql, params![name.0, text, now_ms()]).map_err(failed)?;
+            tell(transaction, path, name, "registered", &summary)
+        })
+    }
+
+    /// Takes a model out; what is up is not to be forgotten.
+    pub fn unregister(&mut self, name: &ModelName) -> Result<()> {
+        self.change(|transaction, path| {
+            let record = found(transaction, path, name)?;
+            if record.state.is_up() {
+                let step = Forbidden { from: record.state, to: State::Stopped };
+                return Err(RegistryError::Forbidden(name.clone(), step));
+            }
+            let failed = |error| RegistryError::Failed(path.to_owned(), error);
+            transaction.execute("DELETE FROM models WHERE name = ?1", [&name.0]).map_err(failed)?;
+            tell(transaction, path, name, "unregistered", "taken out of the registry")
+        })
+    }
+
+    /// Leads a model to the state that follows, if the present one allows it; the event has the same words.
+    pub fn step(
+        &mut self,
+        name: &ModelName,
+        step: impl FnOnce(State) -> std::result::Result<State, Forbidden>,
+        why: &str,
+    ) -> Result<State> {
+        self.change(|transaction, path| {
+            let state = step(found(transaction, path, name)?.state)
+                .map_err(|forbidden| RegistryError::Forbidden(name.clone(), forbidden))?;
+            let sql = "UPDATE models SET state = ?2, since_ms = ?3, why = ?4 WHERE name = ?1";
+            let failed = |error| RegistryError::Failed(path.to_owned(), error);
+            transaction
+                .execute(sql, params![name.0, state.word(), now_ms(), why])
+                .map_err(failed)?;
+            tell(transaction, path, name, state.word(), why)?;
+            Ok(state)
+        })
+    }
+
+    /// Puts something on record that changes no state.
+    pub fn record(&mut self, name: &ModelName, kind: &str, detail: &str) -> Result<()> {
+        self.change(|transaction, path| tell(transaction, path, name, kind, detail))
+    }
+
+    /// A model by its name.
+    pub fn get(&self, name: &ModelName) -> Result<Record> {
+        found(&self.connection, &self.path, name)
+    }
+
+    /// Every model, by name.
+    pub fn all(&self) -> Result<Vec<Record>> {
+        let question = "SELECT name, spec, state, since_ms, why FROM models ORDER BY name";
+        let rows = self.sql(|connection| {
+            let mut statement = connection.prepare(question)?;
+            statement.query_map([], raw)?.collect::<rusqlite::Result<Vec<Raw>>>()
+        })?;
+        rows.into_iter().map(|row| row.read(&self.path)).collect()
+    }
+
+    /// The last events, the newest last; of one model, or of all.
+    pub fn events(&self, of: Option<&ModelName>, most: usize) -> Result<Vec<Event>> {
+        let question = "SELECT id, at_ms, model, kind, detail FROM events
+                        WHERE ?1 IS NULL OR model = ?1 ORDER BY id DESC LIMIT ?2";
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let mut events = self.sql(|connection| {
+            let mut statement = connection.prepare(question)?;
+            let event = |row: &Row<'_>| {
+                Ok(Event {
+                    id: row.get(0)?,
+                    at_ms: row.get(1)?,
+                    model: ModelName(row.get(2)?),
+                    kind: row.get(3)?,
+                    detail: row.get(4)?,
+                })
+            };
+            let rows = statement.query_map(params![of.map(|name| &name.0), most], event)?;
+            rows.collect::<rusqlite::Result<Vec<Event>>>()
+        })?;
+        events.reverse();
+        Ok(events)
+    }
+
+    /// What is wrong with the file; none where all is sound (`PRAGMA integrity_check`).
+    pub fn damage(&self) -> Result<Option<String>> {
+        let said: String = self.sql(|connection| {
+            connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))
+        })?;
+        Ok((said != "ok").then_some(said))
+    }
+}
+
+/// What others may write, or lead elsewhere, decides nothing here.
+fn trust(path: &Path) -> Result<()> {
+    let refused = |why: &str| Err(RegistryError::NotTrusted(path.to_owned(), why.to_owned()));
+    match fs::symlink_metadata(path) {
+        Ok(data) if data.file_type().is_symlink() => refused("it is a symbolic link"),
+        Ok(data) if data.uid() != rustix::process::geteuid().as_raw() => {
+            refused("it belongs to another user")
+        }
+        Ok(data) if data.mode() & 0o022 != 0 => refused("others may write to it"),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(RegistryError::Io(path.to_owned(), error)),
+    }
+}
+
+fn version(connection: &Connection) -> rusqlite::Result<(i64, i64)> {
+    let of = |pragma: &str| connection.pragma_query_value(None, pragma, |row| row.get(0));
+    Ok((of("application_id")?, of("user_version")?))
+}
+
+fn is_empty(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))
+}
+
+fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn tell(
+    transaction: &Transaction<'_>,
+    path: &Path,
+    name: &ModelName,
+    kind: &str,
+    detail: &str,
+) -> Result<()> {
+    let sql = "INSERT INTO events (at_ms, model, kind, detail) VALUES (?1, ?2, ?3, ?4)";
+    let told = transaction.execute(sql, params![now_ms(), name.0, kind, detail]);
+    told.map(|_| ()).map_err(|error| RegistryError::Failed(path.to_owned(), error))
+}
+
+/// A row as it stands.
+struct Raw {
+    name: String,
+    spec: Option<String>,
+    state: String,
+    since_ms: i64,
+    why: String,
+}
+
+fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
+    Ok(Raw {
+        name: row.get(0)?,
+        spec: row.get(1)?,
+        state: row.get(2)?,
+        since_ms: row.get(3)?,
+        why: row.get(4)?,
+    })
+}
+
+impl Raw {
+    fn read(self, path: &Path) -> Result<Record> {
+        let damaged = |what: String| RegistryError::Damaged(path.to_owned(), what);
+        let Self { name, spec, state, since_ms, why } = self;
+        let spec = spec.map(|text| serde_json::from_str(&text)).transpose();
+        let spec = spec.map_err(|error| damaged(format!("model '{name}': {error}")))?;
+        let state = State::of_word(&state)
+            .ok_or_else(|| damaged(format!("model '{name}' is in no known state, '{state}'")))?;
+        Ok(Record { name: ModelName(name), spec, state, since_ms, why })
+    }
+}
+
+fn record(connection: &Connection, path: &Path, name: &ModelName) -> Result<Option<Record>> {
+    let question = "SELECT name, spec, state, since_ms, why FROM models WHERE name = ?1";
+    let row = connection.query_row(question, [&name.0], raw).optional();
+    let row = row.map_err(|error| RegistryError::Failed(path.to_owned(), error))?;
+    row.map(|row| row.read(path)).transpose()
+}
+
+fn found(connection: &Connection, path: &Path, name: &ModelName) -> Result<Record> {
+    if let Some(record) = record(connection, path, name)? {
+        return Ok(record);
+    }
+    let names = || -> rusqlite::Result<Vec<ModelName>> {
+        let mut statement = connection.prepare("SELECT name FROM models ORDER BY name LIMIT 20")?;
+        statement.query_map([], |row| row.get(0).map(ModelName))?.collect()
+    };
+    let names = names().map_err(|error| RegistryError::Failed(path.to_owned(), error))?;
+    Err(RegistryError::NoModel(name.clone(), names))
+}
+
+#[cfg(test)]
+mod tests;

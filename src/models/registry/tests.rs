@@ -1,0 +1,162 @@
+//! The registry on real files: what is written stays written, whoever writes beside us, dies, or has no room.
+
+use std::{os::unix::fs::symlink, thread};
+
+use super::*;
+use crate::models::spec::BackendName;
+
+fn place() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("portreeve/models.db");
+    (folder, path)
+}
+
+fn name(text: &str) -> ModelName {
+    ModelName(text.to_owned())
+}
+
+fn llama() -> Spec {
+    Spec::sample(BackendName::LlamaCpp)
+}
+
+#[test]
+fn the_newest_version_is_that_of_the_last_migration() {
+    assert_eq!(usize::try_from(NEWEST).unwrap(), MIGRATIONS.len());
+}
+
+fn kinds(registry: &Registry, of: &ModelName) -> Vec<String> {
+    registry.events(Some(of), 100).unwrap().into_iter().map(|event| event.kind).collect()
+}
+
+#[test]
+fn a_model_is_read_back_by_another_process_with_what_happened_to_it() {
+    let (_folder, path) = place();
+    let llama_name = name("llama");
+    let mut registry = Registry::open(&path).unwrap();
+    registry.register(&llama_name, &llama()).unwrap();
+    registry.step(&llama_name, State::begin_start, "asked for").unwrap();
+    registry.step(&llama_name, |state| Ok(state.fail()), "it ran out of memory").unwrap();
+    let again = Registry::open(&path).unwrap();
+    let record = again.get(&llama_name).unwrap();
+    assert_eq!(record.spec, Some(llama()));
+    assert_eq!((record.state, record.why.as_str()), (State::Failed, "it ran out of memory"));
+    assert_eq!(kinds(&again, &llama_name), ["registered", "starting", "failed"]);
+    assert_eq!(again.all().unwrap(), [record]);
+    assert_eq!(again.instance_id().unwrap(), registry.instance_id().unwrap());
+    assert_eq!(again.instance_id().unwrap().len(), 32);
+    assert_eq!(again.damage().unwrap(), None);
+}
+
+#[test]
+fn a_step_that_the_state_forbids_changes_nothing_and_tells_nothing() {
+    let (_folder, path) = place();
+    let mut registry = Registry::open(&path).unwrap();
+    registry.register(&name("a"), &llama()).unwrap();
+    let error = registry.step(&name("a"), State::come_up, "out of nothing").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "model 'a': it is stopped, and from there it cannot become running"
+    );
+    assert_eq!(kinds(&registry, &name("a")), ["registered"]);
+    registry.step(&name("a"), State::begin_start, "").unwrap();
+    let error = registry.unregister(&name("a")).unwrap_err().to_string();
+    assert_eq!(error, "model 'a': it is starting, and from there it cannot become stopped");
+}
+
+#[test]
+fn a_name_is_given_once_and_an_unknown_one_is_answered_with_those_that_are_known() {
+    let (_folder, path) = place();
+    let mut registry = Registry::open(&path).unwrap();
+    let error = registry.get(&name("a")).unwrap_err().to_string();
+    assert!(error.starts_with("no model 'a'\nhint: none is registered yet"), "{error}");
+    registry.register(&name("a"), &llama()).unwrap();
+    let error = registry.register(&name("a"), &llama()).unwrap_err().to_string();
+    assert!(error.starts_with("there is a model 'a' already"), "{error}");
+    assert_eq!(
+        registry.get(&name("b")).unwrap_err().to_string(),
+        "no model 'b'\nhint: there are a"
+    );
+    registry.unregister(&name("a")).unwrap();
+    assert!(registry.all().unwrap().is_empty());
+    // Its history stays.
+    assert_eq!(kinds(&registry, &name("a")), ["registered", "unregistered"]);
+}
+
+#[test]
+fn many_who_open_and_write_at_once_lose_nothing() {
+    let (_folder, path) = place();
+    thread::scope(|scope| {
+        for writer in 0..8 {
+            let path = &path;
+            scope.spawn(move || {
+                let mut registry = Registry::open(path).unwrap();
+                for n in 0..10 {
+                    registry.register(&name(&format!("m-{writer}-{n}")), &llama()).unwrap();
+                }
+            });
+        }
+    });
+    let registry = Registry::open(&path).unwrap();
+    assert_eq!(registry.all().unwrap().len(), 80);
+    assert_eq!(registry.events(None, 1000).unwrap().len(), 80);
+}
+
+#[test]
+fn a_registry_of_a_newer_portreeve_and_somebody_elses_database_are_refused_and_left_as_they_are() {
+    let (_folder, path) = place();
+    drop(Registry::open(&path).unwrap());
+    let connection = Connection::open(&path).unwrap();
+    connection.pragma_update(None, "user_version", 99).unwrap();
+    drop(connection);
+    let error = Registry::open(&path).unwrap_err().to_string();
+    assert!(error.contains("is of version 99, and this portreeve knows up to 1"), "{error}");
+    let (_folder, other) = place();
+    fs::create_dir_all(other.parent().unwrap()).unwrap();
+    let connection = Connection::open(&other).unwrap();
+    connection.execute_batch("CREATE TABLE theirs (x)").unwrap();
+    drop(connection);
+    let error = Registry::open(&other).unwrap_err().to_string();
+    assert!(error.contains("no registry of portreeve's"), "{error}");
+    let connection = Connection::open(&other).unwrap();
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).unwrap();
+    assert_eq!(tables, 1);
+}
+
+#[test]
+fn what_others_may_write_or_lead_elsewhere_is_not_used() {
+    let (_folder, path) = place();
+    drop(Registry::open(&path).unwrap());
+    let folder = path.parent().unwrap();
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).unwrap();
+    let error = Registry::open(&path).unwrap_err().to_string();
+    assert!(error.contains("others may write to it"), "{error}");
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+    let link = folder.join("link.db");
+    symlink(&path, &link).unwrap();
+    let error = Registry::open(&link).unwrap_err().to_string();
+    assert!(error.contains("it is a symbolic link"), "{error}");
+}
+
+#[test]
+fn a_file_that_is_no_database_is_told_with_its_path_and_left_as_it_is() {
+    let (_folder, path) = place();
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, "not a database, but long enough to look at".repeat(40)).unwrap();
+    let error = Registry::open(&path).unwrap_err().to_string();
+    assert!(error.contains(path.to_str().unwrap()) && error.contains("not a database"), "{error}");
+    assert!(fs::read(&path).unwrap().starts_with(b"not a database"));
+}
+
+#[test]
+fn a_row_that_says_nothing_known_is_damage_and_no_default() {
+    let (_folder, path) = place();
+    let mut registry = Registry::open(&path).unwrap();
+    registry.register(&name("a"), &llama()).unwrap();
+    for sql in ["UPDATE models SET state = 'dreaming'", "UPDATE models SET spec = '{}'"] {
+        registry.connection.execute_batch(sql).unwrap();
+        let error = registry.get(&name("a")).unwrap_err().to_string();
+        assert!(error.contains("model 'a'") && error.contains("hint:"), "{error}");
+        registry.connection.execute_batch("UPDATE models SET state = 'stopped'").unwrap();
+    }
+}

@@ -1,0 +1,282 @@
+//! The models, for a person and for a program. docs/schema/models-v1.json is generated from the types below.
+
+use std::{
+    io::{self, Write},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use schemars::{JsonSchema, Schema, generate::SchemaSettings};
+use serde::Serialize;
+
+use super::{
+    Style,
+    escape::{escape, width},
+    json,
+    table::{DOUBT, GOOD, ORPHAN, PLAIN, Page, SPARED},
+};
+use crate::models::{
+    Spec, State,
+    registry::{Event, Record},
+};
+
+/// The models of a registry.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Models {
+    /// Version of this document's form.
+    #[schemars(extend("const" = 1))]
+    version: u32,
+    /// Every model that was asked about, by name.
+    models: Vec<Model>,
+}
+
+/// What happened to models.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Events {
+    /// Version of this document's form.
+    #[schemars(extend("const" = 1))]
+    version: u32,
+    /// The newest last.
+    events: Vec<Happened>,
+}
+
+/// Either document.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(title = "What 'portreeve model' writes with --json")]
+#[expect(dead_code, reason = "for its schema only")]
+enum Document {
+    Models(Models),
+    Events(Events),
+}
+
+/// A model.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Model {
+    /// Its name.
+    name: String,
+    /// What it is doing: `stopped`, `starting`, `running`, `stopping`, `failed`.
+    state: &'static str,
+    /// Since when, in milliseconds since 1970.
+    since_ms: i64,
+    /// Why it is in that state; empty where that goes without saying.
+    why: String,
+    /// Its server: `vllm`, `llamacpp`, `ollama`, `tgi`, `sglang`.
+    backend: Option<&'static str>,
+    /// Its weights: a name of the backend's own, or a path.
+    weights: Option<String>,
+    /// It runs in a container.
+    container: Option<bool>,
+    /// The address that it serves.
+    host: Option<String>,
+    /// The port that it serves; null = its backend's.
+    port: Option<u16>,
+    /// GPUs by name.
+    gpus: Vec<String>,
+    /// Memory in bytes.
+    memory_bytes: Option<u64>,
+    /// Processors, in thousandths.
+    cpu_milli: Option<u32>,
+}
+
+/// Something that happened.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Happened {
+    /// Its number, rising.
+    id: i64,
+    /// When, in milliseconds since 1970.
+    at_ms: i64,
+    /// To which model.
+    model: String,
+    /// What, in a word.
+    kind: String,
+    /// What, in a sentence.
+    detail: String,
+}
+
+/// The schema of either document, JSON Schema 2020-12.
+pub fn schema() -> Schema {
+    SchemaSettings::draft2020_12()
+        .for_serialize()
+        .into_generator()
+        .into_root_schema_for::<Document>()
+}
+
+/// Writes models as a document.
+pub fn render_list_json(records: &[Record], out: &mut dyn Write) -> io::Result<()> {
+    json::write(&Models { version: 1, models: records.iter().map(model).collect() }, out)
+}
+
+/// Writes events as a document.
+pub fn render_events_json(events: &[Event], out: &mut dyn Write) -> io::Result<()> {
+    let happened = |event: &Event| Happened {
+        id: event.id,
+        at_ms: event.at_ms,
+        model: event.model.0.clone(),
+        kind: event.kind.clone(),
+        detail: event.detail.clone(),
+    };
+    json::write(&Events { version: 1, events: events.iter().map(happened).collect() }, out)
+}
+
+fn model(record: &Record) -> Model {
+    let spec = record.spec.as_ref();
+    let gpus = spec.map(|spec| spec.gpus.as_slice()).unwrap_or_default();
+    Model {
+        name: record.name.0.clone(),
+        state: record.state.word(),
+        since_ms: record.since_ms,
+        why: record.why.clone(),
+        backend: spec.map(|spec| spec.backend.word()),
+        weights: spec.map(|spec| spec.model.clone()),
+        container: spec.map(|spec| spec.is_container),
+        host: spec.map(|spec| spec.host.to_string()),
+        port: spec.and_then(|spec| spec.port).map(crate::ident::Port::number),
+        gpus: gpus.iter().map(ToString::to_string).collect(),
+        memory_bytes: spec.and_then(|spec| spec.memory_bytes),
+        cpu_milli: spec.and_then(|spec| spec.cpu_milli),
+    }
+}
+
+/// Writes a line for each model.
+pub fn render_list(records: &[Record], style: Style, out: &mut dyn Write) -> io::Result<()> {
+    let mut page = Page { style, text: String::new() };
+    if records.is_empty() {
+        page.line("no model is registered", PLAIN, "");
+        page.line("next: ", PLAIN, "portreeve model register NAME --backend vllm --path MODEL");
+        return out.write_all(page.text.as_bytes());
+    }
+    let head = ["NAME", "STATE", "SINCE", "BACKEND", "PORT", "GPUS", "MODEL"].map(str::to_owned);
+    let rows: Vec<[String; 7]> = records.iter().map(cells).collect();
+    let widths: Vec<usize> = (0..head.len())
+        .map(|n| {
+            let cells = rows.iter().filter_map(|row| row.get(n)).chain(head.get(n));
+            cells.map(|cell| width(cell)).max().unwrap_or_default()
+        })
+        .collect();
+    line(&mut page, &head, &widths, anstyle::Style::new().bold());
+    for (record, row) in records.iter().zip(&rows) {
+        line(&mut page, row, &widths, colour_of(record.state));
+        if !record.why.is_empty() {
+            page.line("      ", SPARED, &record.why);
+        }
+    }
+    out.write_all(page.text.as_bytes())
+}
+
+/// The second cell is coloured.
+fn line(page: &mut Page, cells: &[String], widths: &[usize], colour: anstyle::Style) {
+    for (n, (cell, columns)) in cells.iter().zip(widths).enumerate() {
+        page.paint(cell, if n == 1 { colour } else { PLAIN });
+        if n + 1 < cells.len() {
+            page.text.push_str(&" ".repeat(columns.saturating_sub(width(cell)) + 2));
+        }
+    }
+    page.text.push('\n');
+}
+
+fn cells(record: &Record) -> [String; 7] {
+    let Record { name, spec, state, since_ms, .. } = record;
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let of = |read: &dyn Fn(&Spec) -> Option<String>| or_dash(spec.as_ref().and_then(read));
+    let gpus = |spec: &Spec| {
+        let all: Vec<String> = spec.gpus.iter().map(ToString::to_string).collect();
+        (!all.is_empty()).then(|| all.join(","))
+    };
+    [
+        name.0.clone(),
+        state.to_string(),
+        ago(*since_ms),
+        of(&|spec| Some(spec.backend.to_string())),
+        of(&|spec| spec.port.map(|port| port.to_string())),
+        of(&gpus),
+        of(&|spec| Some(escape(&spec.model, Some(60)))),
+    ]
+}
+
+fn colour_of(state: State) -> anstyle::Style {
+    match state {
+        State::Running => GOOD,
+        State::Starting | State::Stopping => DOUBT,
+        State::Failed => ORPHAN,
+        State::Stopped => SPARED,
+    }
+}
+
+/// How long ago, in the largest unit that is whole.
+fn ago(at_ms: i64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let at = Duration::from_millis(u64::try_from(at_ms).unwrap_or_default());
+    match now.saturating_sub(at).as_secs() {
+        seconds @ ..120 => format!("{seconds} s"),
+        seconds @ ..7200 => format!("{} min", seconds / 60),
+        seconds @ ..172_800 => format!("{} h", seconds / 3600),
+        seconds => format!("{} days", seconds / 86_400),
+    }
+}
+
+/// Writes all that is wanted of one model.
+pub fn render_model(record: &Record, style: Style, out: &mut dyn Write) -> io::Result<()> {
+    let mut page = Page { style, text: String::new() };
+    page.paint(&record.name.0, anstyle::Style::new().bold());
+    page.text.push_str("  ");
+    page.paint(record.state.word(), colour_of(record.state));
+    page.text.push('\n');
+    let fact = |page: &mut Page, name: &str, value: String| {
+        page.told(&format!("  {name:16}  "), SPARED, &value);
+    };
+    fact(&mut page, "since", format!("{} ago", ago(record.since_ms)));
+    if !record.why.is_empty() {
+        fact(&mut page, "why", record.why.clone());
+    }
+    for (name, value) in record.spec.as_ref().map(wanted).unwrap_or_default() {
+        fact(&mut page, name, value);
+    }
+    out.write_all(page.text.as_bytes())
+}
+
+/// What a spec says, in words; what it leaves to its backend is left out.
+fn wanted(spec: &Spec) -> Vec<(&'static str, String)> {
+    let gpus: Vec<String> = spec.gpus.iter().map(ToString::to_string).collect();
+    let place = if spec.is_container { "a container" } else { "a process" };
+    let all = [
+        ("backend", Some(spec.backend.to_string())),
+        ("model", Some(spec.model.clone())),
+        ("runs as", Some(place.to_owned())),
+        (
+            "serves",
+            Some(match spec.port {
+                Some(port) => format!("{}, port {port}", spec.host),
+                None => format!("{}, the backend's port", spec.host),
+            }),
+        ),
+        ("gpus", (!gpus.is_empty()).then(|| gpus.join(", "))),
+        ("memory", spec.memory_bytes.map(crate::snapshot::gibibytes)),
+        ("processors", spec.cpu_milli.map(|milli| format!("{}.{:03}", milli / 1000, milli % 1000))),
+        ("processes", spec.pids.map(|pids| format!("{pids} at most"))),
+        ("context", spec.max_model_len.map(|tokens| format!("{tokens} tokens"))),
+        ("tensor parallel", spec.tensor_parallel.map(|gpus| format!("{gpus} GPUs"))),
+        ("quantization", spec.quantization.map(|one| one.word().to_owned())),
+        ("extra arguments", (!spec.extra_args.is_empty()).then(|| spec.extra_args.join(" "))),
+        ("image", spec.image.clone()),
+        ("models folder", spec.models_dir.as_ref().map(|path| path.display().to_string())),
+        ("network", spec.network.clone()),
+        ("engine", spec.engine.map(|engine| engine.kind().to_string())),
+        ("health", spec.skips_health.then(|| "not asked".to_owned())),
+        ("may load for", spec.load_timeout.map(|time| format!("{} s", time.as_secs()))),
+    ];
+    all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+}
+
+/// Writes a line for each event.
+pub fn render_events(events: &[Event], style: Style, out: &mut dyn Write) -> io::Result<()> {
+    let mut page = Page { style, text: String::new() };
+    if events.is_empty() {
+        page.line("nothing has happened yet", PLAIN, "");
+    }
+    for Event { at_ms, model, kind, detail, .. } in events {
+        let when = format!("{:>8} ago", ago(*at_ms));
+        let detail = if detail.is_empty() { String::new() } else { format!(": {detail}") };
+        page.line(&format!("{when}  "), SPARED, &format!("{model}  {kind}{detail}"));
+    }
+    out.write_all(page.text.as_bytes())
+}
