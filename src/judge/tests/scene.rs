@@ -530,6 +530,8 @@ pub(super) enum Fact {
     GpuMemory(usize),
     /// Who holds a GPU: none is seen, and it is known that some may be missed.
     GpuHolders(usize),
+    /// That those who are seen to hold a GPU are all.
+    MoreGpuHolders(usize),
     /// That there may be more GPUs.
     Gpus,
     /// Not in the `Seen` form: rights, and what the walk through `/proc` was refused.
@@ -612,7 +614,11 @@ impl Scene {
             Fact::LayerThere,
         ];
         let gpus = snapshot.gpus.as_ref().map_or(0, |gpus| gpus.all.len());
-        facts.extend((0..gpus).flat_map(|at| [Fact::GpuMemory(at), Fact::GpuHolders(at)]));
+        facts.extend(
+            (0..gpus).flat_map(|at| {
+                [Fact::GpuMemory(at), Fact::GpuHolders(at), Fact::MoreGpuHolders(at)]
+            }),
+        );
         facts.extend(snapshot.gpus.iter().map(|_| Fact::Gpus));
         if let Some(beyond) = &snapshot.beyond {
             facts.push(Fact::Detours);
@@ -742,6 +748,11 @@ impl Scene {
                 return self.edit_gpus(|gpus| {
                     gpus.all[*at].holdings.clear();
                     gpus.all[*at].may_miss = Some("it was not read".to_owned());
+                });
+            }
+            Fact::MoreGpuHolders(at) => {
+                return self.edit_gpus(|gpus| {
+                    gpus.all[*at].may_miss = Some("one was not read".to_owned());
                 });
             }
             Fact::Gpus => {
