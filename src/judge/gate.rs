@@ -1,22 +1,26 @@
 //! Whether a service may start: of each of its ports and GPUs whether it is open, blocked and by whom, or not known. What can be
 //! bound is no proof by itself: beside a socket that is bound and silent, or one that shares its port, a bind succeeds too.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod gpus;
+mod ours;
+mod thief;
+
+use std::collections::BTreeMap;
 
 use crate::{
-    config::settings::{RunsIn, Service, Settings},
-    ident::{Endpoint, Manager, Pid},
-    snapshot::{Bind, Passed, Process, Seen, Share, Snapshot},
+    config::settings::{Service, Settings},
+    ident::{Endpoint, Pid},
+    snapshot::{Bind, Passed, Seen, Share, Snapshot},
 };
 
 use super::{
     Judgement, Terms, explain,
-    gpu::{GpuState, GpuVerdict, has_enough},
     port::{self, PortState, PortVerdict},
-    seconds,
     truth::Truth,
-    verdict::{ContainerRef, Finding, Spare, Unknown, Verdict},
+    verdict::{Finding, Unknown, Verdict},
 };
+
+pub use gpus::{GpuPassage, gpu_stays, judge_gpus};
 
 /// What binding each port came to, where it was tried.
 pub type Binds = BTreeMap<Endpoint, Seen<Bind>>;
@@ -28,17 +32,6 @@ pub struct Passage {
     pub port: PortVerdict,
     /// Whether its service may have it.
     pub answer: Answer,
-}
-
-/// The judge's word on one GPU that a service is to start on.
-#[derive(Debug, Clone)]
-pub struct GpuPassage {
-    /// What the GPU is.
-    pub gpu: GpuVerdict,
-    /// Whether its service may have it.
-    pub answer: Answer,
-    /// Its memory may still be on its way back from a process that ended.
-    pub is_settling: bool,
 }
 
 /// Whether a service may have a port or a GPU.
@@ -142,24 +135,6 @@ pub fn stays(passage: &Passage, verdicts: &[Verdict]) -> bool {
     }
 }
 
-/// The same of a GPU: of its holders, of memory that nobody has and of what is not there. What settles may change.
-pub fn gpu_stays(passage: &GpuPassage, verdicts: &[Verdict]) -> bool {
-    match (&passage.gpu.state, &passage.answer) {
-        (GpuState::Held(_), Answer::Blocked(block)) => {
-            !passage.is_settling && are_settled(&block.by, verdicts)
-        }
-        (GpuState::Residual | GpuState::Absent, Answer::Blocked(_)) => !passage.is_settling,
-        (
-            GpuState::Free
-            | GpuState::Held(_)
-            | GpuState::Residual
-            | GpuState::Absent
-            | GpuState::Unknown(_),
-            Answer::Open(_) | Answer::Blocked(_) | Answer::Unknown(_),
-        ) => false,
-    }
-}
-
 /// Whether there are such and time changes no verdict on them.
 fn are_settled(blockers: &[Blocker], verdicts: &[Verdict]) -> bool {
     let is_settled = |blocker: &Blocker| {
@@ -201,40 +176,6 @@ pub fn judge(
         .iter()
         .map(|port| Passage { port: port.clone(), answer: look.answer(port) })
         .collect()
-}
-
-fn is_in_unit_of(passed: &Passed, process: &Process) -> bool {
-    let path = process.cgroup.known().map(|cgroup| &cgroup.path);
-    path.is_some() && path == passed.unit_path.as_ref()
-}
-
-/// What is not surely outside of containers may be in one.
-fn may_be_contained(process: &Process) -> bool {
-    let has_claim = process.cgroup.known().is_none_or(|cgroup| cgroup.claim.is_some());
-    has_claim || process.namespace_pids.known().is_none_or(|pids| pids.len() > 1)
-}
-
-/// The rows of containers and of those who forward to them.
-fn is_of_containers(verdict: &Verdict) -> bool {
-    (3..=7).contains(&verdict.row.0)
-}
-
-/// Judges every GPU of a look; `settling` are those whose missing memory may still come back, by label.
-pub fn judge_gpus(
-    snapshot: &Snapshot,
-    settings: &Settings,
-    terms: &Terms,
-    judgement: &Judgement,
-    settling: &BTreeSet<String>,
-    accepts_ours: bool,
-) -> Vec<GpuPassage> {
-    let (binds, passed) = (&Binds::new(), &[][..]);
-    let look = Look { snapshot, settings, terms, judgement, binds, passed, accepts_ours };
-    let passage = |gpu: &GpuVerdict| {
-        let is_settling = settling.contains(&gpu.label);
-        GpuPassage { gpu: gpu.clone(), answer: look.gpu_answer(gpu, is_settling), is_settling }
-    };
-    judgement.gpus.iter().map(passage).collect()
 }
 
 struct Look<'a> {
@@ -287,60 +228,6 @@ impl Look<'_> {
         }
     }
 
-    fn gpu_answer(&self, gpu: &GpuVerdict, is_settling: bool) -> Answer {
-        let advice = |title| {
-            let (sentence, next_step) = (gpu.sentence.clone(), gpu.next_step.clone());
-            Advice { title, sentence, next_step }
-        };
-        let blocked = |title, by| Answer::Blocked(Block { by, why: advice(title) });
-        match &gpu.state {
-            GpuState::Free => Answer::Open(Vec::new()),
-            GpuState::Held(holders) => {
-                let services: Vec<&Service> =
-                    gpu.services.iter().filter_map(|name| self.settings.service(name)).collect();
-                let others = self.others(&services, holders);
-                let unseen = gpu.may_miss.as_ref().map(|_| Unknown {
-                    fact: format!("who else holds {}", gpu.label),
-                    why: gpu.sentence.clone(),
-                    remedy: gpu.next_step.clone(),
-                });
-                // Where the driver counts no memory, a holder may have all of it.
-                let counted = gpu.gpu.as_ref().filter(|seen| seen.memory != Seen::Known(None));
-                match (counted.map(|seen| has_enough(seen, gpu.need)), unseen) {
-                    (_, None) if others.is_empty() => {
-                        Answer::Open(vec![advice("held by the service itself")])
-                    }
-                    (_, Some(unseen)) if others.is_empty() => Answer::Unknown(unseen),
-                    (Some(Ok(true)), Some(unseen)) => Answer::Unknown(unseen),
-                    (Some(Ok(true)), None) => Answer::Open(vec![advice("shared")]),
-                    (Some(Err(unknown)), _) => {
-                        let why = format!("{}; {}", unknown.why, gpu.sentence);
-                        Answer::Unknown(Unknown { why, ..unknown })
-                    }
-                    (Some(Ok(false)) | None, _) => blocked("held", self.blockers(None, &others)),
-                }
-            }
-            GpuState::Residual if is_settling => blocked("settling", Vec::new()),
-            GpuState::Residual => blocked("memory taken", Vec::new()),
-            GpuState::Absent => blocked("no such GPU", Vec::new()),
-            GpuState::Unknown(unknown) => {
-                let remedy = unknown.remedy.clone().or_else(|| gpu.next_step.clone());
-                Answer::Unknown(Unknown { remedy, ..unknown.clone() })
-            }
-        }
-    }
-
-    /// Those of the holders who are surely not one of the services itself.
-    fn others(&self, services: &[&Service], holders: &[Pid]) -> Vec<Pid> {
-        let is_ours = |pid: &Pid| {
-            let verdict = self.verdict_on(*pid);
-            let is_its =
-                |v: &Verdict| self.is_in_our_place(v) || services.iter().any(|s| self.is_of(s, v));
-            self.accepts_ours && verdict.is_some_and(is_its)
-        };
-        holders.iter().filter(|pid| !is_ours(pid)).copied().collect()
-    }
-
     fn by_holders(&self, port: &PortVerdict, title: &'static str, holders: &[Pid]) -> Answer {
         let service = service_of(port, self.settings);
         let others = self.others(service.as_slice(), holders);
@@ -369,72 +256,6 @@ impl Look<'_> {
         let since = |pid| port.and_then(|port| self.since(port, pid));
         let blocker = |&pid| Blocker { pid, next_step: next(pid), since: since(pid) };
         pids.iter().map(blocker).collect()
-    }
-
-    /// That nothing had the port when a gate before this one let it pass, and so this process took it since. Not of the
-    /// service itself, as far as that can be told; a thief is only who surely is not.
-    fn since(&self, port: &PortVerdict, pid: Pid) -> Option<String> {
-        let passed = self.passed.iter().find(|passed| passed.endpoint == port.endpoint)?;
-        let process = self.snapshot.processes.get(&pid)?;
-        let verdict = self.verdict_on(pid);
-        let service = service_of(port, self.settings);
-        let is_ours = |v| self.is_in_our_place(v) || service.is_some_and(|s| self.is_of(s, v));
-        if verdict.is_some_and(is_ours) || is_in_unit_of(passed, process) {
-            return None;
-        }
-        let free = format!(
-            "a gate found it free {} ago",
-            seconds(self.snapshot.clock.age(passed.at_ticks)?)
-        );
-        // An engine starts containers for the command, and is no child of it.
-        let may_be_told = !may_be_contained(process) && !verdict.is_some_and(is_of_containers);
-        let gate = passed.gate.pid;
-        match self.is_started_by(passed, process) {
-            Some(true) => None,
-            Some(false) | None if may_be_told && self.is_elsewhere(port, process) => Some(format!(
-                "it took the port after {free}, and does not run where the port's service does: the thief"
-            )),
-            Some(false) if may_be_told && passed.became_command => Some(format!(
-                "it took the port after {free} for its command, pid {gate}, which did not start it: the thief"
-            )),
-            Some(false) if may_be_told && passed.unit_path.is_some() => Some(format!(
-                "it took the port after {free} for its unit, in which it does not run: the thief"
-            )),
-            Some(false) | None => Some(format!("it took the port after {free}")),
-        }
-    }
-
-    /// Whether the port's service is declared to run where this process, in no container, does not.
-    fn is_elsewhere(&self, port: &PortVerdict, process: &Process) -> bool {
-        match service_of(port, self.settings).and_then(|service| service.runs_in.as_ref()) {
-            Some(RunsIn::Unit(name)) => process.cgroup.known().is_some_and(|cgroup| {
-                cgroup
-                    .unit
-                    .as_ref()
-                    .is_none_or(|unit| unit.manager != Manager::System || unit.name != *name)
-            }),
-            Some(RunsIn::Container(_)) => true,
-            None => false,
-        }
-    }
-
-    /// Whether it descends from the gate, or the command that this became; none where that cannot be told. Who loses their
-    /// parent gets one of their ancestors in its place (prctl(2), `PR_SET_CHILD_SUBREAPER`). So above a descendant whose
-    /// line is broken comes somebody who stood above the gate, too; under anybody else who is older than the passage there
-    /// is none.
-    fn is_started_by(&self, passed: &Passed, process: &Process) -> Option<bool> {
-        let pid = process.key.pid;
-        let line = std::iter::once(process).chain(self.snapshot.ancestors(pid));
-        for above in line {
-            if above.key.is_same(&passed.gate) {
-                return Some(true);
-            }
-            if above.key.start_ticks < passed.at_ticks {
-                let ancestors = passed.ancestors.as_ref()?;
-                return (!ancestors.contains(&above.key.pid)).then_some(false);
-            }
-        }
-        None
     }
 
     /// No holder is seen: only a bind tells.
@@ -529,16 +350,6 @@ impl Look<'_> {
         })
     }
 
-    /// The container in which the port's service runs by declaration, where that is accepted.
-    fn is_our_container(&self, port: &PortVerdict, container: &ContainerRef) -> bool {
-        let runs_in = service_of(port, self.settings).and_then(|service| service.runs_in.as_ref());
-        let is_named = match runs_in {
-            Some(RunsIn::Container(Some(name))) => *name == container.name,
-            Some(RunsIn::Container(None) | RunsIn::Unit(_)) | None => false,
-        };
-        self.accepts_ours && is_named && self.is_trusted(container.engine.owner)
-    }
-
     /// Whether an outgoing connection may take it before its service does.
     fn could_be_taken(&self, port: &PortVerdict) -> Option<Advice> {
         let number = port.endpoint.port;
@@ -555,67 +366,5 @@ impl Look<'_> {
                 Some(Advice { title, sentence: unknown.to_string(), next_step: unknown.remedy })
             }
         }
-    }
-
-    /// Spared, and in the unit that we were started in.
-    fn is_in_our_place(&self, verdict: &Verdict) -> bool {
-        matches!(verdict.finding, Finding::Spare(_)) && self.is_in_our_unit(&verdict.process)
-    }
-
-    /// Spared, and beyond doubt where the service is declared to run.
-    fn is_of(&self, service: &Service, verdict: &Verdict) -> bool {
-        let Finding::Spare(spare) = &verdict.finding else { return false };
-        match service.runs_in.as_ref() {
-            Some(RunsIn::Unit(name)) => match spare {
-                Spare::ManagedBy(unit) | Spare::InUnit(unit) => {
-                    unit.manager == Manager::System && unit.name == *name
-                }
-                Spare::Protected(_)
-                | Spare::LiveContainer(..)
-                | Spare::Forwarder(_)
-                | Spare::Session(_)
-                | Spare::ParentLives(..) => false,
-            },
-            Some(RunsIn::Container(Some(name))) => match spare {
-                Spare::LiveContainer(..) => self.is_in_container(&verdict.process, name),
-                Spare::Forwarder(ContainerRef { engine, name: forwarded, .. }) => {
-                    forwarded == name && self.is_trusted(engine.owner)
-                }
-                Spare::Protected(_)
-                | Spare::ManagedBy(_)
-                | Spare::InUnit(_)
-                | Spare::Session(_)
-                | Spare::ParentLives(..) => false,
-            },
-            Some(RunsIn::Container(None)) | None => false,
-        }
-    }
-
-    fn ourselves(&self) -> Option<&Process> {
-        self.snapshot.processes.get(self.snapshot.ourselves.first()?)
-    }
-
-    /// A login session's scope, or no unit at all, holds other people's processes as well as the service's.
-    fn is_in_our_unit(&self, process: &Process) -> bool {
-        let own = self.ourselves().and_then(|own| own.cgroup.known());
-        let own = own.filter(|cgroup| cgroup.unit.is_some() && cgroup.session.is_none());
-        own.is_some_and(|own| process.cgroup.known().is_some_and(|c| c.path == own.path))
-    }
-
-    fn is_in_container(&self, process: &Process, name: &str) -> bool {
-        let claim = process.cgroup.known().and_then(|cgroup| cgroup.claim.as_ref());
-        let layer = process.enclosure.as_ref().and_then(|enclosure| enclosure.layer.known());
-        let mut known = self.snapshot.containers.known();
-        known.any(|container| {
-            let has_layer = container.upper_dir.is_some() && layer == Some(&container.upper_dir);
-            let is_its = claim.map_or(has_layer, |claim| claim.id == container.id);
-            is_its && container.name == name && self.is_trusted(container.engine.owner)
-        })
-    }
-
-    /// Any user may give a container of theirs any name.
-    fn is_trusted(&self, owner: u32) -> bool {
-        let uid = self.ourselves().and_then(|own| own.uid.known().copied());
-        owner == 0 || uid == Some(owner)
     }
 }
