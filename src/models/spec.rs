@@ -1,60 +1,11 @@
 //! What is wanted of a model: as it is registered on the command line or declared in the settings.
 
-use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+pub use super::backend::BackendName;
 use crate::ident::{EngineKind, GpuName, Port};
-
-/// The inference servers that there are files for below `backend/`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum BackendName {
-    /// vLLM.
-    Vllm,
-    /// llama.cpp's llama-server.
-    LlamaCpp,
-    /// Ollama.
-    Ollama,
-    /// Hugging Face's text-generation-inference.
-    Tgi,
-    /// SGLang.
-    SgLang,
-}
-
-impl BackendName {
-    /// Every backend.
-    pub const ALL: [Self; 5] = [Self::Vllm, Self::LlamaCpp, Self::Ollama, Self::Tgi, Self::SgLang];
-
-    /// As it is written, and as containers are named after it: `vllm-model-NAME`.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Vllm => "vllm",
-            Self::LlamaCpp => "llamacpp",
-            Self::Ollama => "ollama",
-            Self::Tgi => "tgi",
-            Self::SgLang => "sglang",
-        }
-    }
-}
-
-impl fmt::Display for BackendName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
-    }
-}
-
-impl FromStr for BackendName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let plain = text.replace(['.', '-'], "");
-        Self::ALL.into_iter().find(|name| name.word() == plain).ok_or_else(|| {
-            let all: Vec<&str> = Self::ALL.iter().map(|name| name.word()).collect();
-            format!("no backend '{text}': expected {}", all.join(", "))
-        })
-    }
-}
 
 /// How a model's weights are quantised, where its backend is to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
