@@ -16,6 +16,7 @@ use std::{
 pub use body::{Create, DeviceRequest, HostConfig, Mount, PortBinding, RestartPolicy, Ulimit};
 pub use check::{Refusal, check};
 pub use conflict::{Claim, Clash, Conflict, claims, conflicts};
+use serde_json::{Map, Value};
 
 use super::{
     Spec,
@@ -213,9 +214,9 @@ fn key(told: &Told) -> String {
     format!("{}/tcp", told.port)
 }
 
-fn exposed(spec: &Spec, told: &Told) -> BTreeMap<String, body::Empty> {
+fn exposed(spec: &Spec, told: &Told) -> Map<String, Value> {
     let is_published = !is_on_hosts_network(spec);
-    is_published.then(|| (key(told), body::Empty {})).into_iter().collect()
+    is_published.then(|| (key(told), Value::Object(Map::new()))).into_iter().collect()
 }
 
 fn host_config(

@@ -185,7 +185,7 @@ fn helper_ports_are_those_that_a_server_takes_without_asking() {
         assert_eq!(helpers(&extra(backend, args)), expected, "{backend} {args}");
     }
     let spread = |tensor_parallel, gpus| {
-        helpers(&Spec { tensor_parallel, gpus, ..Spec::sample(Tgi) }).len() == 2
+        helpers(&Spec { gpus, tensor_parallel, ..Spec::sample(Tgi) }).len() == 2
     };
     assert!(spread(Some(2), vec![]) && spread(None, vec![GpuName::All]));
     assert!(!spread(Some(1), vec![GpuName::All]) && !spread(None, vec![GpuName::Index(3)]));

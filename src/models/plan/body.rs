@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 /// The container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -18,18 +19,14 @@ pub struct Create {
     pub env: Vec<String>,
     /// What it is known again by.
     pub labels: BTreeMap<&'static str, String>,
-    /// `8000/tcp`.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub exposed_ports: BTreeMap<String, Empty>,
+    /// `8000/tcp`, each with `{}`.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub exposed_ports: Map<String, Value>,
     /// The grace period of a stop that names none, in seconds.
     pub stop_timeout: u64,
     /// How it runs on this host.
     pub host_config: HostConfig,
 }
-
-/// `{}`: what stands behind an exposed port.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Empty {}
 
 /// How it runs on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -317,8 +317,10 @@ fn each_backend_starts_as_a_process_by_its_own_command() {
 
 // ---- every field of a spec
 
+type Change = fn(&mut Spec);
+
 /// One change per field, each of which must show in the launch or be refused.
-fn changes() -> Vec<(&'static str, fn(&mut Spec))> {
+fn changes() -> Vec<(&'static str, Change)> {
     // A new field breaks this line: give it a change below.
     let Spec {
         backend: _,
@@ -385,7 +387,7 @@ fn every_field_of_a_spec_shows_in_the_launch_or_is_refused() {
 #[test]
 fn what_only_containers_have_is_refused_for_a_process() {
     for (flag, change) in [
-        ("--image", (|s| s.image = Some("a:1".to_owned())) as fn(&mut Spec)),
+        ("--image", (|s| s.image = Some("a:1".to_owned())) as Change),
         ("--models-dir", |s| s.models_dir = Some("/srv".into())),
         ("--network", |s| s.network = Some("host".to_owned())),
         ("--engine", |s| s.engine = Some(Engine::Docker)),
@@ -425,7 +427,7 @@ fn what_a_backend_cannot_do_is_refused_with_its_reason() {
 #[test]
 fn a_limit_of_zero_is_refused_since_engines_take_it_for_none() {
     for change in [
-        (|s| s.memory_bytes = Some(0)) as fn(&mut Spec),
+        (|s| s.memory_bytes = Some(0)) as Change,
         |s| s.cpu_milli = Some(0),
         |s| s.pids = Some(0),
         |s| s.memory_bytes = Some(u64::MAX),
@@ -474,7 +476,7 @@ fn a_port_or_address_that_the_registry_does_not_know_cannot_be_slipped_in() {
 fn a_text_that_would_mean_something_else_on_its_way_is_refused() {
     let base = || Spec { models_dir: Some("/srv/m".into()), ..Spec::sample(BackendName::Vllm) };
     for change in [
-        (|s| s.model = "-x".to_owned()) as fn(&mut Spec),
+        (|s| s.model = "-x".to_owned()) as Change,
         |s| s.model = "--trust-remote-code".to_owned(),
         |s| s.model = String::new(),
         |s| s.model = "a\nb".to_owned(),
