@@ -166,8 +166,13 @@ fn check_model(spec: &Spec) -> Result<(), Refusal> {
     if model.starts_with('-') {
         return refused("its server would take it for an option");
     }
-    if spec.backend.backend().models == Models::Names && looks_like_path(model) {
+    let models = spec.backend.backend().models;
+    if models == Models::Names && looks_like_path(model) {
         return refused("its server knows names in its own store only");
+    }
+    // A server may take a name for a path where there is such a folder.
+    if !models.is_file(model) && model.split('/').any(|part| part == "..") {
+        return refused("no name has a part '..'");
     }
     Ok(())
 }

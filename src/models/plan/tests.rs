@@ -481,6 +481,7 @@ fn a_text_that_would_mean_something_else_on_its_way_is_refused() {
         |s| s.model = String::new(),
         |s| s.model = "a\nb".to_owned(),
         |s| s.model = "a\0".to_owned(),
+        |s| s.model = "org/../x".to_owned(),
         |s| s.extra_args = vec!["a\0".to_owned()],
         |s| s.image = Some(String::new()),
         |s| s.image = Some("a b".to_owned()),
@@ -530,6 +531,8 @@ fn any_text() -> impl Strategy<Value = String> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn no_text_becomes_more_than_the_one_argument_label_or_mount_that_it_is(
         backend in proptest::sample::select(BackendName::ALL.to_vec()),
