@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-pub use body::{Create, DeviceRequest, HostConfig, Mount, PortBinding, RestartPolicy, Ulimit};
+pub use body::{Create, DeviceRequest, HostConfig, Mount, PortBinding, RestartPolicy};
 pub use check::{Refusal, check};
 pub use conflict::{Claim, Clash, Conflict, claims, conflicts};
 use serde_json::{Map, Value};
@@ -143,7 +143,6 @@ pub fn container(
         env: environment.into_iter().map(|(key, value)| format!("{key}={value}")).collect(),
         labels: labels(name, instance, spec.backend),
         exposed_ports: exposed(spec, &told),
-        stop_timeout: backend.grace.as_secs(),
         host_config: host_config(spec, backend, &told, cards, engine)?,
     };
     let container = container_name(name, spec.backend);
@@ -229,7 +228,6 @@ fn host_config(
     let limits = limits(spec)?;
     let binding = PortBinding { host_ip: spec.host.to_string(), host_port: port(spec).to_string() };
     let is_published = !is_on_hosts_network(spec);
-    let ulimit = |u: &super::backend::Ulimit| Ulimit { name: u.name, soft: u.limit, hard: u.limit };
     Ok(HostConfig {
         restart_policy: RestartPolicy { name: "no" },
         network_mode: spec.network.clone(),
@@ -240,7 +238,6 @@ fn host_config(
         pids_limit: limits.pids.map(i64::from),
         shm_size: backend.shm_bytes,
         ipc_mode: "private",
-        ulimits: backend.ulimits.iter().map(ulimit).collect(),
         device_requests: device_requests(cards, engine)?,
     })
 }

@@ -209,10 +209,27 @@ impl<'a> Engine<'a> {
 
     /// Asks its API: status and body; none where no answer came in time.
     pub fn ask(&self, path: &str, timeout: Duration) -> Option<(u16, Value)> {
+        self.call("GET", path, "", timeout)
+    }
+
+    /// Gives its API an order with a body: status and answer; none where no answer came in time.
+    pub fn post(&self, path: &str, body: &str, timeout: Duration) -> Option<(u16, Value)> {
+        self.call("POST", path, body, timeout)
+    }
+
+    fn call(
+        &self,
+        method: &str,
+        path: &str,
+        body: &str,
+        timeout: Duration,
+    ) -> Option<(u16, Value)> {
         let mut stream = UnixStream::connect(self.test_box.inside(&self.socket)).ok()?;
         stream.set_read_timeout(Some(timeout)).ok()?;
         // An answer in HTTP/1.0 is never in chunks.
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: engine\r\n\r\n").ok()?;
+        let head =
+            format!("{method} {path} HTTP/1.0\r\nHost: engine\r\nContent-Type: application/json");
+        write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         let (head, body) = answer.split_once("\r\n\r\n")?;

@@ -19,7 +19,6 @@ pub(super) const BACKEND: Backend = Backend {
     served: Served { path: "/v1/models", read: openai_ids, fits },
     grace: Duration::from_secs(10),
     shm_bytes: None,
-    ulimits: &[],
     cache: Cache { volume: None, path: "", variable: None },
     models: Models::Files,
     ours: &["--host", "--port", "--model", "-m"],

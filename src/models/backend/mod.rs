@@ -100,8 +100,6 @@ pub struct Backend {
     pub grace: Duration,
     /// Shared memory that its processes need between them, in bytes; none = the engine's 64 MiB.
     pub shm_bytes: Option<i64>,
-    /// Limits of its processes, in a container.
-    pub ulimits: &'static [Ulimit],
     /// What it downloads and keeps, in a container.
     pub cache: Cache,
     /// What a spec's model is to it.
@@ -225,15 +223,6 @@ pub struct Served {
     pub read: fn(&Value) -> Option<Vec<String>>,
     /// Whether this id is what the spec asks for, told as it was told.
     pub fits: fn(&Spec, &Told, &str) -> bool,
-}
-
-/// A limit as `setrlimit` takes it; -1 is none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ulimit {
-    /// `memlock`, `stack`.
-    pub name: &'static str,
-    /// Soft and hard.
-    pub limit: i64,
 }
 
 /// A volume of the engine's that outlives the container, so that a start downloads nothing twice.

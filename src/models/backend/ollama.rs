@@ -21,7 +21,6 @@ pub(super) const BACKEND: Backend = Backend {
     served: Served { path: "/api/tags", read: tags, fits },
     grace: Duration::from_secs(10),
     shm_bytes: None,
-    ulimits: &[],
     cache: Cache { volume: Some("portreeve-ollama"), path: "/root/.ollama", variable: None },
     models: Models::Names,
     ours: &[],

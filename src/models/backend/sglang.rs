@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Backend, HF_CACHE, Health, Helper, Line, Models, Served, TORCH, Told, Ulimit, extra,
-    extra_port, openai_ids, port,
+    Backend, HF_CACHE, Health, Helper, Line, Models, Served, TORCH, Told, extra, extra_port,
+    openai_ids, port,
 };
 use crate::models::{Spec, spec::Quantization};
 
@@ -20,10 +20,9 @@ pub(super) const BACKEND: Backend = Backend {
     health: Health { path: "/health" },
     served: Served { path: "/v1/models", read: openai_ids, fits },
     grace: Duration::from_secs(10),
-    // The size of its documents (docs, "Install SGLang"). Not the host's, as for vLLM.
+    // The size of its documents (docs, "Install SGLang"). Not the host's, as for vLLM. Nor the `memlock` without limit of its
+    // docker/compose.yaml: that is for RDMA between machines, and engines without root's rights may not grant it.
     shm_bytes: Some(32 << 30),
-    // docker/compose.yaml.
-    ulimits: &[Ulimit { name: "memlock", limit: -1 }, Ulimit { name: "stack", limit: 64 << 20 }],
     cache: HF_CACHE,
     models: Models::Both,
     ours: &["--host", "--port", "--model-path", "--model"],

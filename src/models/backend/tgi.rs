@@ -25,7 +25,6 @@ pub(super) const BACKEND: Backend = Backend {
     // The launcher gives its web server and its shards 90 s (`terminate` in launcher/src/main.rs).
     grace: Duration::from_secs(95),
     shm_bytes: Some(1 << 30),
-    ulimits: &[],
     // `HF_HOME=/data` of its Dockerfile.
     cache: Cache { volume: Some(HUGGINGFACE), path: "/data", variable: Some("HF_HOME") },
     models: Models::Both,

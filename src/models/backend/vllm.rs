@@ -21,7 +21,6 @@ pub(super) const BACKEND: Backend = Backend {
     // The size in vLLM's own example (docs, "Deploying with Docker"). Not the host's shared memory, which is offered there
     // too: what a killed server leaves in its own goes with the container.
     shm_bytes: Some(10 << 30),
-    ulimits: &[],
     cache: HF_CACHE,
     models: Models::Both,
     ours: &["--host", "--port", "--model", "--uds"],

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// The container.
+/// The container. It has no `StopTimeout`: Podman would wait it out in a removal by force, too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Create {
@@ -22,8 +22,6 @@ pub struct Create {
     /// `8000/tcp`, each with `{}`.
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub exposed_ports: Map<String, Value>,
-    /// The grace period of a stop that names none, in seconds.
-    pub stop_timeout: u64,
     /// How it runs on this host.
     pub host_config: HostConfig,
 }
@@ -57,9 +55,6 @@ pub struct HostConfig {
     pub shm_size: Option<i64>,
     /// Always `private`: what a server leaves in shared memory goes with its container.
     pub ipc_mode: &'static str,
-    /// Limits of its processes.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub ulimits: Vec<Ulimit>,
     /// GPUs.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub device_requests: Vec<DeviceRequest>,
@@ -96,18 +91,6 @@ pub struct Mount {
     pub target: &'static str,
     /// Not to be written to.
     pub read_only: bool,
-}
-
-/// A limit as `setrlimit` takes it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Ulimit {
-    /// `memlock`.
-    pub name: &'static str,
-    /// -1 is none.
-    pub soft: i64,
-    /// -1 is none.
-    pub hard: i64,
 }
 
 /// GPUs, by their ids.
