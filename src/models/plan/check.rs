@@ -139,13 +139,10 @@ pub(super) fn whole(name: &ModelName, spec: &Spec, cards: &Cards) -> Result<(), 
     check_cards(spec, cards)
 }
 
-/// As engines take a container's name (moby's daemon/names/names.go).
+/// A name that was not read from text could hold anything.
 fn check_name(name: &ModelName) -> Result<(), Refusal> {
-    let refused = |why| text("model's name", &name.0, why);
-    if !is_plain(&name.0) {
-        return Err(refused("expected letters, digits, '_', '.' and '-', a letter or digit first"));
-    }
-    if name.0.len() > 48 { Err(refused("it is longer than 48 characters")) } else { Ok(()) }
+    let read = name.0.parse::<ModelName>();
+    read.map(drop).map_err(|why| text("model's name", &name.0, why))
 }
 
 fn text(what: &'static str, text: &str, why: &'static str) -> Refusal {

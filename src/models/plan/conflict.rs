@@ -70,7 +70,7 @@ impl fmt::Display for Conflict {
 
 /// The ports of the host that it takes. What a container binds beside its own port stays in its own network namespace.
 pub fn claims(spec: &Spec) -> Vec<Claim> {
-    let at = |port, address| Endpoint { port, proto: Proto::Tcp, address };
+    let at = |port, address| Endpoint { port, proto: Proto::Tcp, address, is_v6only: false };
     let own = Claim { endpoint: at(port(spec), Some(spec.host)), what: None };
     let helpers = (spec.backend.backend().helpers)(spec);
     let helpers = helpers.into_iter().filter(|_| is_on_hosts_network(spec));
