@@ -50,7 +50,8 @@ impl Place {
     }
 
     fn register(&self, name: &str) -> Output {
-        self.run(&["register", name, "--backend", "vllm", "--path", "org/model"])
+        let port = if name == "first" { "8000" } else { "8001" };
+        self.run(&["register", name, "--backend", "vllm", "--path", "org/model", "--port", port])
     }
 
     fn registry(&self) -> Registry {
@@ -95,6 +96,8 @@ fn a_model_is_registered_listed_shown_and_taken_out_again() {
         "--path",
         "/models/llama.gguf",
         "--container",
+        "--models-dir",
+        "/models",
         "--port",
         "8000",
         "--gpus",
@@ -141,6 +144,7 @@ fn what_names_no_model_or_no_amount_is_refused_before_anything_is_written() {
         &["register", "x", "--backend", "gpt", "--path", "m"],
         &["register", "x", "--backend", "vllm", "--path", "m", "--gpus", "card0"],
         &["register", "x", "--backend", "vllm", "--path", "m", "--memory", "lots"],
+        &["register", "x", "--backend", "llamacpp", "--path", "/m", "--quantization", "awq"],
         &["show", "-x"],
     ] {
         let output = place.run(words);
@@ -150,13 +154,27 @@ fn what_names_no_model_or_no_amount_is_refused_before_anything_is_written() {
 }
 
 #[test]
+fn a_port_that_another_model_wants_is_refused_and_a_shared_gpu_is_a_warning() {
+    let Some(place) = Place::set() else { return };
+    assert!(place.register("first").status.success());
+    let words = ["register", "second", "--backend", "sglang", "--path", "org/m", "--port"];
+    let taken = place.run(&[&words[..], &["8000"]].concat());
+    assert_eq!(taken.status.code(), Some(2));
+    assert!(said(&taken).contains("first") && said(&taken).contains("8000"), "{}", said(&taken));
+    place.must(&[&words[..], &["8002", "--gpus", "0"]].concat());
+    let third = ["register", "third", "--backend", "vllm", "--path", "org/m", "--port", "8003"];
+    let shared = place.must(&[&third[..], &["--gpus", "0"]].concat());
+    assert!(shared.contains("warning: ") && shared.contains("second"), "{shared}");
+}
+
+#[test]
 fn a_full_disk_and_a_folder_that_is_read_only_change_nothing_and_say_so() {
     let Some(place) = Place::set() else { return };
     assert!(place.register("first").status.success());
     // A copy on a file system of its own, filled to the brim.
     let full = "mount -t tmpfs -o size=1m none /mnt; cp -a /var/lib/portreeve /mnt/; \
                 mount --bind /mnt /var/lib; head -c 2m /dev/zero >/var/lib/fill 2>/dev/null || :;";
-    let words = ["register", "second", "--backend", "vllm", "--path", "m"];
+    let words = ["register", "second", "--backend", "vllm", "--path", "m", "--port", "9000"];
     let output = place.command(full, &words).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(said(&output).contains("full; nothing was changed"), "{}", said(&output));
@@ -181,7 +199,8 @@ fn a_sigkill_at_any_moment_leaves_a_model_with_its_event_or_neither() {
     let mut done = 0;
     for n in 0..20_u32 {
         let name = format!("m-{n}");
-        let words = ["register", &name, "--backend", "vllm", "--path", "m"];
+        let port = (9000 + n).to_string();
+        let words = ["register", &name, "--backend", "vllm", "--path", "m", "--port", &port];
         let mut child = place.command("", &words).stdout(Stdio::null()).spawn().unwrap();
         // From before its first line to after its last.
         std::thread::sleep(Duration::from_millis(u64::from(n)));

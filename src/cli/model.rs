@@ -8,7 +8,7 @@ use crate::{
     host::Host,
     ident::{GpuName, ModelName, Port},
     models::{
-        Registry, Spec,
+        Registry, Spec, plan,
         registry::{self, RegistryError},
         spec::{BackendName, Engine, Quantization},
     },
@@ -162,7 +162,15 @@ pub(super) fn run(verb: ModelVerb, out: &mut dyn Write) -> Result<u8, Failure> {
     let known = || Registry::open_if_there(&path);
     match verb {
         ModelVerb::Register { name, wanted } => {
-            Registry::open(&path)?.register(&name, &wanted.spec())?;
+            let spec = wanted.spec();
+            let refused = plan::check(&name, &spec);
+            if !refused.is_empty() {
+                let all: Vec<String> = refused.iter().map(ToString::to_string).collect();
+                return Err(Failure::Usage(all.join("\n")));
+            }
+            for shared in Registry::open(&path)?.register(&name, &spec)? {
+                super::warn(&shared.to_string());
+            }
             writeln!(out, "model '{name}' is registered")?;
         }
         ModelVerb::Unregister { name } => {

@@ -19,6 +19,7 @@ use rusqlite::{
 };
 
 use super::{
+    plan::{Conflict, conflicts},
     spec::Spec,
     state::{Forbidden, State},
 };
@@ -80,6 +81,8 @@ pub enum RegistryError {
     NoModel(ModelName, Vec<ModelName>),
     /// There is one of that name.
     Exists(ModelName),
+    /// Another wants the same port.
+    Conflicts(Vec<Conflict>),
     /// Its state forbids the step.
     Forbidden(ModelName, Forbidden),
     /// What it holds cannot be read: where, what.
@@ -123,6 +126,10 @@ impl fmt::Display for RegistryError {
                 f,
                 "there is a model '{name}' already\nhint: 'portreeve model unregister {name}' first"
             ),
+            Self::Conflicts(all) => {
+                let all: Vec<String> = all.iter().map(ToString::to_string).collect();
+                write!(f, "{}\nhint: '--port' gives it another", all.join("; "))
+            }
             Self::Forbidden(name, step) => write!(f, "model '{name}': {step}"),
             Self::Damaged(path, what) => write!(
                 f,
@@ -271,19 +278,29 @@ impl Registry {
         })
     }
 
-    /// Adds a model.
-    pub fn register(&mut self, name: &ModelName, spec: &Spec) -> Result<()> {
+    /// Adds a model, where no other wants one of its ports. Answers with what else both want: GPUs, which may be shared.
+    pub fn register(&mut self, name: &ModelName, spec: &Spec) -> Result<Vec<Conflict>> {
         let text = serde_json::to_string(spec).unwrap_or_default();
         let summary = format!("{} {} in the registry", spec.backend, spec.model);
         self.change(|transaction, path| {
             if record(transaction, path, name)?.is_some_and(|record| record.spec.is_some()) {
                 return Err(RegistryError::Exists(name.clone()));
             }
+            let all = records(transaction, path)?;
+            let others = all.iter().filter_map(|r| Some((r.name.clone(), r.spec.as_ref()?)));
+            let (refused, shared): (Vec<Conflict>, Vec<Conflict>) =
+                conflicts(&others.collect::<Vec<_>>(), name, spec)
+                    .into_iter()
+                    .partition(Conflict::is_error);
+            if !refused.is_empty() {
+                return Err(RegistryError::Conflicts(refused));
+            }
             let sql = "INSERT INTO models (name, spec, since_ms) VALUES (?1, ?2, ?3)
                        ON CONFLICT (name) DO UPDATE SET spec = excluded.spec";
             let failed = |error| RegistryError::Failed(path.to_owned(), error);
             transaction.execute(sql, params![name.0, text, now_ms()]).map_err(failed)?;
-            tell(transaction, path, name, "registered", &summary)
+            tell(transaction, path, name, "registered", &summary)?;
+            Ok(shared)
         })
     }
 
@@ -333,12 +350,7 @@ impl Registry {
 
     /// Every model, by name.
     pub fn all(&self) -> Result<Vec<Record>> {
-        let question = "SELECT name, spec, state, since_ms, why FROM models ORDER BY name";
-        let rows = self.sql(|connection| {
-            let mut statement = connection.prepare(question)?;
-            statement.query_map([], raw)?.collect::<rusqlite::Result<Vec<Raw>>>()
-        })?;
-        rows.into_iter().map(|row| row.read(&self.path)).collect()
+        records(&self.connection, &self.path)
     }
 
     /// The last events, the newest last; of one model, or of all.
@@ -443,6 +455,16 @@ impl Raw {
             .ok_or_else(|| damaged(format!("model '{name}' is in no known state, '{state}'")))?;
         Ok(Record { name: ModelName(name), spec, state, since_ms, why })
     }
+}
+
+fn records(connection: &Connection, path: &Path) -> Result<Vec<Record>> {
+    let question = "SELECT name, spec, state, since_ms, why FROM models ORDER BY name";
+    let rows = || {
+        let mut statement = connection.prepare(question)?;
+        statement.query_map([], raw)?.collect::<rusqlite::Result<Vec<Raw>>>()
+    };
+    let rows = rows().map_err(|error| RegistryError::Failed(path.to_owned(), error))?;
+    rows.into_iter().map(|row| row.read(path)).collect()
 }
 
 fn record(connection: &Connection, path: &Path, name: &ModelName) -> Result<Option<Record>> {

@@ -83,6 +83,19 @@ fn a_name_is_given_once_and_an_unknown_one_is_answered_with_those_that_are_known
 }
 
 #[test]
+fn a_port_that_another_model_wants_is_refused_and_a_gpu_is_told() {
+    let (_folder, path) = place();
+    let mut registry = Registry::open(&path).unwrap();
+    let on_gpu = Spec { gpus: vec![crate::ident::GpuName::Index(0)], ..llama() };
+    assert_eq!(registry.register(&name("a"), &on_gpu).unwrap(), []);
+    let error = registry.register(&name("b"), &llama()).unwrap_err().to_string();
+    assert!(error.contains("8000") && error.contains("hint: '--port'"), "{error}");
+    assert_eq!(registry.all().unwrap().len(), 1);
+    let elsewhere = Spec { port: crate::ident::Port::new(8001), ..on_gpu };
+    assert_eq!(registry.register(&name("b"), &elsewhere).unwrap().len(), 1);
+}
+
+#[test]
 fn many_who_open_and_write_at_once_lose_nothing() {
     let (_folder, path) = place();
     thread::scope(|scope| {
@@ -91,7 +104,9 @@ fn many_who_open_and_write_at_once_lose_nothing() {
             scope.spawn(move || {
                 let mut registry = Registry::open(path).unwrap();
                 for n in 0..10 {
-                    registry.register(&name(&format!("m-{writer}-{n}")), &llama()).unwrap();
+                    let port = crate::ident::Port::new(10_000 + writer * 10 + n);
+                    let own = Spec { port, ..llama() };
+                    registry.register(&name(&format!("m-{writer}-{n}")), &own).unwrap();
                 }
             });
         }
