@@ -4,7 +4,6 @@
 //! Speaks the journal's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL) itself; docs/dependencies.md says why.
 
 use std::{
-    fs,
     io::{self, Write},
     os::unix::net::UnixDatagram,
     time::Duration,
@@ -81,8 +80,6 @@ enum Priority {
 #[derive(Debug)]
 pub struct Record {
     journal: Option<UnixDatagram>,
-    /// Whose run this is, for `journalctl --unit`: the journal looks it up by our pid, and may come too late for a short run.
-    unit: Option<String>,
     has_lines: bool,
     progress: Progress,
 }
@@ -95,8 +92,7 @@ impl Record {
         // Lines reach it as well, though without their fields.
         let has_lines = is_verbose || (leads_there && journal.is_none());
         let is_terminal = io::IsTerminal::is_terminal(&io::stderr());
-        let unit = journal.as_ref().and_then(|_| own_unit());
-        Self { journal, unit, has_lines, progress: Progress::new(is_terminal) }
+        Self { journal, has_lines, progress: Progress::new(is_terminal) }
     }
 
     /// Puts one event of a reap on record.
@@ -192,11 +188,7 @@ impl Record {
 
     fn put(&mut self, entry: &Entry) {
         if let Some(journal) = &self.journal {
-            let mut datagram = entry.encode();
-            if let Some(unit) = &self.unit {
-                datagram.extend_from_slice(format!("OBJECT_SYSTEMD_UNIT={unit}\n").as_bytes());
-            }
-            if journal.send(&datagram).is_ok() {
+            if journal.send(&entry.encode()).is_ok() {
                 return;
             }
             self.journal = None;
@@ -207,17 +199,6 @@ impl Record {
             let _ = writeln!(io::stderr(), "{}", entry.message);
         }
     }
-}
-
-/// The system's unit that we run in, by our control group. Of a user's unit, its `user@UID.service`: the journal believes such
-/// a word of root only (journalctl(1), `--unit`).
-fn own_unit() -> Option<String> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let of_systemd = |line: &&str| line.starts_with("0::/") || line.contains(":name=systemd:");
-    let path = groups.lines().find(of_systemd)?.splitn(3, ':').nth(2)?;
-    let is_unit = |part: &&str| [".service", ".scope"].iter().any(|end| part.ends_with(end));
-    let unit = path.split('/').find(is_unit);
-    unit.filter(|unit| unit.len() <= 256).map(str::to_owned)
 }
 
 /// Whether a stream leads to the journal: systemd.exec(5), `$JOURNAL_STREAM`. The variable alone says nothing: a child
