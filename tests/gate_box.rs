@@ -84,7 +84,7 @@ fn a_unit_starts_only_behind_an_open_gate_and_the_journal_says_what_blocked_it()
     test_box.sh("systemctl start web");
     let status = "systemctl show --property=ExecMainStatus,ActiveState --value web | paste -sd' '";
     wait_until(DEADLINE, "it has failed", || test_box.sh(status) == "75 failed");
-    let journal = "journalctl --unit web --output json PORTREEVE_EVENT=blocked || true";
+    let journal = "journalctl --output json PORTREEVE_EVENT=blocked PORTREEVE_SERVICE=web || true";
     wait_until(DEADLINE, "it is on record", || !test_box.sh(journal).is_empty());
     let entry: serde_json::Value =
         serde_json::from_str(test_box.sh(journal).lines().next().unwrap()).unwrap();
@@ -117,7 +117,7 @@ fn a_unit_that_took_the_port_between_a_gate_and_its_start_is_on_record_at_the_ne
     let thief = test_box.planted("thief");
     let status = "systemctl show --property=ActiveState --value web";
     wait_until(DEADLINE, "its start has failed", || test_box.sh(status) == "failed");
-    let journal = "journalctl --unit web --output cat PORTREEVE_EVENT=blocked || true";
+    let journal = "journalctl --output cat PORTREEVE_EVENT=blocked PORTREEVE_SERVICE=web || true";
     assert_eq!(test_box.sh(journal), "");
     test_box.sh("systemctl start web || true");
     wait_until(DEADLINE, "it is on record", || !test_box.sh(journal).is_empty());
