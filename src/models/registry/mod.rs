@@ -83,6 +83,8 @@ pub enum RegistryError {
     Exists(ModelName),
     /// Another wants the same port.
     Conflicts(Vec<Conflict>),
+    /// What is wanted of it cannot be written down: a path that is no UTF-8.
+    NoText(ModelName, String),
     /// Its state forbids the step.
     Forbidden(ModelName, Forbidden),
     /// What it holds cannot be read: where, what.
@@ -130,6 +132,10 @@ impl fmt::Display for RegistryError {
                 let all: Vec<String> = all.iter().map(ToString::to_string).collect();
                 write!(f, "{}\nhint: '--port' gives it another", all.join("; "))
             }
+            Self::NoText(name, why) => write!(
+                f,
+                "model '{name}' cannot be written down: {why}\nhint: give its folder a name in UTF-8"
+            ),
             Self::Forbidden(name, step) => write!(f, "model '{name}': {step}"),
             Self::Damaged(path, what) => write!(
                 f,
@@ -280,7 +286,8 @@ impl Registry {
 
     /// Adds a model, where no other wants one of its ports. Answers with what else both want: GPUs, which may be shared.
     pub fn register(&mut self, name: &ModelName, spec: &Spec) -> Result<Vec<Conflict>> {
-        let text = serde_json::to_string(spec).unwrap_or_default();
+        let text = serde_json::to_string(spec)
+            .map_err(|error| RegistryError::NoText(name.clone(), error.to_string()))?;
         let summary = format!("{} {} in the registry", spec.backend, spec.model);
         self.change(|transaction, path| {
             if record(transaction, path, name)?.is_some_and(|record| record.spec.is_some()) {

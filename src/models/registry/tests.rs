@@ -96,6 +96,17 @@ fn a_port_that_another_model_wants_is_refused_and_a_gpu_is_told() {
 }
 
 #[test]
+fn a_folder_whose_name_is_no_text_is_refused_and_nothing_is_written() {
+    use std::os::unix::ffi::OsStringExt;
+    let (_folder, path) = place();
+    let mut registry = Registry::open(&path).unwrap();
+    let models_dir = Some(PathBuf::from(std::ffi::OsString::from_vec(b"/m\xff".to_vec())));
+    let error = registry.register(&name("a"), &Spec { models_dir, ..llama() }).unwrap_err();
+    assert!(error.to_string().contains("hint: give its folder"), "{error}");
+    assert!(registry.all().unwrap().is_empty());
+}
+
+#[test]
 fn many_who_open_and_write_at_once_lose_nothing() {
     let (_folder, path) = place();
     thread::scope(|scope| {
