@@ -15,6 +15,7 @@ pub mod command;
 pub mod snapshot;
 pub mod host;
 pub mod engine;
+pub mod backend;
 pub mod config;
 pub mod observe;
 pub mod judge;

@@ -11,13 +11,10 @@
 mod support;
 
 use portreeve::{
+    backend::{BackendName, Spec},
     engine::Version,
     ident::{EngineKind, ModelName},
-    models::{
-        Spec,
-        backend::BackendName,
-        plan::{Cards, Launch, container},
-    },
+    models::plan::{Cards, Launch, container},
 };
 use serde_json::{Value, json};
 use support::{

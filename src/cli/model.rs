@@ -5,12 +5,12 @@ use std::{io::Write, net::IpAddr, path::PathBuf, time::Duration};
 use clap::{Args, Subcommand};
 
 use crate::{
+    backend::{self, BackendName, Quantization, Spec, spec::Engine},
     host::Host,
     ident::{GpuName, ModelName, Port},
     models::{
-        Registry, Spec, plan,
+        Registry,
         registry::{self, RegistryError},
-        spec::{BackendName, Engine, Quantization},
     },
     report::{Style, exit, models},
 };
@@ -163,7 +163,7 @@ pub(super) fn run(verb: ModelVerb, out: &mut dyn Write) -> Result<u8, Failure> {
     match verb {
         ModelVerb::Register { name, wanted } => {
             let spec = wanted.spec();
-            let refused = plan::check(&name, &spec);
+            let refused = backend::check(&name, &spec);
             if !refused.is_empty() {
                 let all: Vec<String> = refused.iter().map(ToString::to_string).collect();
                 return Err(Failure::Usage(all.join("\n")));

@@ -1,11 +1,8 @@
 //! The stack's models: what is wanted of each, what became of it, and who may have its port and GPUs.
 
-pub mod backend;
 pub mod plan;
 pub mod registry;
-pub mod spec;
 pub mod state;
 
 pub use registry::Registry;
-pub use spec::Spec;
 pub use state::State;

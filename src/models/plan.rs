@@ -2,8 +2,6 @@
 //! that is run. Values only: nothing is looked up, and no file or engine is asked.
 
 mod body;
-mod check;
-mod conflict;
 #[cfg(test)]
 mod tests;
 
@@ -14,21 +12,16 @@ use std::{
 };
 
 pub use body::{Create, DeviceRequest, HostConfig, Mount, PortBinding, RestartPolicy};
-pub use check::{Refusal, check};
-pub use conflict::{Claim, Clash, Conflict, claims, conflicts};
 use serde_json::{Map, Value};
 
-use super::{
-    Spec,
-    backend::{Backend, BackendName, Health, Served, Told},
-};
 use crate::{
+    backend::{
+        self, Backend, BackendName, Health, MODELS, Refusal, Served, Spec, Told, check,
+        spec::Engine,
+    },
     engine::Version,
-    ident::{EngineKind, ModelName, Port},
+    ident::{EngineKind, GpuName, ModelName},
 };
-
-/// Where the folder with the weights stands in a container.
-pub const MODELS: &str = "/models";
 
 /// Which installation a container belongs to: each has its own registry, and touches no other's.
 pub const INSTANCE_LABEL: &str = "io.portreeve.instance";
@@ -39,9 +32,6 @@ pub const BACKEND_LABEL: &str = "io.portreeve.backend";
 
 /// How long a start may load where its spec says nothing: some hundred gigabytes from a slow disk.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(15 * 60);
-
-/// The network that is the host's own, as both engines call it.
-const HOST_NETWORK: &str = "host";
 
 /// The first Podman whose API passes GPUs on; before that a container starts without them and nobody is told (its
 /// pkg/api/handlers/compat/containers_create.go).
@@ -115,11 +105,6 @@ pub fn container_name(name: &ModelName, backend: BackendName) -> String {
     format!("{backend}-model-{name}")
 }
 
-/// The port on the host.
-pub fn port(spec: &Spec) -> Port {
-    spec.port.unwrap_or(spec.backend.backend().port)
-}
-
 /// A container on this engine. Refused where the engine could not do all that is asked: never with less.
 pub fn container(
     name: &ModelName,
@@ -128,8 +113,8 @@ pub fn container(
     cards: &Cards,
     engine: &Version,
 ) -> Result<Launch, Refusal> {
-    check::whole(name, spec, cards)?;
-    check::is_container(spec, engine)?;
+    whole(name, spec, cards)?;
+    is_container(spec, engine)?;
     let backend = spec.backend.backend();
     let told = told_in_container(spec, backend)?;
     let mut command = words(backend.in_image);
@@ -151,10 +136,10 @@ pub fn container(
 
 /// A process of the host.
 pub fn process(name: &ModelName, spec: &Spec, cards: &Cards) -> Result<Process, Refusal> {
-    check::whole(name, spec, cards)?;
+    whole(name, spec, cards)?;
     check::is_process(spec)?;
     let backend = spec.backend.backend();
-    let told = Told { model: spec.model.clone(), address: spec.host, port: port(spec) };
+    let told = Told { model: spec.model.clone(), address: spec.host, port: spec.port() };
     let mut command = words(backend.command);
     command.extend((backend.arguments)(spec, &told));
     command.extend(spec.extra_args.iter().cloned());
@@ -164,6 +149,47 @@ pub fn process(name: &ModelName, spec: &Spec, cards: &Cards) -> Result<Process, 
     Ok(Process { command, environment, limits, told, reach })
 }
 
+/// All of it, the GPUs too.
+fn whole(name: &ModelName, spec: &Spec, cards: &Cards) -> Result<(), Refusal> {
+    backend::check(name, spec).into_iter().next().map_or(Ok(()), Err)?;
+    check_cards(spec, cards)
+}
+
+fn check_cards(spec: &Spec, cards: &Cards) -> Result<(), Refusal> {
+    let given = cards.nvidia.len() + cards.amd.len();
+    if !spec.gpus.is_empty() && given == 0 {
+        let names: Vec<String> = spec.gpus.iter().map(ToString::to_string).collect();
+        return Err(Refusal::NoCards(names.join(", ")));
+    }
+    for uuid in &cards.nvidia {
+        if !matches!(uuid.parse(), Ok(GpuName::Uuid(_))) {
+            return Err(check::text("GPU", uuid, "expected a UUID (GPU-…, MIG-…)"));
+        }
+    }
+    match spec.tensor_parallel {
+        Some(wanted) if given > 0 && wanted as usize > given => {
+            Err(Refusal::TooFewCards { wanted, given })
+        }
+        Some(_) | None if spec.is_container && !cards.amd.is_empty() => {
+            Err(Refusal::AmdInContainer)
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// That it is to be a container, and this engine's.
+fn is_container(spec: &Spec, engine: &Version) -> Result<(), Refusal> {
+    if !spec.is_container {
+        return Err(Refusal::NotAProcess);
+    }
+    match spec.engine.map(Engine::kind) {
+        Some(wanted) if wanted != engine.kind => {
+            Err(Refusal::OtherEngine { wanted, found: engine.kind })
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
 fn words(all: &[&str]) -> Vec<String> {
     all.iter().copied().map(str::to_owned).collect()
 }
@@ -171,15 +197,10 @@ fn words(all: &[&str]) -> Vec<String> {
 /// On the host's network it listens as the spec says, else everywhere in a namespace of its own, at the backend's usual port.
 fn told_in_container(spec: &Spec, backend: &Backend) -> Result<Told, Refusal> {
     let model = check::model_in_container(spec)?;
-    if is_on_hosts_network(spec) {
-        return Ok(Told { model, address: spec.host, port: port(spec) });
+    if spec.is_on_hosts_network() {
+        return Ok(Told { model, address: spec.host, port: spec.port() });
     }
     Ok(Told { model, address: IpAddr::V4(Ipv4Addr::UNSPECIFIED), port: backend.port })
-}
-
-/// Whether its ports are the host's: all that it binds, not only what is published.
-fn is_on_hosts_network(spec: &Spec) -> bool {
-    !spec.is_container || spec.network.as_deref() == Some(HOST_NETWORK)
 }
 
 /// `SPT_NOENV`: a title that it sets leaves its environment readable, which tells whose it is (setproctitle's README).
@@ -214,7 +235,7 @@ fn key(told: &Told) -> String {
 }
 
 fn exposed(spec: &Spec, told: &Told) -> Map<String, Value> {
-    let is_published = !is_on_hosts_network(spec);
+    let is_published = !spec.is_on_hosts_network();
     is_published.then(|| (key(told), Value::Object(Map::new()))).into_iter().collect()
 }
 
@@ -226,8 +247,9 @@ fn host_config(
     engine: &Version,
 ) -> Result<HostConfig, Refusal> {
     let limits = limits(spec)?;
-    let binding = PortBinding { host_ip: spec.host.to_string(), host_port: port(spec).to_string() };
-    let is_published = !is_on_hosts_network(spec);
+    let binding =
+        PortBinding { host_ip: spec.host.to_string(), host_port: spec.port().to_string() };
+    let is_published = !spec.is_on_hosts_network();
     Ok(HostConfig {
         restart_policy: RestartPolicy { name: "no" },
         network_mode: spec.network.clone(),
@@ -302,7 +324,7 @@ fn reach(spec: &Spec, backend: &'static Backend) -> Reach {
         address @ (IpAddr::V4(_) | IpAddr::V6(_)) => address,
     };
     Reach {
-        address: SocketAddr::new(address, port(spec).number()),
+        address: SocketAddr::new(address, spec.port().number()),
         health: (!spec.skips_health).then_some(backend.health),
         served: backend.served,
         grace: backend.grace,

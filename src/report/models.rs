@@ -14,8 +14,9 @@ use super::{
     json,
     table::{DOUBT, GOOD, ORPHAN, PLAIN, Page, SPARED},
 };
+use crate::backend::Spec;
 use crate::models::{
-    Spec, State,
+    State,
     registry::{Event, Record},
 };
 

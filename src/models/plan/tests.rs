@@ -1,8 +1,11 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{super::spec::Engine, *};
-use crate::ident::{Endpoint, GpuName};
+use super::*;
+use crate::{
+    backend::{Conflict, claims, conflicts},
+    ident::{Endpoint, Port},
+};
 
 const GPU: &str = "GPU-2c1e4a5b-0000-1111-2222-0123456789ab";
 const PART: &str = "MIG-2c1e4a5b-0000-1111-2222-0123456789ab";
@@ -347,7 +350,7 @@ fn changes() -> Vec<(&'static str, Change)> {
         ("pids", |s| s.pids = Some(64)),
         ("max_model_len", |s| s.max_model_len = Some(2048)),
         ("tensor_parallel", |s| s.tensor_parallel = Some(2)),
-        ("quantization", |s| s.quantization = Some(crate::models::spec::Quantization::Gptq)),
+        ("quantization", |s| s.quantization = Some(crate::backend::Quantization::Gptq)),
         ("extra_args", |s| s.extra_args = vec!["--seed".to_owned()]),
         ("image", |s| s.image = Some("local/other:1".to_owned())),
         ("models_dir", |s| s.models_dir = Some("/srv/other".into())),

@@ -18,12 +18,12 @@ use rusqlite::{
     params,
 };
 
-use super::{
-    plan::{Conflict, conflicts},
-    spec::Spec,
-    state::{Forbidden, State},
+use super::state::{Forbidden, State};
+use crate::{
+    backend::{Conflict, Spec, conflicts},
+    host::Host,
+    ident::ModelName,
 };
-use crate::{host::Host, ident::ModelName};
 use migrations::{APPLICATION, MIGRATIONS, NEWEST};
 
 /// How long another process may write before we give up: each of its changes takes milliseconds.

@@ -3,7 +3,7 @@
 use std::{os::unix::fs::symlink, thread};
 
 use super::*;
-use crate::models::spec::BackendName;
+use crate::backend::BackendName;
 
 fn place() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();

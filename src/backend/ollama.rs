@@ -7,8 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Backend, Cache, Health, Models, Served, Told, Wish, port, texts};
-use crate::models::Spec;
+use super::{Backend, Cache, Health, Models, Served, Spec, Told, Wish, port, texts};
 
 pub(super) const BACKEND: Backend = Backend {
     image: "ollama/ollama:latest",
@@ -40,7 +39,7 @@ fn environment(spec: &Spec, told: &Told) -> Vec<(&'static str, String)> {
     let mut all = vec![("OLLAMA_HOST", listen(told.address, told.port.number()))];
     all.extend(spec.max_model_len.map(|n| ("OLLAMA_CONTEXT_LENGTH", n.to_string())));
     if spec.models_dir.is_some() {
-        all.push(("OLLAMA_MODELS", crate::models::plan::MODELS.to_owned()));
+        all.push(("OLLAMA_MODELS", super::MODELS.to_owned()));
         all.push(("OLLAMA_NOPRUNE", "1".to_owned()));
     }
     all

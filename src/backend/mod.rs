@@ -1,9 +1,12 @@
 //! The inference servers: image, command, ports and answers of each, as data with a little code. Adding one is a file beside
 //! this one, its `mod`, and its line in the list. Nothing here asks or starts anything.
 
+pub mod check;
+mod conflict;
 mod llamacpp;
 mod ollama;
 mod sglang;
+pub mod spec;
 mod tgi;
 #[cfg(test)]
 mod tests;
@@ -11,10 +14,12 @@ mod vllm;
 
 use std::{fmt, net::IpAddr, num::NonZeroU16, str::FromStr, time::Duration};
 
+pub use check::{Refusal, check};
+pub use conflict::{Claim, Clash, Conflict, claims, conflicts};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+pub use spec::{MODELS, Quantization, Spec};
 
-use super::Spec;
 use crate::ident::Port;
 
 /// The name of each backend, and its file.

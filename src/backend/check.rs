@@ -2,15 +2,8 @@
 
 use std::path::{Component, Path};
 
-use super::{
-    super::backend::{Wish, looks_like_path},
-    Cards, MODELS, Spec,
-};
-use crate::{
-    engine::Version,
-    ident::{EngineKind, GpuName, ModelName},
-    models::backend::Models,
-};
+use super::{MODELS, Models, Spec, Wish, looks_like_path};
+use crate::ident::{EngineKind, ModelName};
 
 /// Why a model cannot be launched as it is wanted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -133,19 +126,13 @@ pub fn check(name: &ModelName, spec: &Spec) -> Vec<Refusal> {
     all
 }
 
-/// All of it, the GPUs too.
-pub(super) fn whole(name: &ModelName, spec: &Spec, cards: &Cards) -> Result<(), Refusal> {
-    check(name, spec).into_iter().next().map_or(Ok(()), Err)?;
-    check_cards(spec, cards)
-}
-
 /// A name that was not read from text could hold anything.
 fn check_name(name: &ModelName) -> Result<(), Refusal> {
     let read = name.0.parse::<ModelName>();
     read.map(drop).map_err(|why| text("model's name", &name.0, why))
 }
 
-fn text(what: &'static str, text: &str, why: &'static str) -> Refusal {
+pub(crate) fn text(what: &'static str, text: &str, why: &'static str) -> Refusal {
     Refusal::Text { what, text: text.to_owned(), why }
 }
 
@@ -215,7 +202,7 @@ fn check_numbers(spec: &Spec) -> impl Iterator<Item = Refusal> {
 }
 
 /// Engines count in signed numbers.
-pub(super) fn memory(bytes: u64) -> Result<i64, Refusal> {
+pub(crate) fn memory(bytes: u64) -> Result<i64, Refusal> {
     let why = "no engine can be told so much";
     i64::try_from(bytes).map_err(|_| Refusal::Number { flag: "--memory", value: bytes, why })
 }
@@ -261,7 +248,7 @@ fn check_models_dir(spec: &Spec) -> Result<(), Refusal> {
 }
 
 /// The model as the server in the container finds it: a file by its place in the folder of models, a name as it is.
-pub(super) fn model_in_container(spec: &Spec) -> Result<String, Refusal> {
+pub(crate) fn model_in_container(spec: &Spec) -> Result<String, Refusal> {
     let model = &spec.model;
     if !spec.backend.backend().models.is_file(model) {
         return Ok(model.clone());
@@ -291,43 +278,8 @@ pub(super) fn model_in_container(spec: &Spec) -> Result<String, Refusal> {
     Ok(target)
 }
 
-fn check_cards(spec: &Spec, cards: &Cards) -> Result<(), Refusal> {
-    let given = cards.nvidia.len() + cards.amd.len();
-    if !spec.gpus.is_empty() && given == 0 {
-        let names: Vec<String> = spec.gpus.iter().map(ToString::to_string).collect();
-        return Err(Refusal::NoCards(names.join(", ")));
-    }
-    for uuid in &cards.nvidia {
-        if !matches!(uuid.parse(), Ok(GpuName::Uuid(_))) {
-            return Err(text("GPU", uuid, "expected a UUID (GPU-…, MIG-…)"));
-        }
-    }
-    match spec.tensor_parallel {
-        Some(wanted) if given > 0 && wanted as usize > given => {
-            Err(Refusal::TooFewCards { wanted, given })
-        }
-        Some(_) | None if spec.is_container && !cards.amd.is_empty() => {
-            Err(Refusal::AmdInContainer)
-        }
-        Some(_) | None => Ok(()),
-    }
-}
-
-/// That it is to be a container, and this engine's.
-pub(super) fn is_container(spec: &Spec, engine: &Version) -> Result<(), Refusal> {
-    if !spec.is_container {
-        return Err(Refusal::NotAProcess);
-    }
-    match spec.engine.map(super::super::spec::Engine::kind) {
-        Some(wanted) if wanted != engine.kind => {
-            Err(Refusal::OtherEngine { wanted, found: engine.kind })
-        }
-        Some(_) | None => Ok(()),
-    }
-}
-
 /// That it is to be a process, and says nothing that only containers have.
-pub(super) fn is_process(spec: &Spec) -> Result<(), Refusal> {
+pub(crate) fn is_process(spec: &Spec) -> Result<(), Refusal> {
     let of_containers = [
         ("--container", spec.is_container),
         ("--image", spec.image.is_some()),

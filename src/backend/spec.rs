@@ -4,8 +4,14 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-pub use super::backend::BackendName;
+use super::BackendName;
 use crate::ident::{EngineKind, GpuName, Port};
+
+/// Where the folder with the weights stands in a container.
+pub const MODELS: &str = "/models";
+
+/// The network that is the host's own, as both engines call it.
+const HOST_NETWORK: &str = "host";
 
 /// How a model's weights are quantised, where its backend is to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +112,18 @@ mod gpus {
     pub(super) fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<Vec<GpuName>, D::Error> {
         let texts = Vec::<String>::deserialize(from)?;
         texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
+    }
+}
+
+impl Spec {
+    /// The port on the host: its own, else its backend's.
+    pub fn port(&self) -> Port {
+        self.port.unwrap_or(self.backend.backend().port)
+    }
+
+    /// Whether its ports are the host's: all that it binds, not only what is published.
+    pub fn is_on_hosts_network(&self) -> bool {
+        !self.is_container || self.network.as_deref() == Some(HOST_NETWORK)
     }
 }
 

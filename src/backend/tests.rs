@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::{ident::GpuName, models::spec::Quantization};
+use crate::ident::GpuName;
 
 fn told(model: &str) -> Told {
     Told { model: model.to_owned(), address: IpAddr::from([0, 0, 0, 0]), port: port(8000) }

@@ -5,13 +5,10 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{
-    Backend, Cache, HUGGINGFACE, Health, Helper, Line, Models, Served, TORCH, Told, extra,
-    extra_port, port,
+    Backend, Cache, HUGGINGFACE, Health, Helper, Line, Models, Quantization, Served, Spec, TORCH,
+    Told, extra, extra_port, port,
 };
-use crate::{
-    ident::GpuName,
-    models::{Spec, spec::Quantization},
-};
+use crate::ident::GpuName;
 
 pub(super) const BACKEND: Backend = Backend {
     image: "ghcr.io/huggingface/text-generation-inference:latest",

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Backend, Cache, Health, Line, Models, Served, Told, Wish, extra, openai_ids, port};
-use crate::models::Spec;
+use super::{
+    Backend, Cache, Health, Line, Models, Served, Spec, Told, Wish, extra, openai_ids, port,
+};
 
 /// More layers than any model has: all of them. `all` is understood by newer servers only.
 const ALL_LAYERS: u16 = 999;

@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use super::{
-    Backend, HF_CACHE, Health, Helper, Line, Models, Served, TORCH, Told, extra, extra_port,
-    openai_ids, port,
+    Backend, HF_CACHE, Health, Helper, Line, Models, Quantization, Served, Spec, TORCH, Told,
+    extra, extra_port, openai_ids, port,
 };
-use crate::models::{Spec, spec::Quantization};
 
 const COMMAND: &[&str] = &["python3", "-m", "sglang.launch_server"];
 

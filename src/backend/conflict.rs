@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Spec, is_on_hosts_network, port};
+use super::{Helper, Spec};
 use crate::ident::{Endpoint, GpuName, ModelName, Proto};
 
 /// A port of the host that a model takes when it runs.
@@ -71,12 +71,11 @@ impl fmt::Display for Conflict {
 /// The ports of the host that it takes. What a container binds beside its own port stays in its own network namespace.
 pub fn claims(spec: &Spec) -> Vec<Claim> {
     let at = |port, address| Endpoint { port, proto: Proto::Tcp, address, is_v6only: false };
-    let own = Claim { endpoint: at(port(spec), Some(spec.host)), what: None };
+    let own = Claim { endpoint: at(spec.port(), Some(spec.host)), what: None };
     let helpers = (spec.backend.backend().helpers)(spec);
-    let helpers = helpers.into_iter().filter(|_| is_on_hosts_network(spec));
+    let helpers = helpers.into_iter().filter(|_| spec.is_on_hosts_network());
     // Servers bind these everywhere: torch's store and Prometheus' exporter take no address from us.
-    let helper =
-        |h: super::super::backend::Helper| Claim { endpoint: at(h.port, None), what: Some(h.what) };
+    let helper = |h: Helper| Claim { endpoint: at(h.port, None), what: Some(h.what) };
     [own].into_iter().chain(helpers.map(helper)).collect()
 }
 
