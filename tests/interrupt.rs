@@ -54,11 +54,12 @@ impl Scene {
         wait_until(DEADLINE, "the orphan has lost its parent", || {
             test_box.stat(orphan).is_some_and(|stat| stat.parent == 1)
         });
+        // What whoever runs the tests ignores (nohup(1)), it would ignore too.
         let reap = test_box
             .command(&["bash", "-c"])
             .arg(format!(
-                "echo $$ >/run/planted/reaper-{name}; exec /build/portreeve reap --grace {grace} \
-                 --config /etc/{name}.yaml --format json"
+                "echo $$ >/run/planted/reaper-{name}; exec env --default-signal=HUP,INT,TERM \
+                 /build/portreeve reap --grace {grace} --config /etc/{name}.yaml --format json"
             ))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
