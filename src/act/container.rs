@@ -18,7 +18,7 @@ use crate::{
     ident::{ContainerId, ProcessKey},
     judge::verdict::{ContainerRef, Finding, Row, Verdict},
     observe::processes,
-    snapshot::{Container, ContainerState, Process, Seen, Snapshot},
+    snapshot::{Container, ContainerState, Seen, Snapshot},
 };
 
 use super::{Outcome, interrupt::Interrupt, signal};
@@ -41,8 +41,8 @@ pub struct Target {
     pub container: ContainerRef,
     /// Who is asked to stop it.
     pub engine: Engine,
-    /// Its main process at the verdict: another run since then was not meant.
-    pub main: Process,
+    /// Its main process at the verdict: another run since then was not meant. None = it does not run.
+    pub main: Option<ProcessKey>,
     /// Between the polite signal and the forced one.
     pub grace: Duration,
     /// Whether it is removed in the end: only what we made.
@@ -100,7 +100,7 @@ impl Target {
         // By its engine too: a user's may claim any id.
         let is_it = |c: &&Container| c.engine == container.engine && c.id == container.id;
         let known = snapshot.containers.known().find(is_it)?;
-        let main = snapshot.processes.get(&known.main_pid?)?.clone();
+        let main = Some(snapshot.processes.get(&known.main_pid?)?.key);
         // At Docker's place may stand a Podman.
         let is_exactly = |engine: &&Engine| engine.name == container.engine;
         let is_its_owners = |engine: &&Engine| engine.name.owner == container.engine.owner;
@@ -250,7 +250,12 @@ fn climb(target: &Target, limits: Ladder, timeout: Duration) -> Stopped {
             stopped.health = container.health;
             main
         }
-        Err(end) => return Stopped { end, took: began.elapsed(), ..stopped },
+        Err(end) => {
+            if target.is_ours && end == End::AlreadyStopped {
+                stopped.rungs.extend(remove(engine, id, limits.remove_timeout));
+            }
+            return Stopped { end, took: began.elapsed(), ..stopped };
+        }
     };
 
     let ordered = Instant::now();
@@ -342,14 +347,14 @@ fn look_again(target: &Target, timeout: Duration) -> Result<(Container, OwnedFd)
     };
     // Whatever its engine calls it: "stopping" may still serve.
     let is_down = matches!(container.state, ContainerState::NotRunning(_));
-    match container.main_pid {
-        None if is_down => return Err(End::AlreadyStopped),
-        Some(pid) if pid == target.main.key.pid => {}
-        Some(_) | None => {
+    let key = match (container.main_pid, target.main) {
+        (None, _) if is_down => return Err(End::AlreadyStopped),
+        (Some(pid), Some(key)) if pid == key.pid => key,
+        (Some(_) | None, _) => {
             return Err(End::LeftAlone(format!("{name} began another run meanwhile")));
         }
-    }
-    match open(target.main.key) {
+    };
+    match open(key) {
         Seen::Known(main) => Ok((container, main)),
         Seen::Gone => Err(End::AlreadyStopped),
         Seen::Denied => Err(End::LeftAlone("its main process: permission denied".to_owned())),

@@ -4,10 +4,10 @@
 pub(super) const APPLICATION: i64 = 0x506f_7274;
 
 /// The version that the last of them leads to.
-pub(super) const NEWEST: i64 = 1;
+pub(super) const NEWEST: i64 = 2;
 
 /// Each brings the tables from its index to the next; `PRAGMA user_version` counts those that are done.
-pub(super) const MIGRATIONS: [&str; 1] = ["
+pub(super) const MIGRATIONS: [&str; 2] = ["
     CREATE TABLE meta (
         key TEXT PRIMARY KEY,
         value TEXT NOT NULL
@@ -50,4 +50,7 @@ pub(super) const MIGRATIONS: [&str; 1] = ["
     CREATE INDEX events_of_model ON events (model, id);
 
     INSERT INTO meta VALUES ('instance_id', lower(hex(randomblob(16))));
+", "
+    -- Who is leading a model from one state to the next: whether they still live tells a start under way from one that died.
+    ALTER TABLE models ADD COLUMN worker TEXT;
 "];

@@ -5,6 +5,7 @@
 //! which tells of it: whoever is killed in between has changed nothing.
 
 mod migrations;
+mod receipts;
 
 use std::{
     fmt, fs,
@@ -18,7 +19,10 @@ use rusqlite::{
     params,
 };
 
-use super::state::{Forbidden, State};
+use super::{
+    receipt::Worker,
+    state::{Forbidden, State},
+};
 use crate::{
     backend::{Conflict, Spec, conflicts},
     host::Host,
@@ -49,6 +53,8 @@ pub struct Record {
     pub since_ms: i64,
     /// Why it is in that state; empty where that goes without saying.
     pub why: String,
+    /// Who is leading it to the next.
+    pub worker: Option<Worker>,
 }
 
 /// Something that happened to a model.
@@ -325,23 +331,44 @@ impl Registry {
         })
     }
 
-    /// Leads a model to the state that follows, if the present one allows it; the event has the same words.
-    pub fn step(
+    /// Begins to lead a model to another state, if the present one allows it: nobody else may meanwhile. One that is only
+    /// declared gets its row now.
+    pub fn begin(
+        &mut self,
+        name: &ModelName,
+        step: impl FnOnce(State) -> std::result::Result<State, Forbidden>,
+        why: &str,
+        worker: &Worker,
+    ) -> Result<State> {
+        self.change(|transaction, path| {
+            let sql = "INSERT INTO models (name, since_ms) VALUES (?1, ?2) ON CONFLICT DO NOTHING";
+            let failed = |error| RegistryError::Failed(path.to_owned(), error);
+            transaction.execute(sql, params![name.0, now_ms()]).map_err(failed)?;
+            lead(transaction, path, name, step, why, Some(worker))
+        })
+    }
+
+    /// Ends what was begun: the state in which it came to rest. Where that is down, its receipt goes with it: its container's
+    /// name and its port are nobody's again.
+    pub fn settle(
         &mut self,
         name: &ModelName,
         step: impl FnOnce(State) -> std::result::Result<State, Forbidden>,
         why: &str,
     ) -> Result<State> {
+        self.change(|transaction, path| rest(transaction, path, name, step, why))
+    }
+
+    /// The same, of a model that was looked at before and is still as it was then; whether it was.
+    pub fn settle_if(&mut self, seen: &Record, to: State, why: &str) -> Result<bool> {
         self.change(|transaction, path| {
-            let state = step(found(transaction, path, name)?.state)
-                .map_err(|forbidden| RegistryError::Forbidden(name.clone(), forbidden))?;
-            let sql = "UPDATE models SET state = ?2, since_ms = ?3, why = ?4 WHERE name = ?1";
-            let failed = |error| RegistryError::Failed(path.to_owned(), error);
-            transaction
-                .execute(sql, params![name.0, state.word(), now_ms(), why])
-                .map_err(failed)?;
-            tell(transaction, path, name, state.word(), why)?;
-            Ok(state)
+            let now = found(transaction, path, &seen.name)?;
+            let is_same =
+                (now.state, now.since_ms, &now.worker) == (seen.state, seen.since_ms, &seen.worker);
+            if is_same {
+                rest(transaction, path, &seen.name, |_| Ok(to), why)?;
+            }
+            Ok(is_same)
         })
     }
 
@@ -421,6 +448,41 @@ fn now_ms() -> i64 {
     i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
 
+fn rest(
+    transaction: &Transaction<'_>,
+    path: &Path,
+    name: &ModelName,
+    step: impl FnOnce(State) -> std::result::Result<State, Forbidden>,
+    why: &str,
+) -> Result<State> {
+    let state = lead(transaction, path, name, step, why, None)?;
+    if !state.is_up() {
+        receipts::drop_of(transaction, path, name)?;
+    }
+    Ok(state)
+}
+
+fn lead(
+    transaction: &Transaction<'_>,
+    path: &Path,
+    name: &ModelName,
+    step: impl FnOnce(State) -> std::result::Result<State, Forbidden>,
+    why: &str,
+    worker: Option<&Worker>,
+) -> Result<State> {
+    let state = step(found(transaction, path, name)?.state)
+        .map_err(|forbidden| RegistryError::Forbidden(name.clone(), forbidden))?;
+    let worker = worker.map(serde_json::to_string).transpose();
+    let worker = worker.map_err(|error| RegistryError::NoText(name.clone(), error.to_string()))?;
+    let sql = "UPDATE models SET state = ?2, since_ms = ?3, why = ?4, worker = ?5 WHERE name = ?1";
+    let failed = |error| RegistryError::Failed(path.to_owned(), error);
+    transaction
+        .execute(sql, params![name.0, state.word(), now_ms(), why, worker])
+        .map_err(failed)?;
+    tell(transaction, path, name, state.word(), why)?;
+    Ok(state)
+}
+
 fn tell(
     transaction: &Transaction<'_>,
     path: &Path,
@@ -440,6 +502,7 @@ struct Raw {
     state: String,
     since_ms: i64,
     why: String,
+    worker: Option<String>,
 }
 
 fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
@@ -449,23 +512,26 @@ fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
         state: row.get(2)?,
         since_ms: row.get(3)?,
         why: row.get(4)?,
+        worker: row.get(5)?,
     })
 }
 
 impl Raw {
     fn read(self, path: &Path) -> Result<Record> {
         let damaged = |what: String| RegistryError::Damaged(path.to_owned(), what);
-        let Self { name, spec, state, since_ms, why } = self;
+        let Self { name, spec, state, since_ms, why, worker } = self;
         let spec = spec.map(|text| serde_json::from_str(&text)).transpose();
         let spec = spec.map_err(|error| damaged(format!("model '{name}': {error}")))?;
         let state = State::of_word(&state)
             .ok_or_else(|| damaged(format!("model '{name}' is in no known state, '{state}'")))?;
-        Ok(Record { name: ModelName(name), spec, state, since_ms, why })
+        let worker = worker.map(|text| serde_json::from_str(&text)).transpose();
+        let worker = worker.map_err(|error| damaged(format!("model '{name}': {error}")))?;
+        Ok(Record { name: ModelName(name), spec, state, since_ms, why, worker })
     }
 }
 
 fn records(connection: &Connection, path: &Path) -> Result<Vec<Record>> {
-    let question = "SELECT name, spec, state, since_ms, why FROM models ORDER BY name";
+    let question = "SELECT name, spec, state, since_ms, why, worker FROM models ORDER BY name";
     let rows = || {
         let mut statement = connection.prepare(question)?;
         statement.query_map([], raw)?.collect::<rusqlite::Result<Vec<Raw>>>()
@@ -475,7 +541,7 @@ fn records(connection: &Connection, path: &Path) -> Result<Vec<Record>> {
 }
 
 fn record(connection: &Connection, path: &Path, name: &ModelName) -> Result<Option<Record>> {
-    let question = "SELECT name, spec, state, since_ms, why FROM models WHERE name = ?1";
+    let question = "SELECT name, spec, state, since_ms, why, worker FROM models WHERE name = ?1";
     let row = connection.query_row(question, [&name.0], raw).optional();
     let row = row.map_err(|error| RegistryError::Failed(path.to_owned(), error))?;
     row.map(|row| row.read(path)).transpose()

@@ -3,7 +3,7 @@
 use std::{os::unix::fs::symlink, thread};
 
 use super::*;
-use crate::backend::BackendName;
+use crate::{backend::BackendName, ident::Pid};
 
 fn place() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
@@ -13,6 +13,10 @@ fn place() -> (tempfile::TempDir, PathBuf) {
 
 fn name(text: &str) -> ModelName {
     ModelName(text.to_owned())
+}
+
+fn us() -> Worker {
+    Worker::ourselves(&Host::live()).unwrap()
 }
 
 fn llama() -> Spec {
@@ -34,8 +38,8 @@ fn a_model_is_read_back_by_another_process_with_what_happened_to_it() {
     let llama_name = name("llama");
     let mut registry = Registry::open(&path).unwrap();
     registry.register(&llama_name, &llama()).unwrap();
-    registry.step(&llama_name, State::begin_start, "asked for").unwrap();
-    registry.step(&llama_name, |state| Ok(state.fail()), "it ran out of memory").unwrap();
+    registry.begin(&llama_name, State::begin_start, "asked for", &us()).unwrap();
+    registry.settle(&llama_name, |state| Ok(state.fail()), "it ran out of memory").unwrap();
     let again = Registry::open(&path).unwrap();
     let record = again.get(&llama_name).unwrap();
     assert_eq!(record.spec, Some(llama()));
@@ -52,15 +56,98 @@ fn a_step_that_the_state_forbids_changes_nothing_and_tells_nothing() {
     let (_folder, path) = place();
     let mut registry = Registry::open(&path).unwrap();
     registry.register(&name("a"), &llama()).unwrap();
-    let error = registry.step(&name("a"), State::come_up, "out of nothing").unwrap_err();
+    let error = registry.settle(&name("a"), State::come_up, "out of nothing").unwrap_err();
     assert_eq!(
         error.to_string(),
         "model 'a': it is stopped, and from there it cannot become running"
     );
     assert_eq!(kinds(&registry, &name("a")), ["registered"]);
-    registry.step(&name("a"), State::begin_start, "").unwrap();
+    registry.begin(&name("a"), State::begin_start, "", &us()).unwrap();
     let error = registry.unregister(&name("a")).unwrap_err().to_string();
     assert_eq!(error, "model 'a': it is starting, and from there it cannot become stopped");
+}
+
+#[test]
+fn a_receipt_is_read_back_and_goes_with_what_it_was_for() {
+    use crate::{
+        backend::spec::Engine,
+        ident::{ContainerId, ProcessKey},
+        models::receipt::{Contained, Main, Receipt},
+    };
+    let (_folder, path) = place();
+    let mut registry = Registry::open(&path).unwrap();
+    registry.register(&name("a"), &llama()).unwrap();
+    registry.begin(&name("a"), State::begin_start, "", &us()).unwrap();
+    assert_eq!(registry.get(&name("a")).unwrap().worker, Some(us()));
+    let key = ProcessKey { pid: Pid(7), start_ticks: u64::MAX, pidfd_inode: Some(u64::MAX - 1) };
+    let container = Contained {
+        engine: Engine::Podman,
+        id: ContainerId("ab".repeat(32)),
+        name: "llamacpp-model-a".to_owned(),
+    };
+    let receipt = Receipt {
+        boot_id: "a boot".to_owned(),
+        container: Some(container),
+        process: Some(Main { key, exe: Some("/bin/server".into()), uid: Some(0) }),
+        unit: Some("a.service".to_owned()),
+        instance_id: registry.instance_id().unwrap(),
+    };
+    registry.put_receipt(&name("a"), &receipt).unwrap();
+    registry.settle(&name("a"), State::come_up, "").unwrap();
+    assert_eq!(registry.get(&name("a")).unwrap().worker, None);
+    assert_eq!(registry.receipts().unwrap(), [(name("a"), receipt)]);
+    registry.settle(&name("a"), |state| Ok(state.come_down()), "").unwrap();
+    assert_eq!(registry.receipt(&name("a")).unwrap(), None);
+}
+
+#[test]
+fn what_has_changed_since_it_was_looked_at_is_left_as_it_is() {
+    let (_folder, path) = place();
+    let mut registry = Registry::open(&path).unwrap();
+    registry.register(&name("a"), &llama()).unwrap();
+    registry.begin(&name("a"), State::begin_start, "", &us()).unwrap();
+    let seen = registry.get(&name("a")).unwrap();
+    Registry::open(&path).unwrap().settle(&name("a"), State::come_up, "").unwrap();
+    assert!(!registry.settle_if(&seen, State::Failed, "its start was cut off").unwrap());
+    assert_eq!(registry.get(&name("a")).unwrap().state, State::Running);
+    let seen = registry.get(&name("a")).unwrap();
+    assert!(registry.settle_if(&seen, State::Failed, "it is gone").unwrap());
+    assert_eq!(registry.get(&name("a")).unwrap().why, "it is gone");
+}
+
+#[test]
+fn a_database_of_the_first_version_is_brought_up_to_date() {
+    let (_folder, path) = place();
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let old = Connection::open(&path).unwrap();
+    old.execute_batch(MIGRATIONS[0]).unwrap();
+    old.execute_batch("INSERT INTO models (name, since_ms) VALUES ('a', 1)").unwrap();
+    old.pragma_update(None, "application_id", APPLICATION).unwrap();
+    old.pragma_update(None, "user_version", 1).unwrap();
+    drop(old);
+    let registry = Registry::open(&path).unwrap();
+    assert_eq!(registry.get(&name("a")).unwrap().worker, None);
+    assert_eq!(registry.version().unwrap(), (APPLICATION, NEWEST));
+}
+
+#[test]
+fn who_leads_a_model_is_known_to_live_and_to_be_gone() {
+    let host = Host::live();
+    assert!(us().is_alive(&host));
+    let another = Worker { boot_id: "another".to_owned(), ..us() };
+    assert!(!another.is_alive(&host));
+    let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+    let key = crate::models::receipt::key_of(Pid(child.id())).unwrap();
+    let worker = Worker {
+        pid: key.pid.0,
+        start_ticks: key.start_ticks,
+        pidfd_inode: key.pidfd_inode,
+        ..us()
+    };
+    assert!(worker.is_alive(&host));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!worker.is_alive(&host));
 }
 
 #[test]
@@ -135,7 +222,7 @@ fn a_registry_of_a_newer_portreeve_and_somebody_elses_database_are_refused_and_l
     connection.pragma_update(None, "user_version", 99).unwrap();
     drop(connection);
     let error = Registry::open(&path).unwrap_err().to_string();
-    assert!(error.contains("is of version 99, and this portreeve knows up to 1"), "{error}");
+    assert!(error.contains("is of version 99, and this portreeve knows up to 2"), "{error}");
     let (_folder, other) = place();
     fs::create_dir_all(other.parent().unwrap()).unwrap();
     let connection = Connection::open(&other).unwrap();
