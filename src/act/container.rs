@@ -263,7 +263,7 @@ fn climb(target: &Target, limits: Ladder, timeout: Duration) -> Stopped {
     stopped.rungs.push(words("stop", &deed, ordered.elapsed()));
     // The engine kills after the grace period by itself and calls that done, too.
     let is_in_time = ordered.elapsed() < *grace || grace.is_zero();
-    let is_done = matches!(deed, Deed::Done | Deed::AlreadyStopped | Deed::Gone);
+    let is_done = matches!(deed, Deed::Done | Deed::AlreadySo | Deed::Gone);
     if processes::ends_within(&main, EXIT_TIME) {
         let is_graceful = is_done && is_in_time;
         stopped.end = if is_graceful { End::Graceful } else { End::Forced };
@@ -323,7 +323,7 @@ fn remove(engine: &Engine, id: &ContainerId, timeout: Duration) -> Vec<String> {
                     break;
                 }
             }
-            Deed::AlreadyStopped | Deed::Failed(..) | Deed::NoAnswer(_) => {}
+            Deed::AlreadySo | Deed::Failed(..) | Deed::NoAnswer(_) => {}
         }
     }
     rungs
@@ -379,7 +379,7 @@ fn open(key: ProcessKey) -> Seen<OwnedFd> {
 fn words(rung: &str, deed: &Deed, took: Duration) -> String {
     let what = match deed {
         Deed::Done => "done".to_owned(),
-        Deed::AlreadyStopped => "it did not run".to_owned(),
+        Deed::AlreadySo => "it did not run".to_owned(),
         Deed::Gone => "it was gone".to_owned(),
         Deed::Conflict(what) => format!("refused for now: {what}"),
         Deed::Failed(status, what) => format!("failed ({status}): {what}"),

@@ -186,7 +186,7 @@ pub(super) fn read_listed(json: &[u8], engine: EngineRef, id: &ContainerId) -> S
 }
 
 /// A container's name, without Docker's slash; none where no engine would give it: it stands in commands that we advise.
-fn name(text: &str) -> Option<&str> {
+pub(super) fn name(text: &str) -> Option<&str> {
     let name = text.strip_prefix('/').unwrap_or(text);
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
     let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
@@ -455,10 +455,44 @@ struct Refusal {
 /// Whether an engine says that it knows no such container. Not every 404 says so: of a path that it does not know Docker
 /// says "page not found", and a server that is no engine says what it likes.
 pub(super) fn is_unknown(reply: &Reply) -> bool {
+    says(reply, |text| text.contains("no such container"))
+}
+
+/// The same of a network: Docker's `network NAME not found`, Podman's `network not found` behind its own words.
+pub(super) fn is_unknown_network(reply: &Reply) -> bool {
+    let is_unknown = |text: &str| {
+        let begins = text.starts_with("network ") || text.contains("no such network");
+        begins && (text.ends_with(" not found") || text.contains("no such network"))
+    };
+    says(reply, |text| is_unknown(text) || text.ends_with(": network not found"))
+}
+
+/// The same of an image: Docker's and Podman's `No such image`.
+pub(super) fn is_no_image(reply: &Reply) -> bool {
+    says(reply, |text| text.contains("no such image") || text.contains("image not known"))
+}
+
+/// Whether it says that another has the name.
+pub(super) fn is_about_a_name(reply: &Reply) -> bool {
+    says(reply, |text| text.contains("name") && text.contains("already in use"))
+}
+
+/// Whether an engine's own words, in lower case, say so.
+fn says(reply: &Reply, is_so: impl Fn(&str) -> bool) -> bool {
     serde_json::from_slice::<Refusal>(&reply.body).is_ok_and(|refusal| {
-        let says = |text: &str| text.to_lowercase().contains("no such container");
-        says(&refusal.message) || refusal.cause.as_deref().is_some_and(says)
+        let is_so = |text: &str| is_so(&text.to_lowercase());
+        is_so(&refusal.message) || refusal.cause.as_deref().is_some_and(is_so)
     })
+}
+
+/// Docker's and Podman's words for a network to which something is attached.
+pub(super) fn is_in_use(text: &str) -> bool {
+    text.contains("has active endpoints") || text.contains("network is being used")
+}
+
+/// Their words for a container that is not attached to it.
+pub(super) fn is_not_attached(text: &str) -> bool {
+    text.contains("is not connected to")
 }
 
 /// Podman's words for what an order cannot be given now (libpod/define/errors.go, ErrCtrStateInvalid).
@@ -474,11 +508,11 @@ pub(super) fn message(reply: &Reply) -> String {
     }
 }
 
-fn refusal(reply: &Reply) -> NoAnswer {
+pub(super) fn refusal(reply: &Reply) -> NoAnswer {
     NoAnswer::Strange(format!("it answered {}: {}", reply.status, message(reply)))
 }
 
-fn body<T: DeserializeOwned>(reply: &Reply) -> Result<T, NoAnswer> {
+pub(super) fn body<T: DeserializeOwned>(reply: &Reply) -> Result<T, NoAnswer> {
     match reply.status {
         200 => serde_json::from_slice(&reply.body).map_err(|error| no_form(&error)),
         401 | 403 => Err(NoAnswer::Denied),
@@ -486,7 +520,7 @@ fn body<T: DeserializeOwned>(reply: &Reply) -> Result<T, NoAnswer> {
     }
 }
 
-fn no_form(error: &serde_json::Error) -> NoAnswer {
+pub(super) fn no_form(error: &serde_json::Error) -> NoAnswer {
     NoAnswer::Strange(format!("not an engine's answer: {}", shown(&error.to_string())))
 }
 

@@ -1,8 +1,8 @@
-//! Orders to an engine: stop, kill, remove, wait. Each tells what came of it; whom to order what is not decided here.
+//! Orders to an engine about what runs: stop, kill, remove, wait. Each tells what came of it; whom to order what is not decided here.
 
 use std::time::{Duration, Instant};
 
-use hyper::Method;
+use hyper::{Method, body::Bytes};
 use tokio::task::spawn_blocking;
 
 use super::{
@@ -11,7 +11,7 @@ use super::{
 use crate::ident::{ContainerId, EngineKind};
 
 /// The answer to an order is empty, or a list of warnings.
-const ANSWER_BYTES: usize = 64 << 10;
+pub(super) const ANSWER_BYTES: usize = 64 << 10;
 
 /// What came of an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,9 +19,9 @@ const ANSWER_BYTES: usize = 64 << 10;
 pub enum Deed {
     /// The engine did it.
     Done,
-    /// There was nothing to stop (304).
-    AlreadyStopped,
-    /// The engine does not know the container (404).
+    /// There was nothing to do (304): what is to be stopped did not run, what is to be started did.
+    AlreadySo,
+    /// The engine does not know the container, or the network (404).
     Gone,
     /// Not now: a removal is under way, it does not run, … (409), in the engine's words.
     Conflict(String),
@@ -113,7 +113,8 @@ async fn carry_out(engine: &Engine, id: &ContainerId, order: Order, deadline: In
         Ok(socket) => {
             let slash = if order.path.starts_with('?') { "" } else { "/" };
             let path = format!("{}/containers/{id}{slash}{}", socket.dialect.docker, order.path);
-            let reply = socket.into_line().call(order.method, &path, ANSWER_BYTES).await;
+            let reply =
+                socket.into_line().call(order.method, &path, Bytes::new(), ANSWER_BYTES).await;
             return reply.map_or_else(Into::into, |reply| read(&reply));
         }
         Err(why) => why,
@@ -136,10 +137,10 @@ async fn carry_out(engine: &Engine, id: &ContainerId, order: Order, deadline: In
     }
 }
 
-fn read(reply: &Reply) -> Deed {
+pub(super) fn read(reply: &Reply) -> Deed {
     match reply.status {
         200 | 204 => Deed::Done,
-        304 => Deed::AlreadyStopped,
+        304 => Deed::AlreadySo,
         404 if answer::is_unknown(reply) => Deed::Gone,
         409 => Deed::Conflict(answer::message(reply)),
         // Podman 4.3 has no 409 for it.
@@ -152,12 +153,6 @@ fn read(reply: &Reply) -> Deed {
 
 impl From<NoAnswer> for Deed {
     fn from(why: NoAnswer) -> Self {
-        Self::NoAnswer(match why {
-            NoAnswer::Absent => "there is no such engine here".to_owned(),
-            NoAnswer::Denied => "permission denied".to_owned(),
-            NoAnswer::Refused => "nobody listens at its socket".to_owned(),
-            NoAnswer::Late => "no answer in time".to_owned(),
-            NoAnswer::NoWay(what) | NoAnswer::Strange(what) => what,
-        })
+        Self::NoAnswer(why.to_string())
     }
 }

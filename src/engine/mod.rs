@@ -3,11 +3,15 @@
 //! before a question is asked. What an answer means is the judge's; a user's engine speaks for that user's containers only.
 
 mod answer;
+mod choice;
 mod command;
 mod deed;
 #[cfg(test)]
 pub(crate) mod fake;
 mod http;
+mod logs;
+mod made;
+mod make;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -26,7 +30,11 @@ use rustix::{
     io::Errno,
 };
 
+pub use choice::default_for;
 pub use deed::{Deed, Until, kill, remove, stop, wait};
+pub use logs::{follow_logs, logs};
+pub use made::{Listed, Made, Network, Phase, find, list, network};
+pub use make::{Created, Refused, create, disconnect, forbid_restarts, remove_network, start};
 use tokio::{
     runtime::{Builder, Runtime},
     task::JoinSet,

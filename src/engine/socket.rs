@@ -4,9 +4,10 @@ use std::{
     collections::VecDeque,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+use hyper::Method;
 use tokio::{
     task::{JoinSet, spawn_blocking},
     time::timeout_at,
@@ -15,19 +16,60 @@ use tokio::{
 use super::{
     Answer, Engine, Part, PartAnswer, Question,
     answer::{self, Dialect},
-    http::Line,
+    command,
+    deed::ANSWER_BYTES,
+    http::{Flow, Line, Reply},
     way::{self, NoAnswer},
 };
-use crate::{ident::EngineRef, snapshot::Seen};
+use crate::{
+    ident::{EngineKind, EngineRef},
+    snapshot::Seen,
+};
 
 /// Connections to one engine: one container over which it hangs does not keep us from the others.
 const MOST_LINES: usize = 4;
 /// One container, with its labels, mounts and environment: some 10 kB.
-const CONTAINER_BYTES: usize = 1 << 20;
+pub(super) const CONTAINER_BYTES: usize = 1 << 20;
 /// All containers: some 2 kB each.
-const LIST_BYTES: usize = 16 << 20;
+pub(super) const LIST_BYTES: usize = 16 << 20;
 /// What it says of itself: some 4 kB.
 const INFO_BYTES: usize = 1 << 20;
+
+/// Talks with an engine over its socket, all of it within `timeout`. Podman's command is no way here: what it leaves out would
+/// be missing in what its caller makes of it.
+pub(super) fn talk<T>(
+    engine: &Engine,
+    timeout: Duration,
+    talk: impl AsyncFnOnce(Socket) -> Result<T, NoAnswer>,
+) -> Result<T, NoAnswer> {
+    let runtime = super::runtime().map_err(|error| NoAnswer::NoWay(error.to_string()))?;
+    let deadline = Instant::now() + timeout;
+    let said = runtime.block_on(async { talk(open(engine, deadline).await?).await });
+    runtime.shutdown_background();
+    said
+}
+
+/// The same as [`Socket::open`]; where a Podman is installed that listens nowhere, the error says how to change that.
+pub(super) async fn open(engine: &Engine, deadline: Instant) -> Result<Socket, NoAnswer> {
+    Socket::open(engine, deadline).await.map_err(|why| match why {
+        NoAnswer::Absent | NoAnswer::Refused => how_to_listen(engine).unwrap_or(why),
+        NoAnswer::Denied | NoAnswer::Late | NoAnswer::NoWay(_) | NoAnswer::Strange(_) => why,
+    })
+}
+
+/// Only for a Podman that is installed.
+fn how_to_listen(engine: &Engine) -> Option<NoAnswer> {
+    let EngineRef { kind, owner } = engine.name;
+    let is_podman = kind == EngineKind::Podman && command::program(&engine.host).is_some();
+    let order = match owner {
+        0 => "systemctl enable --now podman.socket",
+        _ => "systemctl --user enable --now podman.socket",
+    };
+    let (name, path) = (engine.name, engine.path().display());
+    is_podman.then(|| {
+        NoAnswer::NoWay(format!("{name} does not listen at '/{path}'\nhint: open it with: {order}"))
+    })
+}
 
 /// An engine that said who it is.
 pub(super) struct Socket {
@@ -57,6 +99,37 @@ impl Socket {
     /// The connection on which it said who it is.
     pub(super) fn into_line(self) -> Line {
         self.line
+    }
+
+    /// A question in Docker's API, which both speak.
+    pub(super) async fn get(&mut self, path: &str, most_bytes: usize) -> Result<Reply, NoAnswer> {
+        self.line.get(&format!("{}{path}", self.dialect.docker), most_bytes).await
+    }
+
+    /// An order in Docker's API, never given twice.
+    pub(super) async fn order(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: String,
+    ) -> Result<Reply, NoAnswer> {
+        let path = format!("{}{path}", self.dialect.docker);
+        self.line.call(method, &path, body.into(), ANSWER_BYTES).await
+    }
+
+    /// A question whose answer is read piece by piece.
+    pub(super) async fn follow(self, path: &str) -> Result<Flow, NoAnswer> {
+        self.line.follow(&format!("{}{path}", self.dialect.docker)).await
+    }
+
+    /// Until when it is to have answered.
+    pub(super) fn deadline(&self) -> tokio::time::Instant {
+        self.line.deadline
+    }
+
+    /// Whether a pid in its answers means the same process to us.
+    pub(super) fn counts_as_we_do(&self) -> bool {
+        self.line.counts_as_we_do
     }
 
     pub(super) async fn answer(self, question: &Question) -> Answer {

@@ -714,7 +714,7 @@ fn what_came_of_an_order_is_told_by_the_engines_answer() {
     };
     let said = |text: &str| json!({ "message": text });
     assert_eq!(deed(204, Value::Null), Deed::Done);
-    assert_eq!(deed(304, Value::Null), Deed::AlreadyStopped);
+    assert_eq!(deed(304, Value::Null), Deed::AlreadySo);
     assert_eq!(deed(404, said("No such container: x")), Deed::Gone);
     assert_eq!(deed(404, said("page not found")), Deed::Failed(404, "page not found".to_owned()));
     assert_eq!(deed(409, said("in progress")), Deed::Conflict("in progress".to_owned()));

@@ -2,7 +2,7 @@
 //! connected through that descriptor; then who listens there is asked of the kernel (SO_PEERCRED of unix(7)).
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::net::UnixStream,
@@ -38,6 +38,18 @@ pub enum NoAnswer {
     NoWay(String),
     /// What came is no answer of an engine; the text says why.
     Strange(String),
+}
+
+impl fmt::Display for NoAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Absent => "there is no such engine here",
+            Self::Denied => "permission denied",
+            Self::Refused => "nobody listens at its socket",
+            Self::Late => "no answer in time",
+            Self::NoWay(what) | Self::Strange(what) => what,
+        })
+    }
 }
 
 impl NoAnswer {
