@@ -396,7 +396,7 @@ fn settle(
 }
 
 /// Which engines the settings let us ask.
-fn engines(settings: &Settings) -> Engines {
+pub(crate) fn engines(settings: &Settings) -> Engines {
     let engines = &settings.engines;
     let which = Which {
         docker: engines.docker != EngineUse::Off,

@@ -58,6 +58,8 @@ pub struct Stopped {
     pub health: Option<String>,
     /// What each rung came to, in words.
     pub rungs: Vec<String>,
+    /// Its engine has removed it, as only what is ours is.
+    pub is_removed: bool,
     /// From the first order to the end.
     pub took: Duration,
 }
@@ -219,8 +221,13 @@ pub fn stop(
         }
     }
     drop(send);
-    let unseen =
-        || Stopped { end: End::Interrupted, health: None, rungs: Vec::new(), took: Duration::ZERO };
+    let unseen = || Stopped {
+        end: End::Interrupted,
+        health: None,
+        rungs: Vec::new(),
+        is_removed: false,
+        took: Duration::ZERO,
+    };
     let mut all: Vec<Stopped> = targets.iter().map(|_| unseen()).collect();
     let mut left = targets.len();
     while left > 0 && interrupt.count() < 2 {
@@ -243,8 +250,13 @@ pub fn stop(
 fn climb(target: &Target, limits: Ladder, timeout: Duration) -> Stopped {
     let began = Instant::now();
     let Target { engine, container: ContainerRef { id, .. }, grace, .. } = target;
-    let mut stopped =
-        Stopped { end: End::StillRuns, health: None, rungs: Vec::new(), took: Duration::ZERO };
+    let mut stopped = Stopped {
+        end: End::StillRuns,
+        health: None,
+        rungs: Vec::new(),
+        is_removed: false,
+        took: Duration::ZERO,
+    };
     let main = match look_again(target, timeout) {
         Ok((container, main)) => {
             stopped.health = container.health;
@@ -252,7 +264,7 @@ fn climb(target: &Target, limits: Ladder, timeout: Duration) -> Stopped {
         }
         Err(end) => {
             if target.is_ours && end == End::AlreadyStopped {
-                stopped.rungs.extend(remove(engine, id, limits.remove_timeout));
+                stopped.is_removed = remove(engine, id, limits.remove_timeout, &mut stopped.rungs);
             }
             return Stopped { end, took: began.elapsed(), ..stopped };
         }
@@ -278,7 +290,7 @@ fn climb(target: &Target, limits: Ladder, timeout: Duration) -> Stopped {
         }
     }
     if target.is_ours {
-        stopped.rungs.extend(remove(engine, id, limits.remove_timeout));
+        stopped.is_removed = remove(engine, id, limits.remove_timeout, &mut stopped.rungs);
         if stopped.end == End::StillRuns && processes::ends_within(&main, EXIT_TIME) {
             stopped.end = End::Forced;
         }
@@ -307,26 +319,25 @@ const EXIT_TIME: Duration = Duration::from_secs(1);
 /// A removal that is under way, or that failed, is tried once more.
 const REMOVALS: usize = 2;
 
-/// By force. That it is gone is success; a removal under way is waited for.
-fn remove(engine: &Engine, id: &ContainerId, timeout: Duration) -> Vec<String> {
-    let mut rungs = Vec::new();
+/// By force; whether it is removed. That it is gone is success; a removal under way is waited for.
+fn remove(engine: &Engine, id: &ContainerId, timeout: Duration, rungs: &mut Vec<String>) -> bool {
     for _ in 0..REMOVALS {
         let ordered = Instant::now();
         let deed = engine::remove(engine, id, true, timeout);
         rungs.push(words("remove", &deed, ordered.elapsed()));
         match deed {
-            Deed::Done | Deed::Gone => break,
+            Deed::Done | Deed::Gone => return true,
             Deed::Conflict(_) => {
                 let deed = engine::wait(engine, id, Until::Removed, timeout);
                 rungs.push(words("wait for the removal", &deed, ordered.elapsed()));
                 if matches!(deed, Deed::Done | Deed::Gone) {
-                    break;
+                    return true;
                 }
             }
             Deed::AlreadySo | Deed::Failed(..) | Deed::NoAnswer(_) => {}
         }
     }
-    rungs
+    false
 }
 
 /// Right before the first order: the engine says that the run which was judged still runs, and the kernel that its main

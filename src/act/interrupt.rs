@@ -63,6 +63,11 @@ impl Interrupt {
 
     /// Waits this long, or until the next signal; returns whether one came.
     pub fn wait(&mut self, time: Duration) -> bool {
+        self.wait_beside(None, time)
+    }
+
+    /// The same, or until this descriptor can be read: a pidfd's process has ended then.
+    pub fn wait_beside(&mut self, other: Option<BorrowedFd<'_>>, time: Duration) -> bool {
         let before = self.count();
         let deadline = Instant::now() + time;
         loop {
@@ -70,10 +75,15 @@ impl Interrupt {
             if left.is_zero() {
                 return false;
             }
-            let mut fds = [PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN)];
+            let mut fds = vec![PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN)];
+            fds.extend(other.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             let _ = poll(&mut fds, Some(&timespec(left)));
+            let is_other = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
             if self.count() > before {
                 return true;
+            }
+            if is_other {
+                return false;
             }
         }
     }

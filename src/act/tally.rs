@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     fn stopped(end: End) -> Stopped {
-        Stopped { end, health: None, rungs: Vec::new(), took: Duration::ZERO }
+        Stopped { end, health: None, rungs: Vec::new(), is_removed: false, took: Duration::ZERO }
     }
 
     #[test]

@@ -275,7 +275,8 @@ fn a_process_whose_end_cannot_be_watched_is_not_called_ended() {
     let snapshot = look(main.pid());
     let process = snapshot.processes[&Pid(main.pid())].clone();
     let verdict = Verdict::sample(process, Finding::Unsupervised(reference()));
-    let stopped = Stopped { end: End::Graceful, health: None, rungs: vec![], took: GRACE };
+    let stopped =
+        Stopped { end: End::Graceful, health: None, rungs: vec![], is_removed: false, took: GRACE };
     let members = vec![(verdict, Seen::Unreadable("too many open files".to_owned()))];
     let mut interrupt = Interrupt::install().unwrap();
     let deeds = outcomes(&Host::live(), &snapshot, &stopped, members, &mut interrupt, &mut |_| {});

@@ -49,9 +49,8 @@ impl Registry {
     /// What was started for a model.
     pub fn receipt(&self, name: &ModelName) -> Result<Option<Receipt>> {
         let sql = format!("SELECT {COLUMNS} FROM receipts WHERE model = ?1");
-        let read = |connection: &Connection| {
-            connection.query_row(&sql, [&name.0], receipt).optional()
-        };
+        let read =
+            |connection: &Connection| connection.query_row(&sql, [&name.0], receipt).optional();
         Ok(self.sql(read)?.map(|(_, receipt)| receipt))
     }
 

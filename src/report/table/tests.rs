@@ -232,6 +232,7 @@ proptest! {
                     end: End::Forced,
                     health: None,
                     rungs: vec![text.clone()],
+                    is_removed: false,
                     took: std::time::Duration::ZERO,
                 }),
                 Outcome::HandedOver(_) | Outcome::Vanished | Outcome::Interrupted => {

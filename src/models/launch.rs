@@ -1,0 +1,526 @@
+//! A model's container, from the plan to the moment when it serves: create, start, its devices, its health, its identity. Knows
+//! nothing of the registry: whoever launches writes down what was made between one step and the next.
+
+use std::{
+    fs,
+    os::fd::{AsFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use super::{
+    cards,
+    health::{self, Health, Served},
+    plan::{self, Cards, INSTANCE_LABEL, Launch, MODEL_LABEL},
+    receipt::{Contained, Main, Receipt, boot_id},
+    trouble::{Trouble, how_it_ended, undone},
+};
+use crate::{
+    act::{
+        container::{self, Stopped, Target},
+        interrupt::Interrupt,
+    },
+    backend::{Readiness, Refusal, Spec, claims, spec},
+    config::settings::Settings,
+    engine::{self, Deed, Engine, Listed, Made, NoAnswer, Phase, Refused, Until},
+    gate::{Gate, Gated, Wishes},
+    host::Host,
+    ident::{ContainerId, ModelName},
+    judge::{
+        gate::{Answer, asks_for_bind},
+        verdict::ContainerRef,
+    },
+    observe::processes,
+    pipeline::{self, Event, Scope},
+    snapshot::Seen,
+};
+
+/// A model that is to be launched, and from where.
+#[derive(Debug, Clone, Copy)]
+pub struct Order<'a> {
+    /// This host.
+    pub host: &'a Host,
+    /// The settings, with the model guarded by them.
+    pub settings: &'a Settings,
+    /// The model.
+    pub name: &'a ModelName,
+    /// What is wanted of it.
+    pub spec: &'a Spec,
+    /// Our installation.
+    pub instance: &'a str,
+}
+
+/// Creating and starting may take what loading a GPU's driver takes.
+const ORDER_TIME: Duration = Duration::from_secs(60);
+/// Between two questions to its health endpoint while it loads, at first and at last.
+const FIRST_LOOK: Duration = Duration::from_millis(100);
+const LAST_LOOK: Duration = Duration::from_secs(1);
+/// For one answer of its health endpoint while it loads.
+const HEALTH_TIME: Duration = Duration::from_secs(5);
+/// How long one that is not asked must live to be called running.
+const UNASKED_TIME: Duration = Duration::from_secs(1);
+/// How many of its last lines are told.
+const LOG_LINES: usize = 15;
+
+/// What is known of a launch before anything is made.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    order: Order<'a>,
+    engine: Engine,
+    launch: Launch,
+    cards: Cards,
+}
+
+/// A container that was created.
+#[derive(Debug)]
+pub struct Created<'a> {
+    prepared: Prepared<'a>,
+    /// Which.
+    pub id: ContainerId,
+    /// What the engine has to say about it.
+    pub warnings: Vec<String>,
+}
+
+/// A container that runs.
+#[derive(Debug)]
+pub struct Started<'a> {
+    created: Created<'a>,
+    main: Main,
+    pidfd: OwnedFd,
+}
+
+/// The engine that a model's containers are asked of: the one that its spec names, else the one that answers.
+pub fn engine_of(
+    host: &Host,
+    settings: &Settings,
+    wanted: Option<spec::Engine>,
+) -> Result<(Engine, engine::Version), NoAnswer> {
+    let which = pipeline::engines(settings).which;
+    let owner = rustix::process::geteuid().as_raw();
+    engine::default_for(
+        host,
+        &which,
+        owner,
+        wanted.map(spec::Engine::kind),
+        settings.engines.timeout,
+    )
+}
+
+impl<'a> Prepared<'a> {
+    /// Finds the GPUs and the engine, and lays the plan. Nothing is changed.
+    pub fn new(order: Order<'a>) -> Result<Self, Trouble> {
+        let Order { host, settings, name, spec, instance } = order;
+        let (engine, version) = engine_of(host, settings, spec.engine).map_err(|why| {
+            Trouble::from(why).hint("'portreeve doctor' says which engines answer")
+        })?;
+        let cards = cards::find(host, pipeline::sources(settings), &spec.gpus)
+            .map_err(|error| Trouble::of(&error))?;
+        let launch = plan::container(name, instance, spec, &cards, &version)
+            .map_err(|refusal: Refusal| Trouble::of(&refusal))?;
+        Ok(Self { order, engine, launch, cards })
+    }
+
+    /// The containers that stand in the way of a new one: of ours, those that are to be replaced. Refused where somebody else's
+    /// has its name.
+    pub fn predecessors(&self) -> Result<Vec<Listed>, Trouble> {
+        let all = engine::list(&self.engine, self.order.settings.engines.timeout)?;
+        let is_ours = |one: &Listed| is_of(one, self.order.instance, self.order.name);
+        let name = &self.launch.container;
+        if let Some(other) = all.iter().find(|one| one.name == *name && !is_ours(one)) {
+            return Err(not_ours(name, other, self.order.instance));
+        }
+        Ok(all.into_iter().filter(is_ours).collect())
+    }
+
+    /// Ends and removes those, by the ladder.
+    pub fn replace(
+        &self,
+        all: &[Listed],
+        interrupt: &mut Interrupt,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<Vec<Stopped>, Trouble> {
+        let stopped = end(&self.order, &self.engine, all, self.launch.reach.grace, interrupt, say)?;
+        for (one, stopped) in all.iter().zip(&stopped) {
+            if !stopped.is_removed {
+                let why =
+                    format!("container '{}', left from before, is not gone: {stopped}", one.name);
+                return Err(Trouble::new(why)
+                    .hint(format!("look at it with '{} inspect'", self.engine.name.kind)));
+            }
+        }
+        Ok(stopped)
+    }
+
+    /// Waits at the gate: every port that it will bind and every GPU that it will use must be free.
+    pub fn pass_gate(
+        &self,
+        reaps: bool,
+        interrupt: &mut Interrupt,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<(), Trouble> {
+        let Order { settings, .. } = self.order;
+        let wishes = Wishes {
+            timeout: settings.gate.timeout,
+            settle: settings.gate.settle,
+            lets_pass: false,
+            reaps,
+            accepts_ours: false,
+        };
+        let gated = self.gate(wishes, interrupt, say)?;
+        if gated.is_open() { Ok(()) } else { Err(shut(&gated)) }
+    }
+
+    fn gate(
+        &self,
+        wishes: Wishes,
+        interrupt: &mut Interrupt,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<Gated, Trouble> {
+        let Order { host, settings, spec, .. } = self.order;
+        let ports = claims(spec).into_iter().map(|claim| claim.endpoint);
+        let (ports, gpus) = if wishes.accepts_ours {
+            (ports.take(1).collect(), Vec::new())
+        } else {
+            (ports.collect(), spec.gpus.clone())
+        };
+        let scope = Scope { services: Vec::new(), ports, gpus };
+        let mut tell = |event: Event<'_>| match event {
+            Event::Progress(text) | Event::Warning(text) => say(text),
+            Event::Convicted(_) | Event::Done(_) | Event::CameBack(_) => {}
+        };
+        let mut gate = Gate::new(host, settings, &scope, wishes, &mut tell)
+            .map_err(|error| Trouble::of(&error))?;
+        gate.keep(interrupt, &mut tell).map_err(|error| Trouble::of(&error))
+    }
+
+    /// Creates the container; it does not run yet.
+    pub fn create(self) -> Result<Created<'a>, Trouble> {
+        let Self { launch, engine, .. } = &self;
+        let body = serde_json::to_string(&launch.body);
+        let body = body.map_err(|error| Trouble::new(error.to_string()))?;
+        let kind = engine.name.kind;
+        match engine::create(engine, &launch.container, &body, ORDER_TIME) {
+            Ok(created) => {
+                Ok(Created { id: created.id, warnings: created.warnings, prepared: self })
+            }
+            Err(Refused::NameTaken(words)) => {
+                let why = format!("somebody created a container of its name meanwhile: {words}");
+                Err(Trouble::new(why))
+            }
+            Err(Refused::NoImage(_)) => {
+                let image = &launch.body.image;
+                Err(Trouble::new(format!("{kind} does not have the image '{image}'"))
+                    .hint(format!("'{kind} pull {image}' first")))
+            }
+            Err(Refused::Failed(status, words)) => Err(Trouble::new(format!(
+                "{kind} did not create its container ({status}): {words}"
+            ))),
+            Err(Refused::NoAnswer(why)) => Err(Trouble::unknown(format!(
+                "{kind} did not say whether it created its container: {why}"
+            ))),
+        }
+    }
+}
+
+/// Whether a container is this installation's, and of this model.
+pub fn is_of(one: &Listed, instance: &str, name: &ModelName) -> bool {
+    let label = |key: &str| one.labels.get(key).map(String::as_str);
+    label(INSTANCE_LABEL) == Some(instance) && label(MODEL_LABEL) == Some(&name.0)
+}
+
+fn not_ours(name: &str, other: &Listed, instance: &str) -> Trouble {
+    match other.labels.get(INSTANCE_LABEL) {
+        Some(id) if id == instance => Trouble::new(format!(
+            "there is a container '{name}', and it is of another model of ours"
+        )),
+        Some(id) => Trouble::new(format!(
+            "there is a container '{name}', and it is another portreeve installation's ({id})"
+        ))
+        .hint("give the model another name, or stop the other's"),
+        None => {
+            Trouble::new(format!("there is a container '{name}', and portreeve did not make it"))
+                .hint(format!("'portreeve model clean {name}' removes it"))
+        }
+    }
+}
+
+/// Ends these containers of ours by the ladder, side by side, and removes them.
+pub fn end(
+    order: &Order<'_>,
+    engine: &Engine,
+    all: &[Listed],
+    grace: Duration,
+    interrupt: &mut Interrupt,
+    say: &mut dyn FnMut(&str),
+) -> Result<Vec<Stopped>, Trouble> {
+    let mut targets = Vec::new();
+    let timeout = order.settings.engines.timeout;
+    for one in all {
+        let made = engine::find(engine, &one.id.0, timeout)?;
+        let main = made.and_then(|made| made.main_pid).and_then(super::receipt::key_of);
+        let container =
+            ContainerRef { engine: engine.name, id: one.id.clone(), name: one.name.clone() };
+        targets.push(Target { container, engine: engine.clone(), main, grace, is_ours: true });
+    }
+    Ok(container::stop(&targets, order.settings.engines.ladder, timeout, interrupt, say))
+}
+
+/// What a gate that stayed shut says.
+fn shut(gated: &Gated) -> Trouble {
+    let mut unknown = None;
+    let ports =
+        gated.ports.iter().map(|passage| (passage.port.endpoint.to_string(), &passage.answer));
+    let gpus = gated.gpus.iter().map(|passage| (passage.gpu.label.clone(), &passage.answer));
+    for (name, answer) in ports.chain(gpus) {
+        match answer {
+            Answer::Open(_) => {}
+            Answer::Blocked(block) => {
+                let next = block.by.iter().find_map(|by| by.next_step.clone());
+                let trouble = Trouble::new(format!("{name} is not free: {}", block.why.sentence));
+                let hint = next.or_else(|| block.why.next_step.clone());
+                return hint.into_iter().fold(trouble, Trouble::hint);
+            }
+            Answer::Unknown(fact) => unknown = unknown.or(Some(fact)),
+        }
+    }
+    let unknown = unknown.or(gated.cut_short.as_ref());
+    let why = unknown.map_or_else(|| "the gate did not open".to_owned(), ToString::to_string);
+    let hint = unknown.and_then(|unknown| unknown.remedy.clone());
+    hint.into_iter().fold(Trouble::unknown(why), Trouble::hint)
+}
+
+impl<'a> Created<'a> {
+    /// What is to be written down before it is started.
+    pub fn receipt(&self) -> Receipt {
+        let Prepared { order, engine, launch, .. } = &self.prepared;
+        let engine = spec::Engine::of_kind(engine.name.kind);
+        let name = launch.container.clone();
+        Receipt {
+            boot_id: boot_id(order.host).unwrap_or_default(),
+            container: Some(Contained { engine, id: self.id.clone(), name }),
+            process: None,
+            unit: None,
+            instance_id: order.instance.to_owned(),
+        }
+    }
+
+    /// Starts it, and makes sure that it has its devices.
+    pub fn start(self) -> Result<Started<'a>, (Self, Trouble)> {
+        match self.started() {
+            Ok((main, pidfd)) => Ok(Started { created: self, main, pidfd }),
+            Err(trouble) => Err((self, trouble)),
+        }
+    }
+
+    fn started(&self) -> Result<(Main, OwnedFd), Trouble> {
+        let Prepared { order, engine, .. } = &self.prepared;
+        let deed = engine::start(engine, &self.id, ORDER_TIME);
+        if let Some(trouble) = undone("it could not be started", &deed) {
+            return Err(trouble);
+        }
+        let made = self.find()?;
+        let Some(pid) = made.main_pid.filter(|_| made.state == Phase::Running) else {
+            return Err(self.ended(&made));
+        };
+        let Seen::Known(pidfd) = processes::open_pidfd(pid) else {
+            return Err(self.ended(&self.find()?));
+        };
+        let Some(main) = Main::of(order.host, pid) else { return Err(self.ended(&self.find()?)) };
+        self.check_devices(&main)?;
+        Ok((main, pidfd))
+    }
+
+    /// An engine that cannot pass a GPU on may start the container without it, and the model would run on the processor.
+    fn check_devices(&self, main: &Main) -> Result<(), Trouble> {
+        let wanted = self.prepared.cards.nvidia.len();
+        if wanted == 0 {
+            return Ok(());
+        }
+        let dev = self.prepared.order.host.path(format!("proc/{}/root/dev", main.key.pid));
+        let entries = fs::read_dir(&dev).map_err(|error| {
+            let why = format!(
+                "whether it has its GPUs could not be seen in '{}': {error}",
+                dev.display()
+            );
+            Trouble::unknown(why).hint("run it as root, or with CAP_SYS_PTRACE")
+        })?;
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let is_card = |name: &String| {
+            let number = name.strip_prefix("nvidia");
+            // Below WSL one device stands for all.
+            name == "dxg"
+                || number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+        };
+        let found: Vec<String> = names.filter(is_card).collect();
+        if found.len() >= wanted || found.iter().any(|name| name == "dxg") {
+            return Ok(());
+        }
+        let kind = self.prepared.engine.name.kind;
+        let why = format!(
+            "{kind} started it with {} of the {wanted} GPUs that it was to have: it would run on the processor",
+            found.len()
+        );
+        Err(Trouble::new(why).hint("the NVIDIA Container Toolkit must be set up for this engine: 'nvidia-ctk runtime configure'"))
+    }
+
+    fn find(&self) -> Result<Made, Trouble> {
+        let Prepared { order, engine, launch, .. } = &self.prepared;
+        let found = engine::find(engine, &self.id.0, order.settings.engines.timeout)?;
+        found.ok_or_else(|| {
+            Trouble::new(format!("somebody removed its container '{}'", launch.container))
+        })
+    }
+
+    /// It ended before it served.
+    fn ended(&self, made: &Made) -> Trouble {
+        Trouble { log: self.last_lines(), ..Trouble::new(how_it_ended(made)) }
+    }
+
+    /// The last that it wrote; nothing where the engine does not tell.
+    pub fn last_lines(&self) -> Vec<String> {
+        let Prepared { order, engine, .. } = &self.prepared;
+        engine::logs(engine, &self.id, LOG_LINES, order.settings.engines.timeout)
+            .unwrap_or_default()
+    }
+
+    /// Ends and removes it: nothing of it is left, as far as its engine can do that.
+    pub fn end(
+        &self,
+        interrupt: &mut Interrupt,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<Stopped, Trouble> {
+        let Prepared { order, engine, launch, .. } = &self.prepared;
+        let one = Listed {
+            id: self.id.clone(),
+            name: launch.container.clone(),
+            labels: std::collections::BTreeMap::new(),
+            state: Phase::Created,
+            image: String::new(),
+            networks: Vec::new(),
+        };
+        let mut stopped = end(order, engine, &[one], launch.reach.grace, interrupt, say)?;
+        stopped.pop().ok_or_else(|| Trouble::unknown("its end was not seen"))
+    }
+}
+
+impl<'a> Started<'a> {
+    /// The same receipt, now with its main process.
+    pub fn receipt(&self) -> Receipt {
+        Receipt { process: Some(self.main.clone()), ..self.created.receipt() }
+    }
+
+    /// What was created.
+    pub fn into_created(self) -> Created<'a> {
+        self.created
+    }
+
+    /// Waits until it serves, and makes sure that it is the one that does. Loading is no failure, up to the model's time limit.
+    pub fn wait_until_ready(
+        &self,
+        interrupt: &mut Interrupt,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<(), Trouble> {
+        let reach = &self.created.prepared.launch.reach;
+        let (began, mut pause) = (Instant::now(), FIRST_LOOK);
+        loop {
+            let left = reach.load_timeout.saturating_sub(began.elapsed());
+            let Some(health) = health::ask(reach, HEALTH_TIME.min(left.max(FIRST_LOOK))) else {
+                return self.lives_for(UNASKED_TIME, interrupt);
+            };
+            if health == Health::Answered(Readiness::Ready) {
+                break;
+            }
+            if left.is_zero() {
+                let limit = reach.load_timeout.as_secs();
+                let why = format!("it was not ready within {limit} s; at last: {health}");
+                let trouble = Trouble::new(why).hint("'--load-timeout' gives it more time");
+                return Err(Trouble { log: self.created.last_lines(), ..trouble });
+            }
+            say(&format!("loading for {} s: {health}", began.elapsed().as_secs()));
+            self.lives_for(pause.min(left), interrupt)?;
+            pause = (pause * 2).min(LAST_LOOK);
+        }
+        self.is_itself(interrupt, say)
+    }
+
+    /// Waits this long, or until it ends or we are told to stop: the last two are troubles.
+    fn lives_for(&self, time: Duration, interrupt: &mut Interrupt) -> Result<(), Trouble> {
+        if interrupt.wait_beside(Some(self.pidfd.as_fd()), time) {
+            return Err(Trouble::new("a signal ended the start"));
+        }
+        if !processes::has_ended(&self.pidfd) {
+            return Ok(());
+        }
+        let Prepared { order, engine, .. } = &self.created.prepared;
+        // The kernel is quicker than the engine's books.
+        let deed = engine::wait(
+            engine,
+            &self.created.id,
+            Until::NotRunning,
+            order.settings.engines.timeout,
+        );
+        match (deed, self.created.find()) {
+            (
+                Deed::Done
+                | Deed::Gone
+                | Deed::AlreadySo
+                | Deed::Conflict(_)
+                | Deed::Failed(..)
+                | Deed::NoAnswer(_),
+                Ok(made),
+            ) => Err(self.created.ended(&made)),
+            (_, Err(trouble)) => Err(trouble),
+        }
+    }
+
+    /// Somebody answers that it is healthy: is it this container, and this model?
+    fn is_itself(
+        &self,
+        interrupt: &mut Interrupt,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<(), Trouble> {
+        let Prepared { order, launch, .. } = &self.created.prepared;
+        let wishes = Wishes {
+            timeout: Duration::ZERO,
+            settle: Duration::ZERO,
+            lets_pass: false,
+            reaps: false,
+            accepts_ours: true,
+        };
+        let gated = self.created.prepared.gate(wishes, interrupt, say)?;
+        let own = gated.ports.first();
+        let Some(own) = own else { return Err(shut(&gated)) };
+        let endpoint = own.port.endpoint;
+        match &own.answer {
+            Answer::Open(_) if asks_for_bind(&own.port) => {
+                let why = format!("it says that it is healthy, and nobody listens on {endpoint}");
+                return Err(Trouble::new(why));
+            }
+            Answer::Open(_) => {}
+            Answer::Blocked(block) => {
+                let why = format!(
+                    "somebody else answers on {endpoint} in its place: {}",
+                    block.why.sentence
+                );
+                return Err(Trouble::new(why));
+            }
+            Answer::Unknown(fact) => {
+                let why =
+                    format!("whether it is the one who answers on {endpoint} is not known: {fact}");
+                let hint = fact.remedy.clone();
+                return Err(hint.into_iter().fold(Trouble::unknown(why), Trouble::hint));
+            }
+        }
+        match health::served(&launch.reach, order.spec, &launch.told, HEALTH_TIME) {
+            Served::Fits => Ok(()),
+            Served::Other(ids) => {
+                let ids = if ids.is_empty() { "nothing".to_owned() } else { ids.join(", ") };
+                let why = format!("it serves {ids}, not {}", order.spec.model);
+                let log = self.created.last_lines();
+                Err(Trouble { log, ..Trouble::new(why) })
+            }
+            Served::Unsaid(why) => {
+                Err(Trouble::new(format!("it does not say what it serves: {why}")))
+            }
+        }
+    }
+}
