@@ -16,6 +16,7 @@ use std::{
 };
 
 use portreeve::{
+    backend::{BackendName, Quantization, Spec, spec::Engine},
     cli::config as command,
     config::{
         Loaded, Sources, load,
@@ -24,7 +25,7 @@ use portreeve::{
             Settings,
         },
     },
-    ident::{GpuName, ServiceName},
+    ident::{GpuName, Port, ServiceName},
 };
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tempfile::TempDir;
@@ -278,9 +279,9 @@ config.yaml:3:18: expected a share such as 90%, or an amount such as 40GiB or 50
 #[test]
 fn a_key_that_is_unknown_is_shown_with_those_that_are_known() {
     assert_eq!(
-        errors("defalts: { grace: 5s }\nservices:\n  aidb: { prots: [8091] }\nmodels: {}\n"),
+        errors("defalts: { grace: 5s }\nservices:\n  aidb: { prots: [8091] }\nplugins: {}\n"),
         "\
-config.yaml:1:1: unknown key 'defalts' in the configuration: expected defaults, services, patterns, protect, engines, gate, gpus or compose
+config.yaml:1:1: unknown key 'defalts' in the configuration: expected defaults, services, models, patterns, protect, engines, gate, gpus or compose
   1 | defalts: { grace: 5s }
     | ^^^^^^^
 hint: did you mean 'defaults'?
@@ -290,9 +291,9 @@ config.yaml:3:11: unknown key 'prots' in service 'aidb': expected enabled, runs_
     |           ^^^^^
 hint: did you mean 'ports'?
 
-config.yaml:4:1: unknown key 'models' in the configuration: expected defaults, services, patterns, protect, engines, gate, gpus or compose
-  4 | models: {}
-    | ^^^^^^"
+config.yaml:4:1: unknown key 'plugins' in the configuration: expected defaults, services, models, patterns, protect, engines, gate, gpus or compose
+  4 | plugins: {}
+    | ^^^^^^^"
     );
 }
 
@@ -455,7 +456,7 @@ config.yaml:5:10: expected a list of {unit: GLOB} and {exe: GLOB}, found a map
     assert_eq!(
         errors("- a\n"),
         "\
-config.yaml:1:1: expected a map with defaults, services, patterns, protect, engines, gate, gpus or compose, found a list
+config.yaml:1:1: expected a map with defaults, services, models, patterns, protect, engines, gate, gpus or compose, found a list
   1 | - a
     | ^"
     );
@@ -608,7 +609,14 @@ fn hostile_yaml_is_refused_shortly_and_quickly() {
     let bomb = "a: &a [x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]\n";
     let many_ports = (1..=60_000).map(|n| format!("{n},")).collect::<Vec<_>>().concat();
     let many_keys = (0..8_000).map(|n| format!("k{n}: 1\n")).collect::<Vec<_>>().concat();
+    let many_models = (0..2_000).map(|n| format!("m{n}: {{ backend: vllm, model: m }},"));
+    let many_models = many_models.collect::<String>();
     let cases: &[(&str, String, &str)] = &[
+        (
+            "2,000 models on one port",
+            format!("models: {{ {many_models} }}"),
+            "port 127.0.0.1:8000 is also m0's",
+        ),
         ("deep flow", "[".repeat(50_000), "not YAML: recursion limit exceeded"),
         ("deep blocks", "- ".repeat(50_000), "not YAML: "),
         ("alias bomb", bomb.to_owned(), "aliases (*…) are not understood here"),
@@ -821,9 +829,261 @@ config.yaml:1:63: expected a duration longer than nothing, found the text '0s'
     );
 }
 
+// ---- models
+
+/// What is declared of a model.
+fn model<'l>(loaded: &'l Loaded, name: &str) -> &'l Spec {
+    let found = loaded.settings.models.iter().find(|(known, _)| known.0 == name);
+    found.map_or_else(|| panic!("no model {name}"), |(_, spec)| spec)
+}
+
+#[test]
+fn a_model_is_declared_by_the_names_of_the_command_line_and_laid_over_key_by_key() {
+    let above = loaded(&[
+        (
+            "config.yaml",
+            "models:\n  llama-70b:\n    backend: vllm\n    model: meta-llama/Llama-2-70b-hf\n    container: true\n    \
+             port: 8000\n    host: '::1'\n    gpus: [0, '0000:3b:00.0']\n    memory: 32G\n    cpu: 4.0\n    pids: 4096\n    \
+             max_model_len: 8192\n    tensor_parallel: 2\n    quantization: awq\n    extra_args: [--enforce-eager, '--seed', '7']\n    \
+             image: vllm/vllm-openai:latest\n    models_dir: /srv/models\n    network: ai\n    engine: podman\n    \
+             health: false\n    load_timeout: 10m\n  tiny: { backend: ollama, model: tiny }\n",
+        ),
+        (
+            "conf.d/10.yaml",
+            "models: { llama-70b: { memory: 7, cpu: '1.25', gpus: all }, tiny: { enabled: false }, b: { backend: llama.cpp, model: /m.gguf, port: 8081 } }\n",
+        ),
+    ]);
+    let names: Vec<&str> = above.settings.models.iter().map(|(name, _)| name.0.as_str()).collect();
+    assert_eq!(names, ["b", "llama-70b"]);
+    let expected = Spec {
+        backend: BackendName::Vllm,
+        model: "meta-llama/Llama-2-70b-hf".to_owned(),
+        is_container: true,
+        port: Port::new(8000),
+        host: "::1".parse().unwrap(),
+        gpus: vec![GpuName::All],
+        memory_bytes: Some(7),
+        cpu_milli: Some(1250),
+        pids: Some(4096),
+        max_model_len: Some(8192),
+        tensor_parallel: Some(2),
+        quantization: Some(Quantization::Awq),
+        extra_args: ["--enforce-eager", "--seed", "7"].map(str::to_owned).to_vec(),
+        image: Some("vllm/vllm-openai:latest".to_owned()),
+        models_dir: Some("/srv/models".into()),
+        network: Some("ai".to_owned()),
+        engine: Some(Engine::Podman),
+        skips_health: true,
+        load_timeout: Some(Duration::from_secs(600)),
+    };
+    assert_eq!(*model(&above, "llama-70b"), expected);
+    let by_default = model(&above, "b");
+    assert_eq!((by_default.backend, by_default.is_container), (BackendName::LlamaCpp, false));
+    assert_eq!(by_default.host.to_string(), "127.0.0.1");
+    assert!(!by_default.skips_health);
+    assert_show_is_loadable(&above);
+    let line = printed(|out| command::check(&above, out));
+    assert!(line.starts_with("ok: 11 services, 11 guarded ports, 2 models, files: "), "{line}");
+}
+
+#[test]
+fn show_says_where_each_value_of_a_model_comes_from() {
+    let base = "models:\n  llama:\n    backend: llamacpp\n    model: \"/srv/it's.gguf\"\n    memory: 512M\n    cpu: 1.5\n";
+    let above = "models:\n  llama:\n    port: 8001\n    gpus: 0\n    extra_args: [--flash-attn]\n  old: { enabled: false, backend: vllm }\n";
+    let etc = Etc::new(&[("config.yaml", base), ("conf.d/10.yaml", above)]);
+    let shown = show(&load(&etc.sources()).unwrap()).replace(etc.0.path().to_str().unwrap(), "");
+    let expected = "\
+models:
+  llama:
+    backend: llamacpp # /config.yaml:3
+    model: '/srv/it''s.gguf' # /config.yaml:4
+    port: 8001 # /conf.d/10.yaml:3
+    gpus: [0] # /conf.d/10.yaml:4
+    memory: 512M # /config.yaml:5
+    cpu: 1.500 # /config.yaml:6
+    extra_args: ['--flash-attn'] # /conf.d/10.yaml:5
+  # old: { enabled: false } # /conf.d/10.yaml:6
+patterns:
+";
+    assert!(shown.contains(expected), "{expected}\nin\n{shown}");
+}
+
+#[test]
+fn what_cannot_be_read_of_a_model_is_told_key_by_key() {
+    let text = "\
+models:
+  ../x: {}
+  a:
+    backend: gpt4all
+    model: 7
+    container: yes
+    port: 65536
+    host: localhost
+    memory: lots
+    cpu: 0
+    pids: -1
+    quantization: int4
+    extra_args: [256]
+    models_dir: models
+    engine: lxc
+    modle: m
+";
+    assert_eq!(
+        errors(text),
+        "\
+config.yaml:2:3: bad model name '../x': expected letters, digits, '.', '_' and '-', beginning with a letter or digit, 48 at most
+  2 |   ../x: {}
+    |   ^^^^
+
+config.yaml:4:14: expected vllm, llamacpp, ollama, tgi or sglang, found the text 'gpt4all'
+  4 |     backend: gpt4all
+    |              ^^^^^^^
+
+config.yaml:5:12: expected a name or a path, found the number 7
+  5 |     model: 7
+    |            ^
+hint: put it in quotes: '7'
+
+config.yaml:6:16: expected true or false, found the text 'yes'
+  6 |     container: yes
+    |                ^^^
+
+config.yaml:7:11: expected a port number from 1 to 65535, found the number 65536
+  7 |     port: 65536
+    |           ^^^^^
+
+config.yaml:8:11: expected an address such as 127.0.0.1, 0.0.0.0 or '::1', found the text 'localhost'
+  8 |     host: localhost
+    |           ^^^^^^^^^
+
+config.yaml:9:13: expected an amount such as 32G, 512M or a number of bytes, found the text 'lots'
+  9 |     memory: lots
+    |             ^^^^
+
+config.yaml:10:10: expected a number of processors such as 4 or 1.5, found the number 0
+  10 |     cpu: 0
+     |          ^
+
+config.yaml:11:11: expected a whole number from 1, found the number -1
+  11 |     pids: -1
+     |           ^^
+
+config.yaml:12:19: expected awq or gptq, found the text 'int4'
+  12 |     quantization: int4
+     |                   ^^^^
+
+config.yaml:13:18: expected an argument, found the number 256
+  13 |     extra_args: [256]
+     |                  ^^^
+hint: put it in quotes: '256'
+
+config.yaml:14:17: expected an absolute path, found the text 'models'
+  14 |     models_dir: models
+     |                 ^^^^^^
+
+config.yaml:15:13: expected docker or podman, found the text 'lxc'
+  15 |     engine: lxc
+     |             ^^^
+
+config.yaml:16:5: unknown key 'modle' in model 'a': expected enabled, backend, model, container, port, host, gpus, memory, cpu, pids, max_model_len, tensor_parallel, quantization, extra_args, image, models_dir, network, engine, health or load_timeout
+  16 |     modle: m
+     |     ^^^^^
+hint: did you mean 'model'?"
+    );
+}
+
+#[test]
+fn what_a_registration_would_refuse_is_told_where_it_is_declared() {
+    let text = "\
+models:
+  none: { port: 9 }
+  file: { backend: llamacpp, model: /srv/l.gguf, container: true, port: 1000 }
+  native: { backend: vllm, model: m, port: 1001, image: x }
+  gguf: { backend: llamacpp, model: /m, port: 1002, quantization: awq }
+  ours: { backend: vllm, model: m, port: 1003, extra_args: [--port=1] }
+  empty: { backend: vllm, model: '-m', port: 1004 }
+";
+    assert_eq!(
+        errors(text),
+        "\
+config.yaml:2:3: model 'none' needs the key 'backend'
+  2 |   none: { port: 9 }
+    |   ^^^^
+
+config.yaml:2:3: model 'none' needs the key 'model'
+  2 |   none: { port: 9 }
+    |   ^^^^
+
+config.yaml:3:37: model 'file': the model '/srv/l.gguf' is a file, and no folder of models is given
+  3 |   file: { backend: llamacpp, model: /srv/l.gguf, container: true, port: 1000 }
+    |                                     ^^^^^^^^^^^
+hint: name the folder that it is in with 'models_dir'
+
+config.yaml:4:57: model 'native': 'image' is for containers, and this model is a process
+  4 |   native: { backend: vllm, model: m, port: 1001, image: x }
+    |                                                         ^
+hint: leave it out, or set 'container: true'
+
+config.yaml:5:67: model 'gguf': llamacpp cannot be told 'quantization': a GGUF file is quantised already
+  5 | …: { backend: llamacpp, model: /m, port: 1002, quantization: awq }
+    |                                                              ^^^
+hint: leave it out
+
+config.yaml:6:61: model 'ours': the extra argument '--port=1' is not passed on: portreeve sets --port itself
+  6 |   ours: { backend: vllm, model: m, port: 1003, extra_args: [--port=1] }
+    |                                                             ^^^^^^^^
+hint: say it with a key of the model
+
+config.yaml:7:34: model 'empty': the model '-m' cannot be used: its server would take it for an option
+  7 |   empty: { backend: vllm, model: '-m', port: 1004 }
+    |                                  ^^^^"
+    );
+}
+
+#[test]
+fn a_port_that_two_declared_models_want_is_an_error_at_the_second_wherever_they_are_declared() {
+    let etc = Etc::new(&[
+        (
+            "config.yaml",
+            "models:\n  z: { backend: vllm, model: m, port: 9100 }\n  a: { backend: tgi, model: m, port: 9100, host: 0.0.0.0 }\n",
+        ),
+        ("conf.d/10.yaml", "models: { c: { backend: sglang, model: m, port: 9100 } }\n"),
+    ]);
+    assert_eq!(
+        etc.errors(&etc.sources()),
+        "\
+config.yaml:3:38: model 'a': port 0.0.0.0:9100 overlaps z's port 127.0.0.1:9100
+  3 |   a: { backend: tgi, model: m, port: 9100, host: 0.0.0.0 }
+    |                                      ^^^^
+hint: give one of the two another 'port', or drop 'z'
+
+conf.d/10.yaml:1:49: model 'c': port 127.0.0.1:9100 is also z's
+  1 | models: { c: { backend: sglang, model: m, port: 9100 } }
+    |                                                 ^^^^
+hint: give one of the two another 'port', or drop 'z'"
+    );
+    // One that is dropped, or moved by a layer above, is in nobody's way.
+    let apart = "models: { z: { enabled: false }, c: { port: 9101 } }\n";
+    fs::write(etc.path("conf.d/20.yaml"), apart).unwrap();
+    let names: Vec<String> =
+        load(&etc.sources()).unwrap().settings.models.into_iter().map(|(name, _)| name.0).collect();
+    assert_eq!(names, ["a", "c"]);
+}
+
+#[test]
+fn a_drop_of_a_model_that_nobody_has_is_an_error() {
+    assert_eq!(
+        errors("models:\n  lama: { enabled: false }\n"),
+        "\
+config.yaml:2:3: 'enabled: false' drops model 'lama', which no lower layer has
+  2 |   lama: { enabled: false }
+    |   ^^^^"
+    );
+}
+
 #[test]
 fn null_says_nothing() {
-    let text = "defaults:\nservices:\n  aidb:\n  redis: { ports: ~, grace: null }\npatterns:\nprotect:\nengines: { docker: ~ }\n";
+    let text = "defaults:\nmodels:\nservices:\n  aidb:\n  redis: { ports: ~, grace: null }\npatterns:\nprotect:\nengines: { docker: ~ }\n";
     let nothing = loaded(&[("config.yaml", text)]);
     assert_eq!(format!("{:?}", nothing.settings), format!("{:?}", loaded(&[]).settings));
 }
@@ -1078,6 +1338,16 @@ proptest::proptest! {
     }
 
     #[test]
+    fn any_text_of_a_model_survives_show(model in ".{1,40}", argument in ".{0,20}", bytes in 1_u64..1 << 62, milli in 1_u32..1 << 30) {
+        let [model, argument] = [model, argument].map(|text| serde_json::to_string(&text).unwrap());
+        let cpu = format!("{}.{:03}", milli / 1000, milli % 1000);
+        let text = format!("models: {{ m: {{ backend: vllm, model: {model}, extra_args: [{argument}], memory: {bytes}, cpu: {cpu} }} }}");
+        if let Ok(loaded) = load(&Etc::new(&[("config.yaml", &text)]).sources()) {
+            assert_show_is_loadable(&loaded);
+        }
+    }
+
+    #[test]
     fn no_text_makes_loading_panic(text in "[a-z:\\[\\]{},&*!|>'\"%@`#\\-?~ \n\t0-9]{0,200}") {
         let _ = load(&Etc::new(&[("config.yaml", &text)]).sources());
     }
@@ -1142,6 +1412,7 @@ fn the_full_example_has_every_key() {
         "",
         "/$defs/Defaults",
         "/$defs/Gate",
+        "/$defs/Model",
         "/$defs/Service",
         "/$defs/Worker",
         "/$defs/ComposeEntry/anyOf/1",
@@ -1158,7 +1429,17 @@ fn the_full_example_has_every_key() {
 fn the_schema_refuses_what_loading_refuses() {
     let validator = validator();
     for text in [
-        "models: {}",
+        "plugins: {}",
+        "models: { a: { port: 8000, modle: m } }",
+        "models: { a: { backend: gpt } }",
+        "models: { a: { port: 0 } }",
+        "models: { a: { port: '8000' } }",
+        "models: { a: { pids: 0 } }",
+        "models: { a: { memory: lots } }",
+        "models: { a: { engine: lxc } }",
+        "models: { a: { models_dir: models } }",
+        "models: { a: { extra_args: --x } }",
+        "models: { 'a b': {} }",
         "services: { a: { prots: [1] } }",
         "services: { a: { ports: [0] } }",
         "services: { a: { ports: 80 } }",

@@ -1,6 +1,6 @@
 //! What is wanted of a model: as it is registered on the command line or declared in the settings.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +30,15 @@ impl Quantization {
             Self::Awq => "awq",
             Self::Gptq => "gptq",
         }
+    }
+}
+
+impl FromStr for Quantization {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = [Self::Awq, Self::Gptq].into_iter().find(|one| one.word() == text);
+        found.ok_or("expected awq or gptq")
     }
 }
 
@@ -118,6 +127,55 @@ impl Engine {
             Self::Podman => EngineKind::Podman,
         }
     }
+
+    /// As it is written.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+        }
+    }
+}
+
+impl FromStr for Engine {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = [Self::Docker, Self::Podman].into_iter().find(|one| one.word() == text);
+        found.ok_or("expected docker or podman")
+    }
+}
+
+/// `32G` in bytes, as systemd and the engines read it: powers of 1024.
+pub fn parse_bytes(text: &str) -> Result<u64, &'static str> {
+    const EXPECTED: &str = "expected an amount such as 32G, 512M or a number of bytes";
+    let plain = text.trim_end_matches("iB").trim_end_matches('B');
+    let unit = plain.trim_start_matches(|c: char| c.is_ascii_digit());
+    let number = plain.strip_suffix(unit).unwrap_or(plain);
+    let shift = match unit {
+        "" => 0,
+        "K" | "k" => 10,
+        "M" | "m" => 20,
+        "G" | "g" => 30,
+        "T" | "t" => 40,
+        _ => return Err(EXPECTED),
+    };
+    let number: u64 = number.parse().map_err(|_| EXPECTED)?;
+    number.checked_mul(1 << shift).filter(|bytes| *bytes > 0).ok_or(EXPECTED)
+}
+
+/// Processors in thousandths, `4.0` as 4000; three places at most.
+pub fn parse_processors(text: &str) -> Result<u32, &'static str> {
+    const EXPECTED: &str = "expected a number of processors such as 4 or 1.5";
+    let (whole, places) = text.split_once('.').unwrap_or((text, ""));
+    let is_number = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
+    if whole.is_empty() || places.len() > 3 || !is_number(whole) || !is_number(places) {
+        return Err(EXPECTED);
+    }
+    let whole: u32 = whole.parse().map_err(|_| EXPECTED)?;
+    let places: u32 = format!("{places:0<3}").parse().map_err(|_| EXPECTED)?;
+    let sum = whole.checked_mul(1000).and_then(|milli| milli.checked_add(places));
+    sum.filter(|milli| *milli > 0).ok_or(EXPECTED)
 }
 
 /// GPUs as the texts that name them.
@@ -196,5 +254,23 @@ mod tests {
         }
         let error = "gpt4all".parse::<BackendName>().unwrap_err();
         assert_eq!(error, "no backend 'gpt4all': expected vllm, llamacpp, ollama, tgi, sglang");
+    }
+
+    #[test]
+    fn amounts_and_processors_are_read_as_they_are_written() {
+        for (text, expected) in
+            [("32G", 32 << 30), ("512MiB", 512 << 20), ("1k", 1024), ("7", 7), ("2TB", 2 << 40)]
+        {
+            assert_eq!(parse_bytes(text), Ok(expected), "{text}");
+        }
+        for text in ["", "G", "0", "-1", "1.5G", "32X", "99999999999999T"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+        for (text, expected) in [("4.0", 4000), ("4", 4000), ("0.5", 500), ("1.25", 1250)] {
+            assert_eq!(parse_processors(text), Ok(expected), "{text}");
+        }
+        for text in ["", "0", ".5", "1.2345", "x", "-1", "9999999999"] {
+            assert!(parse_processors(text).is_err(), "{text}");
+        }
     }
 }

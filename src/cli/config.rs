@@ -9,7 +9,7 @@ use std::{
 use crate::{
     config::{
         Loaded,
-        fragment::{self, At, PatternFragment, Place, ServiceFragment},
+        fragment::{self, At, ModelFragment, PatternFragment, Place, ServiceFragment},
         is_plain,
         settings::{
             Defaults, EngineUse, Engines, ForeignHolder, Gate, GpuSources, Protect, RunsIn,
@@ -23,7 +23,12 @@ pub fn check(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
     let ports: usize = loaded.settings.services.iter().map(|service| service.ports.len()).sum();
     let files: Vec<String> = loaded.layers.iter().map(|layer| layer.origin.to_string()).collect();
     let services = loaded.settings.services.len();
-    writeln!(out, "ok: {services} services, {ports} guarded ports, files: {}", files.join(", "))
+    let models = match loaded.settings.models.len() {
+        0 => String::new(),
+        models => format!("{models} models, "),
+    };
+    let files = files.join(", ");
+    writeln!(out, "ok: {services} services, {ports} guarded ports, {models}files: {files}")
 }
 
 /// The JSON schema of a configuration file. Errors when the output cannot be written.
@@ -56,6 +61,11 @@ pub fn show(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "services:{}", if merged.services.is_empty() { " {}" } else { "" })?;
     for (name, service) in &merged.services {
         show_service(loaded, &key(&name.0), service, out)?;
+    }
+
+    writeln!(out, "models:{}", if merged.models.is_empty() { " {}" } else { "" })?;
+    for (name, model) in &merged.models {
+        show_model(loaded, &key(&name.0), model, out)?;
     }
 
     writeln!(out, "patterns:{}", if merged.patterns.is_empty() { " []" } else { "" })?;
@@ -215,13 +225,7 @@ fn show_service(
         lines.push((format!("reuse_addr: {}", reuse.value), reuse.place));
     }
     if let Some(gpus) = gpus {
-        // A bus address without quotes is a number of base 60 to older YAML.
-        let written = |gpu: &At<GpuName>| match &gpu.value {
-            GpuName::Bus(address) => format!("'{address}'"),
-            name @ (GpuName::All | GpuName::Index(_) | GpuName::Uuid(_)) => name.to_string(),
-        };
-        let all: Vec<String> = gpus.value.iter().map(written).collect();
-        lines.push((format!("gpus: [{}]", all.join(", ")), gpus.place));
+        lines.push((format!("gpus: {}", listed_gpus(&gpus.value)), gpus.place));
     }
     if let Some(need) = gpu_free {
         lines.push((format!("gpu_free: '{}'", need.value), need.place));
@@ -242,14 +246,109 @@ fn show_service(
                 .map(|pattern| (format!("  - {}", listed(&pattern.value)), pattern.place)),
         );
     }
+    show_lines(loaded, key, lines, at.place, out)
+}
+
+fn show_lines(
+    loaded: &Loaded,
+    key: &str,
+    lines: Vec<(String, Place)>,
+    place: Place,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     if lines.is_empty() {
-        return writeln!(out, "  {key}: {{}} # {}", origin(loaded, Some(at.place)));
+        return writeln!(out, "  {key}: {{}} # {}", origin(loaded, Some(place)));
     }
     writeln!(out, "  {key}:")?;
     for (line, place) in lines {
         writeln!(out, "    {line} # {}", origin(loaded, Some(place)))?;
     }
     Ok(())
+}
+
+fn show_model(
+    loaded: &Loaded,
+    key: &str,
+    at: &At<ModelFragment>,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let ModelFragment {
+        enabled,
+        backend,
+        model,
+        container,
+        port,
+        host,
+        gpus,
+        memory,
+        cpu,
+        pids,
+        max_model_len,
+        tensor_parallel,
+        quantization,
+        extra_args,
+        image,
+        models_dir,
+        network,
+        engine,
+        health,
+        load_timeout,
+    } = &at.value;
+    if let Some(At { value: false, place }) = enabled {
+        // Nothing below would be left to drop.
+        return writeln!(out, "  # {key}: {{ enabled: false }} # {}", origin(loaded, Some(*place)));
+    }
+    let lines = [
+        line("enabled", enabled.as_ref(), bool::to_string),
+        line("backend", backend.as_ref(), ToString::to_string),
+        line("model", model.as_ref(), |model| text(model)),
+        line("container", container.as_ref(), bool::to_string),
+        line("port", port.as_ref(), ToString::to_string),
+        line("host", host.as_ref(), |host| text(&host.to_string())),
+        line("gpus", gpus.as_ref(), |gpus| listed_gpus(gpus)),
+        line("memory", memory.as_ref(), |bytes| amount(*bytes)),
+        line("cpu", cpu.as_ref(), |milli| format!("{}.{:03}", milli / 1000, milli % 1000)),
+        line("pids", pids.as_ref(), u32::to_string),
+        line("max_model_len", max_model_len.as_ref(), u32::to_string),
+        line("tensor_parallel", tensor_parallel.as_ref(), u32::to_string),
+        line("quantization", quantization.as_ref(), |one| one.word().to_owned()),
+        line("extra_args", extra_args.as_ref(), |args| {
+            let all: Vec<String> = args.iter().map(|arg| text(&arg.value)).collect();
+            format!("[{}]", all.join(", "))
+        }),
+        line("image", image.as_ref(), |image| text(image)),
+        line("models_dir", models_dir.as_ref(), |folder| text(&folder.to_string_lossy())),
+        line("network", network.as_ref(), |network| text(network)),
+        line("engine", engine.as_ref(), |engine| engine.word().to_owned()),
+        line("health", health.as_ref(), bool::to_string),
+        line("load_timeout", load_timeout.as_ref(), |time| written(*time)),
+    ];
+    show_lines(loaded, key, lines.into_iter().flatten().collect(), at.place, out)
+}
+
+fn line<T>(
+    key: &str,
+    at: Option<&At<T>>,
+    written: impl Fn(&T) -> String,
+) -> Option<(String, Place)> {
+    at.map(|at| (format!("{key}: {}", written(&at.value)), at.place))
+}
+
+/// Bytes with the largest unit that needs no fraction.
+fn amount(bytes: u64) -> String {
+    let units = [("T", 40), ("G", 30), ("M", 20), ("K", 10)];
+    let whole = units.into_iter().find(|(_, shift)| bytes.is_multiple_of(1 << shift));
+    whole.map_or_else(|| bytes.to_string(), |(unit, shift)| format!("{}{unit}", bytes >> shift))
+}
+
+fn listed_gpus(gpus: &[At<GpuName>]) -> String {
+    // A bus address without quotes is a number of base 60 to older YAML.
+    let written = |gpu: &At<GpuName>| match &gpu.value {
+        GpuName::Bus(address) => format!("'{address}'"),
+        name @ (GpuName::All | GpuName::Index(_) | GpuName::Uuid(_)) => name.to_string(),
+    };
+    let all: Vec<String> = gpus.iter().map(written).collect();
+    format!("[{}]", all.join(", "))
 }
 
 fn listed(pattern: &PatternFragment) -> String {

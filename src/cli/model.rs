@@ -5,7 +5,10 @@ use std::{io::Write, net::IpAddr, path::PathBuf, time::Duration};
 use clap::{Args, Subcommand};
 
 use crate::{
-    backend::{self, BackendName, Quantization, Spec, spec::Engine},
+    backend::{
+        self, BackendName, Quantization, Spec,
+        spec::{self, Engine},
+    },
     host::Host,
     ident::{GpuName, ModelName, Port},
     models::{
@@ -90,10 +93,10 @@ pub(super) struct Wanted {
     #[arg(long, value_name = "GPU,…", value_delimiter = ',')]
     gpus: Vec<GpuName>,
     /// Memory, such as 32G
-    #[arg(long, value_parser = bytes)]
+    #[arg(long, value_parser = spec::parse_bytes)]
     memory: Option<u64>,
     /// Processors, such as 4.0
-    #[arg(long, value_parser = thousandths)]
+    #[arg(long, value_parser = spec::parse_processors)]
     cpu: Option<u32>,
     /// Processes and threads
     #[arg(long)]
@@ -105,7 +108,7 @@ pub(super) struct Wanted {
     #[arg(long)]
     tensor_parallel: Option<u32>,
     /// How its weights are quantised: awq or gptq
-    #[arg(long, value_parser = quantization)]
+    #[arg(long)]
     quantization: Option<Quantization>,
     /// Another argument for its server; may be repeated
     #[arg(long = "extra-args", value_name = "ARGUMENT", allow_hyphen_values = true)]
@@ -120,7 +123,7 @@ pub(super) struct Wanted {
     #[arg(long)]
     network: Option<String>,
     /// docker or podman (default: Docker where it answers, else Podman)
-    #[arg(long, value_parser = engine)]
+    #[arg(long)]
     engine: Option<Engine>,
     /// Do not ask whether it is healthy
     #[arg(long)]
@@ -215,74 +218,4 @@ fn model_name(text: &str) -> Result<ModelName, String> {
 fn port(text: &str) -> Result<Port, String> {
     let number = text.parse().ok().and_then(Port::new);
     number.ok_or_else(|| "expected a port number from 1 to 65535".to_owned())
-}
-
-/// `32G`, as systemd and the engines read it: powers of 1024.
-fn bytes(text: &str) -> Result<u64, String> {
-    let expected = || "expected an amount such as 32G, 512M or a number of bytes".to_owned();
-    let plain = text.trim_end_matches("iB").trim_end_matches('B');
-    let unit = plain.trim_start_matches(|c: char| c.is_ascii_digit());
-    let number = plain.strip_suffix(unit).unwrap_or(plain);
-    let shift = match unit {
-        "" => 0,
-        "K" | "k" => 10,
-        "M" | "m" => 20,
-        "G" | "g" => 30,
-        "T" | "t" => 40,
-        _ => return Err(expected()),
-    };
-    let number: u64 = number.parse().map_err(|_| expected())?;
-    let bytes = number.checked_mul(1 << shift).filter(|bytes| *bytes > 0);
-    bytes.ok_or_else(expected)
-}
-
-/// `4.0` as 4000; three places at most.
-fn thousandths(text: &str) -> Result<u32, String> {
-    let expected = || "expected a number of processors such as 4 or 1.5".to_owned();
-    let (whole, places) = text.split_once('.').unwrap_or((text, ""));
-    let is_number = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
-    if whole.is_empty() || places.len() > 3 || !is_number(whole) || !is_number(places) {
-        return Err(expected());
-    }
-    let whole: u32 = whole.parse().map_err(|_| expected())?;
-    let places: u32 = format!("{places:0<3}").parse().map_err(|_| expected())?;
-    let sum = whole.checked_mul(1000).and_then(|milli| milli.checked_add(places));
-    sum.filter(|milli| *milli > 0).ok_or_else(expected)
-}
-
-fn quantization(text: &str) -> Result<Quantization, String> {
-    let all = [Quantization::Awq, Quantization::Gptq];
-    let found = all.into_iter().find(|one| one.word() == text);
-    found.ok_or_else(|| "expected awq or gptq".to_owned())
-}
-
-fn engine(text: &str) -> Result<Engine, String> {
-    match text {
-        "docker" => Ok(Engine::Docker),
-        "podman" => Ok(Engine::Podman),
-        _ => Err("expected docker or podman".to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn amounts_and_processors_are_read_as_they_are_written() {
-        for (text, expected) in
-            [("32G", 32 << 30), ("512MiB", 512 << 20), ("1k", 1024), ("7", 7), ("2TB", 2 << 40)]
-        {
-            assert_eq!(bytes(text), Ok(expected), "{text}");
-        }
-        for text in ["", "G", "0", "-1", "1.5G", "32X", "99999999999999T"] {
-            assert!(bytes(text).is_err(), "{text}");
-        }
-        for (text, expected) in [("4.0", 4000), ("4", 4000), ("0.5", 500), ("1.25", 1250)] {
-            assert_eq!(thousandths(text), Ok(expected), "{text}");
-        }
-        for text in ["", "0", ".5", "1.2345", "x", "-1", "9999999999"] {
-            assert!(thousandths(text).is_err(), "{text}");
-        }
-    }
 }

@@ -4,6 +4,7 @@
 use std::{
     borrow::Cow,
     collections::BTreeMap,
+    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,7 +12,10 @@ use std::{
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::settings::{EngineUse, ForeignHolder, GpuNeed, Pattern, Protect, RunsIn};
-use crate::ident::{Endpoint, GpuName, ServiceName};
+use crate::{
+    backend::{BackendName, Quantization, spec::Engine},
+    ident::{Endpoint, GpuName, ModelName, Port, ServiceName},
+};
 
 /// Where a value stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +49,9 @@ pub struct Fragment {
     /// The services that own ports, by name.
     #[schemars(with = "Option<BTreeMap<NameText, Option<ServiceFragment>>>")]
     pub services: BTreeMap<ServiceName, At<ServiceFragment>>,
+    /// The models that are declared, by name: each is guarded as a service of its name.
+    #[schemars(with = "Option<BTreeMap<ModelNameText, Option<ModelFragment>>>")]
+    pub models: BTreeMap<ModelName, At<ModelFragment>>,
     /// Stack-wide patterns: workers that inference servers leave behind.
     #[schemars(with = "Option<Vec<WorkerFragment>>")]
     pub patterns: Vec<At<WorkerFragment>>,
@@ -191,6 +198,72 @@ pub struct ServiceFragment {
     pub foreign_holder: Option<At<ForeignHolder>>,
 }
 
+/// A model: what is wanted of it, by the names of 'portreeve model register'. Over all layers it needs 'backend' and 'model'.
+#[derive(Debug, Clone, Default, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "Model")]
+pub struct ModelFragment {
+    /// `false` drops the model.
+    #[schemars(with = "Option<bool>")]
+    pub enabled: Option<At<bool>>,
+    /// Its server.
+    #[schemars(with = "Option<BackendText>")]
+    pub backend: Option<At<BackendName>>,
+    /// Its weights: a name that the backend knows, or a path (in a container: below 'models_dir').
+    #[schemars(with = "Option<ModelText>")]
+    pub model: Option<At<String>>,
+    /// It runs in a container (default false: as a process).
+    #[schemars(with = "Option<bool>")]
+    pub container: Option<At<bool>>,
+    /// The port of this host that it serves (default: the backend's).
+    #[schemars(with = "Option<PortNumberText>")]
+    pub port: Option<At<Port>>,
+    /// The address that it serves (default 127.0.0.1).
+    #[schemars(with = "Option<AddressText>")]
+    pub host: Option<At<IpAddr>>,
+    /// The GPUs that it computes on: one, or a list.
+    #[schemars(with = "Option<GpusText>")]
+    pub gpus: Option<At<Vec<At<GpuName>>>>,
+    /// Memory in bytes.
+    #[schemars(with = "Option<AmountText>")]
+    pub memory: Option<At<u64>>,
+    /// Processors, in thousandths.
+    #[schemars(with = "Option<ProcessorsText>")]
+    pub cpu: Option<At<u32>>,
+    /// Processes and threads.
+    #[schemars(with = "Option<CountText>")]
+    pub pids: Option<At<u32>>,
+    /// The longest context, in tokens.
+    #[schemars(with = "Option<CountText>")]
+    pub max_model_len: Option<At<u32>>,
+    /// Over how many GPUs it is spread.
+    #[schemars(with = "Option<CountText>")]
+    pub tensor_parallel: Option<At<u32>>,
+    /// How its weights are quantised.
+    #[schemars(with = "Option<QuantizationText>")]
+    pub quantization: Option<At<Quantization>>,
+    /// Further arguments for its server.
+    #[schemars(with = "Option<Vec<String>>")]
+    pub extra_args: Option<At<Vec<At<String>>>>,
+    /// Another image than the backend's.
+    #[schemars(with = "Option<ImageText>")]
+    pub image: Option<At<String>>,
+    /// This host's folder with the weights, read-only in the container.
+    #[schemars(with = "Option<FolderText>")]
+    pub models_dir: Option<At<PathBuf>>,
+    /// The stack's network.
+    #[schemars(with = "Option<NetworkText>")]
+    pub network: Option<At<String>>,
+    /// Its engine (default: Docker where it answers, else Podman).
+    #[schemars(with = "Option<EngineText>")]
+    pub engine: Option<At<Engine>>,
+    /// `false`: it is not asked whether it is healthy (default true).
+    #[schemars(with = "Option<bool>")]
+    pub health: Option<At<bool>>,
+    /// How long a start may load.
+    #[schemars(with = "Option<DurationText>")]
+    pub load_timeout: Option<At<Duration>>,
+}
+
 /// A pattern of a service.
 #[derive(Debug, Clone)]
 pub struct PatternFragment {
@@ -258,6 +331,37 @@ written! {
         "description": "Letters, digits, '.', '_' and '-', beginning with a letter or digit.",
         "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
     }
+    ModelNameText = "ModelName" {
+        "type": "string",
+        "description": "Letters, digits, '.', '_' and '-', beginning with a letter or digit.",
+        "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,47}$"
+    }
+    BackendText = "Backend" { "enum": ["vllm", "llamacpp", "llama.cpp", "llama-cpp", "ollama", "tgi", "sglang"] }
+    ModelText = "ModelText" { "type": "string", "pattern": "^[^-]", "maxLength": 4096 }
+    PortNumberText = "PortNumber" { "type": "integer", "minimum": 1, "maximum": 65535 }
+    AddressText = "Address" { "type": "string", "pattern": "^[0-9A-Fa-f:.]+$" }
+    AmountText = "Amount" {
+        "description": "Bytes, or an amount in powers of 1024.",
+        "examples": ["32G", "512M"],
+        "anyOf": [
+            { "type": "integer", "minimum": 1 },
+            { "type": "string", "pattern": "^[0-9]+([KkMmGgTt]?(iB|B)?)$" }
+        ]
+    }
+    ProcessorsText = "Processors" {
+        "description": "A number of processors with three places at most.",
+        "examples": [4.0, 1.5],
+        "anyOf": [
+            { "type": "number", "exclusiveMinimum": 0 },
+            { "type": "string", "pattern": "^[0-9]+(\\.[0-9]{0,3})?$" }
+        ]
+    }
+    CountText = "Count" { "type": "integer", "minimum": 1, "maximum": 4_294_967_295_u32 }
+    QuantizationText = "Quantization" { "enum": ["awq", "gptq"] }
+    ImageText = "Image" { "type": "string", "pattern": "^[^-\\s]\\S*$" }
+    FolderText = "Folder" { "type": "string", "pattern": "^/.", "maxLength": 4096 }
+    NetworkText = "Network" { "type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]*$" }
+    EngineText = "EngineName" { "enum": ["docker", "podman"] }
     DurationText = "Duration" {
         "type": "string",
         "description": "A whole number with its unit, at most 24h.",

@@ -8,6 +8,7 @@ use super::{
         At, DefaultsFragment, EnginesFragment, Fragment, GateFragment, GpuSourcesFragment, Place,
         ServiceFragment,
     },
+    models,
     problem::{Problem, nearest},
     settings::Protect,
     source::Layer,
@@ -27,7 +28,8 @@ pub struct Takeover {
 
 /// Lays a layer over the lower ones.
 pub(super) fn overlay(lower: &mut Fragment, upper: Fragment) {
-    let Fragment { defaults, services, patterns, protect, engines, gate, gpus, compose } = upper;
+    let Fragment { defaults, services, models, patterns, protect, engines, gate, gpus, compose } =
+        upper;
     lower.compose.extend(compose);
     let GpuSourcesFragment { nvml, nvidia_smi, timeout: gpu_timeout } = gpus;
     replace(&mut lower.gpus.nvml, nvml);
@@ -57,6 +59,14 @@ pub(super) fn overlay(lower: &mut Fragment, upper: Fragment) {
                 lower.services.insert(name, service);
             }
             Some(below) => overlay_service(below, service),
+        }
+    }
+    for (name, model) in models {
+        match lower.models.get_mut(&name) {
+            None => {
+                lower.models.insert(name, model);
+            }
+            Some(below) => models::overlay(below, model),
         }
     }
     for worker in patterns {
@@ -95,7 +105,7 @@ fn overlay_service(below: &mut At<ServiceFragment>, above: At<ServiceFragment>) 
     replace(&mut below.value.foreign_holder, foreign_holder);
 }
 
-fn replace<T>(below: &mut Option<T>, above: Option<T>) {
+pub(super) fn replace<T>(below: &mut Option<T>, above: Option<T>) {
     if above.is_some() {
         *below = above;
     }

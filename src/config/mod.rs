@@ -4,11 +4,13 @@
 //! source ─► yaml ─► read ──► merge ─────────► validate ─► settings
 //! files     nodes   fragment  one of all layers
 //!                     └► compose: one more fragment, right below the one that names it
+//! models: `models` reads, lays over and checks what is declared of them
 //! ```
 
 mod compose;
 pub mod fragment;
 mod merge;
+mod models;
 mod problem;
 mod read;
 mod reader;
@@ -64,15 +66,18 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
         // What was wrong is left out of the fragments, and what is left may look emptier than it was meant.
         if problems.is_empty() {
             problems.extend(merge::check_dropped(&fragment, &merged, &layer));
+            problems.extend(models::check_dropped(&fragment, &merged, &layer));
         }
         merge::overlay(&mut merged, fragment);
         layers.push(layer);
     }
-    let (takeovers, wrong) = merge::take_over(&mut merged, &layers);
+    let (takeovers, two_owners) = merge::take_over(&mut merged, &layers);
+    let (models, refused) = models::specs(&merged, &layers);
     if problems.is_empty() {
-        problems = wrong;
+        problems = two_owners;
+        problems.extend(refused);
     }
-    let settings = validate::settings(&merged);
+    let settings = validate::settings(&merged, models);
     let is_default_alone = layers.len() == 1;
     if problems.is_empty() && !is_default_alone && settings::any_of(settings.patterns()).is_err() {
         problems.push(Problem {
@@ -105,7 +110,7 @@ mod tests {
         let text = include_str!("../../config/default.yaml");
         let (fragment, problems) = read::read(source::DEFAULT_LAYER + 1, "default", text);
         assert!(problems.is_empty(), "{}", ConfigErrors::new(problems));
-        let settings = validate::settings(&fragment);
+        let settings = validate::settings(&fragment, Vec::new());
         assert!(settings.patterns().count() > 10);
         assert!(settings::any_of(settings.patterns()).is_ok());
     }

@@ -14,8 +14,9 @@ use super::{
 };
 use crate::ident::ServiceName;
 
-const FRAGMENT_KEYS: &[&str] =
-    &["defaults", "services", "patterns", "protect", "engines", "gate", "gpus", "compose"];
+const FRAGMENT_KEYS: &[&str] = &[
+    "defaults", "services", "models", "patterns", "protect", "engines", "gate", "gpus", "compose",
+];
 const DEFAULTS_KEYS: &[&str] = &["grace", "min_age", "respawn_watch", "foreign_holder"];
 const ENGINES_KEYS: &[&str] =
     &["docker", "podman", "timeout", "stop_timeout", "kill_timeout", "remove_timeout"];
@@ -54,6 +55,7 @@ impl Reader<'_> {
         Fragment {
             defaults: fields.get("defaults").map(|n| self.defaults(n)).unwrap_or_default(),
             services: fields.get("services").map(|n| self.services(n)).unwrap_or_default(),
+            models: fields.get("models").map(|n| self.models(n)).unwrap_or_default(),
             patterns: fields.get("patterns").map(|n| self.workers(n)).unwrap_or_default(),
             protect: fields.get("protect").map(|n| self.protect(n)).unwrap_or_default(),
             engines: fields.get("engines").map(|n| self.engines(n)).unwrap_or_default(),
@@ -74,7 +76,7 @@ impl Reader<'_> {
 
     fn compose_entry(&mut self, node: &Node) -> Option<At<ComposeFragment>> {
         if node.value.text().is_some() {
-            let files = vec![self.absolute_path(node)?.value];
+            let files = vec![self.compose_file(node)?.value];
             return Some(
                 self.at(node, ComposeFragment { files, profiles: Vec::new(), prefix: None }),
             );
@@ -94,10 +96,10 @@ impl Reader<'_> {
             );
         };
         let files: Vec<PathBuf> = if matches!(file.value, Value::List(_)) {
-            let files = self.items(file, "a list of paths", Self::absolute_path)?.value;
+            let files = self.items(file, "a list of paths", Self::compose_file)?.value;
             files.into_iter().map(|file| file.value).collect()
         } else {
-            vec![self.absolute_path(file)?.value]
+            vec![self.compose_file(file)?.value]
         };
         if files.is_empty() {
             return self.expected(file, "the path of a compose file", None);
@@ -245,7 +247,7 @@ fn span_of(place: Place) -> TextSpan {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::models::MODEL_KEYS, *};
 
     #[test]
     fn the_reader_and_the_schema_know_the_same_keys() {
@@ -257,6 +259,7 @@ mod tests {
             ("/$defs/Engines", ENGINES_KEYS),
             ("/$defs/Gate", GATE_KEYS),
             ("/$defs/GpuSources", GPU_SOURCES_KEYS),
+            ("/$defs/Model", MODEL_KEYS),
             ("/$defs/Service", SERVICE_KEYS),
             ("/$defs/Worker", WORKER_KEYS),
         ] {

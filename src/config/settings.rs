@@ -5,7 +5,10 @@ use std::{fmt, path::PathBuf, str::FromStr, sync::OnceLock, time::Duration};
 use globset::GlobMatcher;
 use regex::bytes::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
 
-use crate::ident::{Endpoint, GpuName, ServiceName, UnitName};
+use crate::{
+    backend::Spec,
+    ident::{Endpoint, GpuName, ModelName, ServiceName, UnitName},
+};
 
 /// Everything that was set, valid.
 #[derive(Debug, Clone)]
@@ -14,6 +17,8 @@ pub struct Settings {
     pub defaults: Defaults,
     /// Services in the order of their names.
     pub services: Vec<Service>,
+    /// Models that are declared, in the order of their names. No two want the same port.
+    pub models: Vec<(ModelName, Spec)>,
     /// Stack-wide patterns.
     pub workers: Vec<WorkerPattern>,
     /// Processes that are never ended, whatever else is found.

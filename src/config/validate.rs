@@ -8,9 +8,10 @@ use super::{
         WorkerPattern,
     },
 };
+use crate::{backend::Spec, ident::ModelName};
 
 /// What the merged layers say, with the defaults where they say nothing.
-pub(super) fn settings(merged: &Fragment) -> Settings {
+pub(super) fn settings(merged: &Fragment, models: Vec<(ModelName, Spec)>) -> Settings {
     let defaults = defaults(&merged.defaults);
     let gate = gate(&merged.gate);
     let services = merged.services.iter().filter(|(_, service)| is_enabled(&service.value));
@@ -49,6 +50,7 @@ pub(super) fn settings(merged: &Fragment) -> Settings {
     Settings {
         defaults,
         services: services.collect(),
+        models,
         workers: workers.collect(),
         protect: merged.protect.iter().map(|rule| rule.value.clone()).collect(),
         engines: engines(&merged.engines),

@@ -100,8 +100,12 @@ impl Reader<'_> {
         }
     }
 
-    pub(super) fn absolute_path(&mut self, node: &Node) -> Option<At<PathBuf>> {
-        let text = self.text_of(node, "the path of a compose file")?;
+    pub(super) fn compose_file(&mut self, node: &Node) -> Option<At<PathBuf>> {
+        self.absolute_path(node, "the path of a compose file")
+    }
+
+    pub(super) fn absolute_path(&mut self, node: &Node, what: &str) -> Option<At<PathBuf>> {
+        let text = self.text_of(node, what)?;
         if text.len() < 2 || text.len() > MAX_PATH_BYTES || !text.starts_with('/') {
             return self.expected(node, "an absolute path", None);
         }

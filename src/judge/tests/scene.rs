@@ -82,6 +82,7 @@ fn settings() -> Settings {
             service("mindsdb", None, &[47334], &[]),
             service("web", None, &[3001], &[r"web\.py"]),
         ],
+        models: Vec::new(),
         workers: vec![WorkerPattern {
             name: "vllm".to_owned(),
             regex: compile_pattern("^VLLM::").unwrap(),
