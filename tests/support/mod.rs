@@ -13,6 +13,7 @@
 
 pub mod engines;
 pub mod gpus;
+pub mod model;
 pub mod stage;
 
 use std::{
