@@ -77,7 +77,7 @@ pub enum End {
     StillRuns,
     /// It is not the run that was judged, or nobody told; nothing was ordered. Says why.
     LeftAlone(String),
-    /// We were told twice to stop: its end was not seen.
+    /// We were told twice to stop, or the time was up: its end was not seen.
     Interrupted,
 }
 
@@ -147,7 +147,7 @@ pub fn end(
             })),
         }
     }
-    let stopped = stop(&targets, engines.ladder, engines.timeout, interrupt, say);
+    let stopped = stop(&targets, engines.ladder, engines.timeout, None, interrupt, say);
     for (stopped, processes) in stopped.iter().zip(members) {
         deeds.extend(outcomes(host, snapshot, stopped, processes, interrupt, say));
     }
@@ -200,11 +200,12 @@ fn outcomes(
 /// The row of forwarders.
 const FORWARDER: Row = Row(7);
 
-/// Stops these containers side by side. Returns what became of each, in their order.
+/// Stops these containers side by side, and waits until then at most. Returns what became of each, in their order.
 pub fn stop(
     targets: &[Target],
     limits: Ladder,
     timeout: Duration,
+    until: Option<Instant>,
     interrupt: &mut Interrupt,
     say: &mut dyn FnMut(&str),
 ) -> Vec<Stopped> {
@@ -230,7 +231,8 @@ pub fn stop(
     };
     let mut all: Vec<Stopped> = targets.iter().map(|_| unseen()).collect();
     let mut left = targets.len();
-    while left > 0 && interrupt.count() < 2 {
+    let is_late = || until.is_some_and(|until| Instant::now() >= until);
+    while left > 0 && interrupt.count() < 2 && !is_late() {
         say(&format!("waiting for {left} of {} containers to stop", targets.len()));
         match receive.recv_timeout(PROGRESS) {
             Ok((index, stopped)) => {

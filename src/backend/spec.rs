@@ -99,19 +99,6 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// As it is written.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Docker => "docker",
-            Self::Podman => "podman",
-        }
-    }
-
-    /// The engine of this word.
-    pub fn of_word(word: &str) -> Option<Self> {
-        [Self::Docker, Self::Podman].into_iter().find(|engine| engine.word() == word)
-    }
-
     /// The name of a kind.
     pub fn of_kind(kind: EngineKind) -> Self {
         match kind {

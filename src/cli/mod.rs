@@ -115,6 +115,8 @@ enum Verb {
     },
     /// Keep the stack's models: which there are, what is wanted of each, what happened
     Model {
+        #[command(flatten)]
+        file: ConfigFile,
         #[command(subcommand)]
         what: model::ModelVerb,
     },
@@ -145,7 +147,7 @@ enum ConfigVerb {
 #[derive(Debug, Args)]
 struct ConfigFile {
     /// Lay this file over those in /etc/portreeve
-    #[arg(long = "config", value_name = "FILE")]
+    #[arg(long = "config", value_name = "FILE", global = true)]
     config: Option<PathBuf>,
 }
 
@@ -268,7 +270,7 @@ fn run_verb(verb: Verb, output: Option<&Output>) -> Result<u8, Failure> {
             explain::run(asked, file, &output, is_verbose, &mut text)?
         }
         Verb::Doctor { file, output, sysctl } => doctor::run(file, &output, sysctl, &mut text)?,
-        Verb::Model { what } => model::run(what, &mut text)?,
+        Verb::Model { file, what } => model::run(file, what, &mut text)?,
         Verb::Config { what } => run_config(what, &mut text)?,
         Verb::NvmlReader { library } => return nvml::run(library.as_deref()),
     };

@@ -1,6 +1,11 @@
 //! `portreeve model`: the stack's models. Which there are, what is wanted of each, what happened to it.
 
-use std::{io::Write, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    io::Write,
+    net::IpAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use clap::{Args, Subcommand};
 
@@ -9,16 +14,22 @@ use crate::{
         self, BackendName, Quantization, Spec,
         spec::{self, Engine},
     },
+    config::settings::Settings,
     host::Host,
     ident::{GpuName, ModelName, Port},
     models::{
-        Registry,
+        Registry, State, guard,
+        lifecycle::Keeper,
+        receipt::Receipt,
         registry::{self, RegistryError},
     },
     report::{Style, exit, models},
 };
 
-use super::Failure;
+use super::{ConfigFile, Failure};
+
+mod look;
+mod run;
 
 /// What `model` does.
 #[derive(Debug, Subcommand)]
@@ -37,8 +48,66 @@ pub(super) enum ModelVerb {
         #[arg(value_parser = model_name)]
         name: ModelName,
     },
+    /// Start models side by side, each on free ports and GPUs; wait until they serve
+    Start {
+        #[command(flatten)]
+        which: run::Which,
+        /// End orphans that hold its ports and GPUs first, as 'reap' does
+        #[arg(long)]
+        reap: bool,
+    },
+    /// Stop models side by side, by the ladder: SIGTERM, grace period, SIGKILL, removal
+    Stop {
+        #[command(flatten)]
+        which: run::Which,
+        /// For all of them together, such as 2m (default: the longest grace period and a minute)
+        #[arg(long, value_name = "TIME", value_parser = crate::config::parse_duration)]
+        timeout: Option<Duration>,
+    },
+    /// Stop models, then start them
+    Restart {
+        #[command(flatten)]
+        which: run::Which,
+    },
+    /// Say what models are doing, by their engines and their health endpoints
+    Status {
+        /// Only these
+        #[arg(value_parser = model_name)]
+        names: Vec<ModelName>,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Ask whether a model is healthy
+    Health {
+        /// Its name
+        #[arg(value_parser = model_name)]
+        name: ModelName,
+        /// Ask again and again
+        #[arg(long)]
+        watch: bool,
+        /// Between two questions
+        #[arg(long, value_name = "TIME", value_parser = crate::config::parse_duration, default_value = "30s")]
+        interval: Duration,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Show what a model's container wrote
+    Logs {
+        /// Its name
+        #[arg(value_parser = model_name)]
+        name: ModelName,
+        /// Go on with what it writes from now on
+        #[arg(long, short = 'f')]
+        follow: bool,
+        /// So many of its last lines
+        #[arg(long, short = 'n', value_name = "N", default_value_t = 100)]
+        lines: usize,
+    },
     /// List the models
     List {
+        /// As the registry has them, without asking their engines
+        #[arg(long)]
+        as_recorded: bool,
         #[command(flatten)]
         form: Form,
     },
@@ -159,30 +228,82 @@ impl Wanted {
     }
 }
 
+/// What the verbs look at.
+struct Stack {
+    host: Host,
+    settings: Settings,
+    path: PathBuf,
+    models: Vec<(ModelName, Spec)>,
+}
+
+impl Stack {
+    fn load(file: ConfigFile) -> Result<Self, Failure> {
+        let host = Host::live();
+        let settings = file.load()?.settings;
+        let path = registry::path(&host)?;
+        let mut stack = Self { host, settings, path, models: Vec::new() };
+        stack.models = guard::wanted(&stack.records()?);
+        Ok(stack)
+    }
+
+    fn keeper(&self, until: Option<Instant>) -> Keeper<'_> {
+        let Self { host, settings, path, models } = self;
+        Keeper { host, settings, registry: path, models, until }
+    }
+
+    fn registry(&self) -> Result<Option<Registry>, RegistryError> {
+        Registry::open_if_there(&self.path)
+    }
+
+    /// Every model, registered or declared, as the registry has it now.
+    fn records(&self) -> Result<Vec<registry::Record>, RegistryError> {
+        let recorded = self.registry()?.map(|registry| registry.all()).transpose()?;
+        Ok(guard::all(&self.settings, recorded.unwrap_or_default()))
+    }
+
+    fn instance(&self) -> Result<String, RegistryError> {
+        Registry::open(&self.path)?.instance_id()
+    }
+
+    fn receipt(&self, name: &ModelName) -> Option<Receipt> {
+        self.registry().ok().flatten()?.receipt(name).ok().flatten()
+    }
+
+    fn spec(&self, name: &ModelName) -> Result<&Spec, RegistryError> {
+        let found = self.models.iter().find(|(known, _)| known == name);
+        found.map(|(_, spec)| spec).ok_or_else(|| self.unknown(name))
+    }
+
+    fn unknown(&self, name: &ModelName) -> RegistryError {
+        let known = self.models.iter().map(|(known, _)| known.clone()).collect();
+        RegistryError::NoModel(name.clone(), known)
+    }
+}
+
 /// Does it.
-pub(super) fn run(verb: ModelVerb, out: &mut dyn Write) -> Result<u8, Failure> {
-    let path = registry::path(&Host::live())?;
-    let known = || Registry::open_if_there(&path);
+pub(super) fn run(file: ConfigFile, verb: ModelVerb, out: &mut dyn Write) -> Result<u8, Failure> {
+    let stack = Stack::load(file)?;
     match verb {
-        ModelVerb::Register { name, wanted } => {
-            let spec = wanted.spec();
-            let refused = backend::check(&name, &spec);
-            if !refused.is_empty() {
-                let all: Vec<String> = refused.iter().map(ToString::to_string).collect();
-                return Err(Failure::Usage(all.join("\n")));
-            }
-            for shared in Registry::open(&path)?.register(&name, &spec)? {
-                super::warn(&shared.to_string());
-            }
-            writeln!(out, "model '{name}' is registered")?;
+        ModelVerb::Register { name, wanted } => register(&stack, &name, &wanted.spec(), out)?,
+        ModelVerb::Unregister { name } => return unregister(&stack, &name, out),
+        ModelVerb::Start { which, reap } => return run::start(&stack, &which, reap, out),
+        ModelVerb::Stop { which, timeout } => return run::stop(&stack, &which, timeout, out),
+        ModelVerb::Restart { which } => return run::restart(&stack, &which, out),
+        ModelVerb::Status { names, form } => return look::status(&stack, &names, form.json, out),
+        ModelVerb::Health { name, watch, interval, form } => {
+            let watch = watch.then_some(interval);
+            return look::health(&stack, &name, watch, form.json, out);
         }
-        ModelVerb::Unregister { name } => {
-            let none = || RegistryError::NoModel(name.clone(), Vec::new());
-            known()?.ok_or_else(none)?.unregister(&name)?;
-            writeln!(out, "model '{name}' is registered no more")?;
+        ModelVerb::Logs { name, follow, lines } => {
+            return look::logs(&stack, &name, lines, follow, out);
         }
-        ModelVerb::List { form } => {
-            let all = known()?.map(|registry| registry.all()).transpose()?.unwrap_or_default();
+        ModelVerb::List { as_recorded, form } => {
+            if !as_recorded {
+                for (name, why) in stack.reconcile(None)? {
+                    super::warn(&format!("what became of model '{name}' is not known: {why}"));
+                }
+            }
+            let all = stack.records()?;
             if form.json {
                 models::render_list_json(&all, out)?;
             } else {
@@ -190,8 +311,8 @@ pub(super) fn run(verb: ModelVerb, out: &mut dyn Write) -> Result<u8, Failure> {
             }
         }
         ModelVerb::Show { name, form } => {
-            let none = || RegistryError::NoModel(name.clone(), Vec::new());
-            let record = known()?.ok_or_else(none)?.get(&name)?;
+            let record = stack.records()?.into_iter().find(|record| record.name == name);
+            let record = record.ok_or_else(|| stack.unknown(&name))?;
             if form.json {
                 models::render_list_json(&[record], out)?;
             } else {
@@ -199,7 +320,7 @@ pub(super) fn run(verb: ModelVerb, out: &mut dyn Write) -> Result<u8, Failure> {
             }
         }
         ModelVerb::Events { name, lines, form } => {
-            let events = known()?.map(|registry| registry.events(name.as_ref(), lines));
+            let events = stack.registry()?.map(|registry| registry.events(name.as_ref(), lines));
             let events = events.transpose()?.unwrap_or_default();
             if form.json {
                 models::render_events_json(&events, out)?;
@@ -208,6 +329,59 @@ pub(super) fn run(verb: ModelVerb, out: &mut dyn Write) -> Result<u8, Failure> {
             }
         }
     }
+    Ok(exit::CLEAR)
+}
+
+fn register(
+    stack: &Stack,
+    name: &ModelName,
+    spec: &Spec,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let refused = backend::check(name, spec);
+    if !refused.is_empty() {
+        let all: Vec<String> = refused.iter().map(ToString::to_string).collect();
+        return Err(Failure::Usage(all.join("\n")));
+    }
+    // The registry knows those that are registered; the settings may declare others.
+    let declared: Vec<(ModelName, &Spec)> =
+        stack.settings.models.iter().map(|(name, spec)| (name.clone(), spec)).collect();
+    if declared.iter().any(|(declared, _)| declared == name) {
+        let why = format!("model '{name}' is declared in the settings");
+        return Err(Failure::Usage(format!(
+            "{why}\nhint: change it there, or choose another name"
+        )));
+    }
+    let (refused, shared): (Vec<_>, Vec<_>) = backend::conflicts(&declared, name, spec)
+        .into_iter()
+        .partition(backend::Conflict::is_error);
+    if !refused.is_empty() {
+        return Err(RegistryError::Conflicts(refused).into());
+    }
+    let mut registry = Registry::open(&stack.path)?;
+    for shared in registry.register(name, spec)?.into_iter().chain(shared) {
+        super::warn(&shared.to_string());
+    }
+    writeln!(out, "model '{name}' is registered")?;
+    Ok(())
+}
+
+/// What is up is stopped first.
+fn unregister(stack: &Stack, name: &ModelName, out: &mut dyn Write) -> Result<u8, Failure> {
+    let mut registry = stack.registry()?.ok_or_else(|| stack.unknown(name))?;
+    let record = registry.get(name)?;
+    if record.spec.is_none() {
+        let why = format!("model '{name}' is not registered, but declared in the settings");
+        return Err(Failure::Usage(format!("{why}\nhint: take it out there")));
+    }
+    if record.state != State::Stopped {
+        match run::stop_first(stack, name) {
+            Ok(down) => writeln!(out, "model '{name}' is stopped: {down}")?,
+            Err(code) => return Ok(code),
+        }
+    }
+    registry.unregister(name)?;
+    writeln!(out, "model '{name}' is registered no more")?;
     Ok(exit::CLEAR)
 }
 

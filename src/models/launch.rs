@@ -47,6 +47,8 @@ pub struct Order<'a> {
     pub spec: &'a Spec,
     /// Our installation.
     pub instance: &'a str,
+    /// Nothing of it is waited for longer than this.
+    pub until: Option<Instant>,
 }
 
 /// Creating and starting may take what loading a GPU's driver takes.
@@ -108,7 +110,7 @@ pub fn engine_of(
 impl<'a> Prepared<'a> {
     /// Finds the GPUs and the engine, and lays the plan. Nothing is changed.
     pub fn new(order: Order<'a>) -> Result<Self, Trouble> {
-        let Order { host, settings, name, spec, instance } = order;
+        let Order { host, settings, name, spec, instance, .. } = order;
         let (engine, version) = engine_of(host, settings, spec.engine).map_err(|why| {
             Trouble::from(why).hint("'portreeve doctor' says which engines answer")
         })?;
@@ -253,6 +255,9 @@ pub fn end(
     say: &mut dyn FnMut(&str),
 ) -> Result<Vec<Stopped>, Trouble> {
     let mut targets = Vec::new();
+    // Half of what is left is for the rungs that follow.
+    let left = order.until.map(|until| until.saturating_duration_since(Instant::now()) / 2);
+    let grace = left.map_or(grace, |left| grace.min(left));
     let timeout = order.settings.engines.timeout;
     for one in all {
         let made = engine::find(engine, &one.id.0, timeout)?;
@@ -261,7 +266,8 @@ pub fn end(
             ContainerRef { engine: engine.name, id: one.id.clone(), name: one.name.clone() };
         targets.push(Target { container, engine: engine.clone(), main, grace, is_ours: true });
     }
-    Ok(container::stop(&targets, order.settings.engines.ladder, timeout, interrupt, say))
+    let ladder = order.settings.engines.ladder;
+    Ok(container::stop(&targets, ladder, timeout, order.until, interrupt, say))
 }
 
 /// What a gate that stayed shut says.

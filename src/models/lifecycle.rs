@@ -1,12 +1,16 @@
 //! A model's way up and down, recorded step by step. Killed at any moment, it leaves a state and a receipt from which the next
 //! command goes on; whatever fails, the model comes to rest with nothing of it left and the reason on record.
 
-use std::{path::Path, sync::Mutex, thread, time::Duration};
+use std::{
+    path::Path,
+    sync::Mutex,
+    thread,
+    time::{Duration, Instant},
+};
 
 use super::{
     Registry, State,
     launch::{self, Created, Order, Prepared, Started},
-    plan,
     receipt::Worker,
     registry::{Record, RegistryError},
     trouble::Trouble,
@@ -16,9 +20,9 @@ use crate::{
         container::{End, Stopped},
         interrupt::Interrupt,
     },
-    backend::{Spec, claims, conflicts, spec},
+    backend::{Spec, claims, conflicts},
     config::settings::Settings,
-    engine::{self, Engine, Listed},
+    engine::{self, Listed},
     host::Host,
     ident::{EngineKind, ModelName},
     judge::{
@@ -39,6 +43,8 @@ pub struct Keeper<'a> {
     pub registry: &'a Path,
     /// Every model that is registered or declared.
     pub models: &'a [(ModelName, Spec)],
+    /// A stop waits no longer than this.
+    pub until: Option<Instant>,
 }
 
 /// What came of a start.
@@ -67,6 +73,11 @@ impl Keeper<'_> {
             let known = self.models.iter().map(|(known, _)| known.clone()).collect();
             Trouble::from(RegistryError::NoModel(name.clone(), known))
         })
+    }
+
+    fn order<'o>(&'o self, name: &'o ModelName, spec: &'o Spec, instance: &'o str) -> Order<'o> {
+        let Self { host, settings, until, .. } = *self;
+        Order { host, settings, name, spec, instance, until }
     }
 
     fn open(&self) -> Result<Registry, Trouble> {
@@ -147,8 +158,7 @@ impl Keeper<'_> {
             Err(error) => return Err(error.into()),
         }
         let instance = registry.instance_id()?;
-        let order =
-            Order { host: self.host, settings: self.settings, name, spec, instance: &instance };
+        let order = Order { until: None, ..self.order(name, spec, &instance) };
         match self.bring_up(&mut registry, order, reaps, interrupt, say) {
             Ok(()) => Ok(Up::Started),
             Err(trouble) => {
@@ -267,7 +277,11 @@ impl Keeper<'_> {
             Err(RegistryError::Forbidden(..)) => false,
             Err(error) => return Err(error.into()),
         };
-        let down = self.bring_down(&registry, name, spec, record.as_ref(), interrupt, say);
+        let mut down = self.bring_down(&registry, name, spec, record.as_ref(), interrupt, say);
+        if !is_begun && down.as_ref().is_err_and(|trouble| trouble.is_unknown) {
+            // It was down already, and that nobody can be asked whether something is left makes no failure of it.
+            down = Ok(Down { stopped: Vec::new() });
+        }
         match &down {
             Ok(down) => {
                 if is_begun || !down.stopped.is_empty() {
@@ -302,8 +316,7 @@ impl Keeper<'_> {
         if !spec.is_container {
             return Ok(Down { stopped: Vec::new() });
         }
-        let order =
-            Order { host: self.host, settings: self.settings, name, spec, instance: &instance };
+        let order = self.order(name, spec, &instance);
         let wanted = receipt.and_then(|receipt| receipt.container).map(|one| one.engine);
         let (engine, _) = launch::engine_of(self.host, self.settings, wanted.or(spec.engine))?;
         let all = engine::list(&engine, self.settings.engines.timeout)?;
@@ -355,7 +368,9 @@ impl Keeper<'_> {
 fn left(container: &str, stopped: &Stopped, kind: EngineKind) -> Trouble {
     let why = match &stopped.end {
         End::LeftAlone(why) => format!("container '{container}' was left alone: {why}"),
-        End::Interrupted => format!("a signal ended the waiting for container '{container}'"),
+        End::Interrupted => {
+            format!("container '{container}' was not waited for any longer: its end was not seen")
+        }
         End::StillRuns => format!("container '{container}' still runs: {stopped}"),
         End::AlreadyStopped | End::Graceful | End::Forced => {
             format!("container '{container}' is down, and not removed: {stopped}")
@@ -385,14 +400,4 @@ impl std::fmt::Display for Down {
 
 fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
-}
-
-/// The engine of a kind, for who has a receipt that names it.
-pub fn engine_of(keeper: &Keeper<'_>, wanted: Option<spec::Engine>) -> Result<Engine, Trouble> {
-    Ok(launch::engine_of(keeper.host, keeper.settings, wanted)?.0)
-}
-
-/// What a model's container would be called.
-pub fn container_of(name: &ModelName, spec: &Spec) -> String {
-    plan::container_name(name, spec.backend)
 }

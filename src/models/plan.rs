@@ -317,6 +317,11 @@ fn limits(spec: &Spec) -> Result<Limits, Refusal> {
     Ok(Limits { memory_bytes, cpu_milli, pids })
 }
 
+/// How a model is spoken to, wherever it was launched.
+pub fn reach_of(spec: &Spec) -> Reach {
+    reach(spec, spec.backend.backend())
+}
+
 fn reach(spec: &Spec, backend: &'static Backend) -> Reach {
     let address = match spec.host {
         IpAddr::V4(address) if address.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),

@@ -17,6 +17,13 @@ pub const NOT_CLEAR: u8 = 1;
 /// Sight was incomplete; also bad usage and bad settings.
 pub const COULD_NOT_TELL: u8 = 2;
 
+/// The code for several answers together.
+pub fn worst(codes: impl IntoIterator<Item = u8>) -> u8 {
+    let codes: Vec<u8> = codes.into_iter().collect();
+    let order = [NOT_CLEAR, COULD_NOT_TELL];
+    order.into_iter().find(|code| codes.contains(code)).unwrap_or(CLEAR)
+}
+
 /// The code for what one look found: of `scan` and of `reap --dry-run`.
 pub fn of_findings(findings: &Findings) -> u8 {
     let processes = findings.verdicts.iter().map(of_verdict);

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write},
+    sync::Mutex,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -9,15 +10,21 @@ use schemars::{JsonSchema, Schema, generate::SchemaSettings};
 use serde::Serialize;
 
 use super::{
-    Style,
+    Progress, Style,
     escape::{escape, width},
     json,
     table::{DOUBT, GOOD, ORPHAN, PLAIN, Page, SPARED},
 };
-use crate::backend::Spec;
-use crate::models::{
-    State,
-    registry::{Event, Record},
+use crate::{
+    backend::Spec,
+    ident::ModelName,
+    models::{
+        State,
+        health::Health,
+        receipt::Receipt,
+        registry::{Event, Record},
+        trouble::Trouble,
+    },
 };
 
 /// The models of a registry.
@@ -48,6 +55,7 @@ struct Events {
 enum Document {
     Models(Models),
     Events(Events),
+    Healthy(Healthy),
 }
 
 /// A model.
@@ -77,6 +85,64 @@ struct Model {
     memory_bytes: Option<u64>,
     /// Processors, in thousandths.
     cpu_milli: Option<u32>,
+    /// It is declared in the settings; else it is registered.
+    declared: bool,
+    /// What 'status' alone finds out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    now: Option<Now>,
+}
+
+/// What a look at a model found.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Now {
+    /// Whether it is healthy; null = it was not asked.
+    healthy: Option<bool>,
+    /// What its health endpoint answered, in words.
+    health: Option<String>,
+    /// Its engine: `docker`, `podman`.
+    engine: Option<&'static str>,
+    /// Its container's name.
+    container: Option<String>,
+    /// Why what it is doing could not be seen; null = it could.
+    unseen: Option<String>,
+}
+
+/// How healthy a model is.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Healthy {
+    /// Version of this document's form.
+    #[schemars(extend("const" = 1))]
+    version: u32,
+    /// Its name.
+    model: String,
+    /// When it was asked, in milliseconds since 1970.
+    at_ms: u64,
+    /// What it answered, or what it is doing, in words.
+    health: String,
+}
+
+/// A model, and what a look at it found.
+#[derive(Debug)]
+pub struct Status {
+    /// As the registry has it.
+    pub record: Record,
+    /// What its health endpoint answered; none = it was not asked.
+    pub health: Option<Health>,
+    /// What was started for it.
+    pub receipt: Option<Receipt>,
+    /// Why what it is doing could not be seen.
+    pub unseen: Option<String>,
+}
+
+impl Status {
+    /// It runs, and is not well.
+    pub fn is_sick(&self) -> bool {
+        self.health.as_ref().is_some_and(|health| !is_healthy(health))
+    }
+}
+
+fn is_healthy(health: &Health) -> bool {
+    *health == Health::Answered(crate::backend::Readiness::Ready)
 }
 
 /// Something that happened.
@@ -135,7 +201,80 @@ fn model(record: &Record) -> Model {
         gpus: gpus.iter().map(ToString::to_string).collect(),
         memory_bytes: spec.and_then(|spec| spec.memory_bytes),
         cpu_milli: spec.and_then(|spec| spec.cpu_milli),
+        declared: record.is_declared,
+        now: None,
     }
+}
+
+/// Writes what looks at models found, as a document.
+pub fn render_status_json(all: &[Status], out: &mut dyn Write) -> io::Result<()> {
+    let now = |status: &Status| {
+        let container = status.receipt.as_ref().and_then(|receipt| receipt.container.as_ref());
+        Now {
+            healthy: status.health.as_ref().map(is_healthy),
+            health: status.health.as_ref().map(ToString::to_string),
+            engine: container.map(|container| container.engine.word()),
+            container: container.map(|container| container.name.clone()),
+            unseen: status.unseen.clone(),
+        }
+    };
+    let models = all.iter().map(|one| Model { now: Some(now(one)), ..model(&one.record) });
+    json::write(&Models { version: 1, models: models.collect() }, out)
+}
+
+/// Writes what one model answered.
+pub fn render_health(
+    name: &ModelName,
+    health: &str,
+    is_json: bool,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    if !is_json {
+        return writeln!(out, "{name}: {}", escape(health, None));
+    }
+    let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let at_ms = u64::try_from(at).unwrap_or(u64::MAX);
+    let document =
+        Healthy { version: 1, model: name.to_string(), at_ms, health: health.to_owned() };
+    json::write(&document, out)
+}
+
+/// What is said of models on their way, in one line of a terminal.
+pub struct Voice(Mutex<Progress>);
+
+impl Voice {
+    /// Silent unless standard error is a terminal.
+    pub fn new() -> Self {
+        Self(Mutex::new(Progress::new(io::IsTerminal::is_terminal(&io::stderr()))))
+    }
+
+    /// Shows this in place of what was said last, of whichever model.
+    pub fn say(&self, name: &ModelName, text: &str) {
+        if let Ok(mut progress) = self.0.lock() {
+            progress.say(&format!("{name}: {text}"));
+        }
+    }
+}
+
+impl Default for Voice {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Says on standard error why a model did not do what it was to do.
+pub fn complain(name: &ModelName, what: &str, trouble: &Trouble) {
+    let mut text = format!("error: model '{name}' {what}: {}\n", escape(&trouble.why, None));
+    if let Some(hint) = &trouble.hint {
+        text.push_str(&format!("hint: {}\n", escape(hint, None)));
+    }
+    if !trouble.log.is_empty() {
+        text.push_str("the last that it wrote:\n");
+    }
+    for line in &trouble.log {
+        text.push_str(&format!("    {}\n", escape(line, None)));
+    }
+    let _ = anstream::stderr().write_all(text.as_bytes());
 }
 
 /// Writes a line for each model.
@@ -148,20 +287,79 @@ pub fn render_list(records: &[Record], style: Style, out: &mut dyn Write) -> io:
     }
     let head = ["NAME", "STATE", "SINCE", "BACKEND", "PORT", "GPUS", "MODEL"].map(str::to_owned);
     let rows: Vec<[String; 7]> = records.iter().map(cells).collect();
+    let below = |n: usize| -> Vec<&str> {
+        let why = records.get(n).map(|record| record.why.as_str()).filter(|why| !why.is_empty());
+        why.into_iter().collect()
+    };
+    let states: Vec<State> = records.iter().map(|record| record.state).collect();
+    columns(&mut page, &head, &rows, &states, below);
+    out.write_all(page.text.as_bytes())
+}
+
+/// Writes what a look at each model found, a line for each.
+pub fn render_status(all: &[Status], style: Style, out: &mut dyn Write) -> io::Result<()> {
+    let mut page = Page { style, text: String::new() };
+    if all.is_empty() {
+        page.line("no model is registered", PLAIN, "");
+        return out.write_all(page.text.as_bytes());
+    }
+    let head = ["NAME", "STATE", "SINCE", "HEALTH", "PORT", "ENGINE", "CONTAINER"];
+    let head = head.map(str::to_owned);
+    let row = |status: &Status| -> [String; 7] {
+        let [name, state, since, _, port, ..] = cells(&status.record);
+        let container = status.receipt.as_ref().and_then(|receipt| receipt.container.as_ref());
+        let health = match &status.health {
+            Some(health) if is_healthy(health) => "healthy".to_owned(),
+            Some(Health::Answered(crate::backend::Readiness::Loading)) => "loading".to_owned(),
+            Some(Health::Answered(_) | Health::Silent(_)) => "unhealthy".to_owned(),
+            None => "-".to_owned(),
+        };
+        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        let engine = or_dash(container.map(|container| container.engine.word().to_owned()));
+        let container = or_dash(container.map(|container| container.name.clone()));
+        [name, state, since, health, port, engine, container]
+    };
+    let rows: Vec<[String; 7]> = all.iter().map(row).collect();
+    let sick: Vec<String> = all
+        .iter()
+        .map(|one| one.health.as_ref().filter(|_| one.is_sick()).map(ToString::to_string))
+        .map(Option::unwrap_or_default)
+        .collect();
+    let unseen: Vec<String> = all
+        .iter()
+        .map(|one| one.unseen.as_ref().map(|why| format!("what it is doing is not known: {why}")))
+        .map(Option::unwrap_or_default)
+        .collect();
+    let below = |n: usize| -> Vec<&str> {
+        let why = all.get(n).map(|one| one.record.why.as_str());
+        let more = [sick.get(n), unseen.get(n)].into_iter().flatten().map(String::as_str);
+        why.into_iter().chain(more).filter(|text| !text.is_empty()).collect()
+    };
+    let states: Vec<State> = all.iter().map(|one| one.record.state).collect();
+    columns(&mut page, &head, &rows, &states, below);
+    out.write_all(page.text.as_bytes())
+}
+
+fn columns<'t>(
+    page: &mut Page,
+    head: &[String; 7],
+    rows: &[[String; 7]],
+    states: &[State],
+    below: impl Fn(usize) -> Vec<&'t str>,
+) {
     let widths: Vec<usize> = (0..head.len())
         .map(|n| {
             let cells = rows.iter().filter_map(|row| row.get(n)).chain(head.get(n));
             cells.map(|cell| width(cell)).max().unwrap_or_default()
         })
         .collect();
-    line(&mut page, &head, &widths, anstyle::Style::new().bold());
-    for (record, row) in records.iter().zip(&rows) {
-        line(&mut page, row, &widths, colour_of(record.state));
-        if !record.why.is_empty() {
-            page.line("      ", SPARED, &record.why);
+    line(page, head, &widths, anstyle::Style::new().bold());
+    for (n, (row, state)) in rows.iter().zip(states).enumerate() {
+        line(page, row, &widths, colour_of(*state));
+        for text in below(n) {
+            page.line("      ", SPARED, text);
         }
     }
-    out.write_all(page.text.as_bytes())
 }
 
 /// The second cell is coloured.
@@ -186,9 +384,9 @@ fn cells(record: &Record) -> [String; 7] {
     [
         name.0.clone(),
         state.to_string(),
-        ago(*since_ms),
+        if *since_ms == 0 { "-".to_owned() } else { ago(*since_ms) },
         of(&|spec| Some(spec.backend.to_string())),
-        of(&|spec| spec.port.map(|port| port.to_string())),
+        of(&|spec| Some(spec.port().to_string())),
         of(&gpus),
         of(&|spec| Some(escape(&spec.model, Some(60)))),
     ]

@@ -356,7 +356,7 @@ fn containers_are_stopped_side_by_side() {
         .collect();
     let mut interrupt = Interrupt::install().unwrap();
     let began = Instant::now();
-    let all = stop(&targets, LIMITS, Duration::from_secs(5), &mut interrupt, &mut |_| {});
+    let all = stop(&targets, LIMITS, Duration::from_secs(5), None, &mut interrupt, &mut |_| {});
     assert!(all.iter().all(|s| s.end == End::StillRuns), "{all:?}");
     // One hangs for 1.4 s + 0.4 s and two exit waits; three in a row would take ten seconds.
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());

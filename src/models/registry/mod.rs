@@ -55,6 +55,8 @@ pub struct Record {
     pub why: String,
     /// Who is leading it to the next.
     pub worker: Option<Worker>,
+    /// What is wanted of it stands in the settings; the registry has its state alone.
+    pub is_declared: bool,
 }
 
 /// Something that happened to a model.
@@ -526,7 +528,7 @@ impl Raw {
             .ok_or_else(|| damaged(format!("model '{name}' is in no known state, '{state}'")))?;
         let worker = worker.map(|text| serde_json::from_str(&text)).transpose();
         let worker = worker.map_err(|error| damaged(format!("model '{name}': {error}")))?;
-        Ok(Record { name: ModelName(name), spec, state, since_ms, why, worker })
+        Ok(Record { name: ModelName(name), spec, state, since_ms, why, worker, is_declared: false })
     }
 }
 

@@ -81,7 +81,7 @@ fn receipt(row: &Row<'_>) -> rusqlite::Result<(ModelName, Receipt)> {
     let (exe, uid): (Option<String>, Option<u32>) = (row.get(5)?, row.get(6)?);
     let process = key.map(|key| Main { key, exe: exe.map(Into::into), uid });
     let engine: Option<String> = row.get(7)?;
-    let engine = engine.as_deref().and_then(Engine::of_word);
+    let engine = engine.and_then(|engine| engine.parse::<Engine>().ok());
     let (id, name): (Option<String>, Option<String>) = (row.get(8)?, row.get(9)?);
     let container = match (engine, id, name) {
         (Some(engine), Some(id), Some(name)) => {
