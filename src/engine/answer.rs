@@ -486,13 +486,18 @@ fn says(reply: &Reply, is_so: impl Fn(&str) -> bool) -> bool {
 }
 
 /// Docker's and Podman's words for a network to which something is attached.
-pub(super) fn is_in_use(text: &str) -> bool {
-    text.contains("has active endpoints") || text.contains("network is being used")
+pub(super) fn is_in_use(reply: &Reply) -> bool {
+    says(reply, |text| {
+        text.contains("has active endpoints") || text.contains("network is being used")
+    })
 }
 
-/// Their words for a container that is not attached to it.
-pub(super) fn is_not_attached(text: &str) -> bool {
-    text.contains("is not connected to")
+/// Their words for a container that is not attached to it; the second are Docker's of one that it does not know.
+pub(super) fn is_not_attached(reply: &Reply) -> bool {
+    says(reply, |text| {
+        let is_no_endpoint = text.starts_with("endpoint ") && text.ends_with(" not found");
+        text.contains(" is not connected to ") || is_no_endpoint
+    })
 }
 
 /// Podman's words for what an order cannot be given now (libpod/define/errors.go, ErrCtrStateInvalid).

@@ -1,5 +1,8 @@
 //! Which engine makes a new container, where nobody says which.
 
+#[cfg(test)]
+mod tests;
+
 use std::time::{Duration, Instant};
 
 use super::{Engine, Version, Which, socket, socket_of, way::NoAnswer};

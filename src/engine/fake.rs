@@ -1,7 +1,7 @@
 //! Fakes at the wire: whoever listens at an engine's socket.
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     os::unix::net::{UnixListener, UnixStream},
     sync::{
         Arc,
@@ -21,6 +21,8 @@ pub(crate) enum Act {
     Answer(u16, Value),
     /// Sends these bytes and closes.
     Raw(Vec<u8>),
+    /// Sends these bytes and says nothing more until the peer goes.
+    Begin(Vec<u8>),
     /// Says nothing until the peer goes.
     Hang,
     /// Promises a long body and sends a byte of it now and then.
@@ -124,10 +126,16 @@ pub(crate) fn serve(stream: UnixStream, act: &dyn Fn(&str) -> Act) -> io::Result
         if reader.read_line(&mut request)? == 0 {
             return Ok(());
         }
-        let mut line = String::new();
+        let (mut line, mut length) = (String::new(), 0);
         while reader.read_line(&mut line)? > 2 {
+            let lower = line.to_lowercase();
+            if let Some(bytes) = lower.strip_prefix("content-length:") {
+                length = bytes.trim().parse().unwrap();
+            }
             line.clear();
         }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body)?;
         let answer = |out: &mut UnixStream, status: u16, body: &Value| {
             let body = if body.is_null() { String::new() } else { body.to_string() };
             let bare = matches!(status, 204 | 304);
@@ -135,13 +143,22 @@ pub(crate) fn serve(stream: UnixStream, act: &dyn Fn(&str) -> Act) -> io::Result
                 if bare { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
             write!(out, "HTTP/1.1 {status} Word\r\n{length}\r\n{body}")
         };
-        match act(request.trim_end().strip_suffix(" HTTP/1.1").unwrap()) {
+        let request = request.trim_end().strip_suffix(" HTTP/1.1").unwrap();
+        // What is sent with a request stands behind it.
+        let request = format!("{request} {}", String::from_utf8(body).unwrap());
+        match act(request.trim_end()) {
             Act::Answer(status, body) => answer(&mut out, status, &body)?,
             Act::Late(time, body) => {
                 thread::sleep(time);
                 answer(&mut out, 200, &body)?;
             }
             Act::Raw(bytes) => return out.write_all(&bytes),
+            Act::Begin(bytes) => {
+                out.write_all(&bytes)?;
+                let mut rest = String::new();
+                reader.read_line(&mut rest)?;
+                return Ok(());
+            }
             Act::Hang => {
                 let mut rest = String::new();
                 reader.read_line(&mut rest)?;

@@ -1,6 +1,9 @@
 //! What a container has said, and what it says now. Docker's API writes both streams into one, in frames of 8 bytes of head and the
 //! text behind it, unless the container has a terminal (docs.docker.com, "Attach to a container", stream format).
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::VecDeque,
     ops::ControlFlow,
@@ -23,7 +26,7 @@ use crate::ident::{ContainerId, EngineKind};
 const MOST_BYTES: usize = 1 << 20;
 /// A longer line is cut into several.
 const MOST_LINE_BYTES: usize = 64 << 10;
-/// No more lines are asked for: Podman before 5 makes room for all of them before it reads the first.
+/// No more lines are asked for: Podman makes room for all of them before it reads the first (podman pull request 29028).
 const MOST_LINES: usize = 100_000;
 /// Why there is no log.
 const REFUSAL_BYTES: usize = 64 << 10;
@@ -72,7 +75,7 @@ pub fn follow_logs(
         let mut log = if flushes {
             timeout_at(deadline, open).await.unwrap_or(Err(NoAnswer::Late))?
         } else {
-            // Podman before 5.6 begins its answer with the first line.
+            // Podman may begin its answer with the first line (podman issue 23712).
             open.await?
         };
         log.read(&mut |line| each(&line)).await

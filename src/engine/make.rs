@@ -1,5 +1,8 @@
-//! Orders to an engine about what is to be: create, start, never restart, and free a network. Only over its socket, in Docker's
+//! Orders to an engine about what is to be: create, start, never restart. Only over its socket, in Docker's
 //! API, and none is ever given twice: where no answer came, whether it was done is not known.
+
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
@@ -61,7 +64,8 @@ pub fn start(engine: &Engine, id: &ContainerId, timeout: Duration) -> Deed {
 }
 
 /// From now on its engine does not start it again by itself. `Done` = the engine says so when it is asked again; `AlreadySo` = it
-/// never did. Podman has the order since 5.1, and keeps to it only where its database is SQLite.
+/// never did. Podman has the order since 5.1 (podman pull request 22322); an older one says that it cannot, and the container is
+/// as it was.
 pub fn forbid_restarts(engine: &Engine, id: &ContainerId, timeout: Duration) -> Deed {
     about(engine, &id.0, timeout, async |mut socket| {
         match made::look_up(&mut socket, &id.0).await? {
@@ -96,50 +100,8 @@ pub fn forbid_restarts(engine: &Engine, id: &ContainerId, timeout: Duration) -> 
     })
 }
 
-/// Takes a container off a network, or what is left of one there (`ep-…`). `force` = though the container does not answer.
-/// `AlreadySo` = it is not attached.
-pub fn disconnect(
-    engine: &Engine,
-    network_id: &str,
-    container: &ContainerId,
-    force: bool,
-    timeout: Duration,
-) -> Deed {
-    let is_left_over = container.0.starts_with("ep-");
-    if !is_left_over && !is_whole(container) {
-        return not_asked(&container.0);
-    }
-    about(engine, network_id, timeout, async |mut socket| {
-        // Docker takes an endpoint without a container by the container's name (moby daemon/network.go, `ForceEndpointDelete`).
-        let whom = if is_left_over {
-            let Some(network) = made::look_up_network(&mut socket, network_id).await? else {
-                return Ok(Deed::Gone);
-            };
-            let mut attached = network.attached.into_iter();
-            match attached.find(|(id, _)| id == container) {
-                Some((_, name)) => name,
-                None => return Ok(Deed::AlreadySo),
-            }
-        } else {
-            container.0.clone()
-        };
-        let path = format!("/networks/{network_id}/disconnect");
-        let body = json!({ "Container": whom, "Force": force }).to_string();
-        let reply = socket.order(Method::POST, &path, body).await?;
-        Ok(read_network(&reply))
-    })
-}
-
-/// Removes a network. `Conflict` = something is attached to it.
-pub fn remove_network(engine: &Engine, network_id: &str, timeout: Duration) -> Deed {
-    let path = format!("/networks/{network_id}");
-    about(engine, network_id, timeout, async |mut socket| {
-        Ok(read_network(&socket.order(Method::DELETE, &path, String::new()).await?))
-    })
-}
-
 /// An order about one container or network, by its whole id: a beginning or a name would find another.
-fn about(
+pub(super) fn about(
     engine: &Engine,
     id: &str,
     timeout: Duration,
@@ -151,7 +113,7 @@ fn about(
     talk(engine, timeout, order).unwrap_or_else(Into::into)
 }
 
-fn not_asked(id: &str) -> Deed {
+pub(super) fn not_asked(id: &str) -> Deed {
     Deed::NoAnswer(format!("not asked: '{}' is no whole id", shown(id)))
 }
 
@@ -166,8 +128,8 @@ fn created(reply: &Reply) -> Result<Created, Refused> {
     let words = || answer::message(reply);
     match reply.status {
         200 | 201 => {}
-        409 if answer::is_about_a_name(reply) => return Err(Refused::NameTaken(words())),
-        500 if answer::is_about_a_name(reply) => return Err(Refused::NameTaken(words())),
+        // Podman 4.3 has no 409 for it.
+        409 | 500 if answer::is_about_a_name(reply) => return Err(Refused::NameTaken(words())),
         404 if answer::is_no_image(reply) => return Err(Refused::NoImage(words())),
         status => return Err(Refused::Failed(status, words())),
     }
@@ -179,14 +141,4 @@ fn created(reply: &Reply) -> Result<Created, Refused> {
         return Err(Refused::NoAnswer(NoAnswer::Strange(why)));
     }
     Ok(Created { id, warnings: warnings.unwrap_or_default() })
-}
-
-/// What came of an order about a network.
-fn read_network(reply: &Reply) -> Deed {
-    match deed::read(reply) {
-        Deed::Failed(404, _) if answer::is_unknown_network(reply) => Deed::Gone,
-        Deed::Failed(_, words) if answer::is_in_use(&words) => Deed::Conflict(words),
-        Deed::Failed(_, words) if answer::is_not_attached(&words) => Deed::AlreadySo,
-        deed => deed,
-    }
 }

@@ -12,6 +12,7 @@ mod http;
 mod logs;
 mod made;
 mod make;
+mod networks;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -33,8 +34,9 @@ use rustix::{
 pub use choice::default_for;
 pub use deed::{Deed, Until, kill, remove, stop, wait};
 pub use logs::{follow_logs, logs};
-pub use made::{Listed, Made, Network, Phase, find, list, network};
-pub use make::{Created, Refused, create, disconnect, forbid_restarts, remove_network, start};
+pub use made::{Listed, Made, Phase, find, list};
+pub use make::{Created, Refused, create, forbid_restarts, start};
+pub use networks::{Network, disconnect, network, remove_network};
 use tokio::{
     runtime::{Builder, Runtime},
     task::JoinSet,

@@ -65,9 +65,9 @@ fn how_to_listen(engine: &Engine) -> Option<NoAnswer> {
         0 => "systemctl enable --now podman.socket",
         _ => "systemctl --user enable --now podman.socket",
     };
-    let (name, path) = (engine.name, engine.path().display());
+    let path = engine.path().display();
     is_podman.then(|| {
-        NoAnswer::NoWay(format!("{name} does not listen at '/{path}'\nhint: open it with: {order}"))
+        NoAnswer::NoWay(format!("nobody listens at '/{path}'\nhint: open it with: {order}"))
     })
 }
 
