@@ -1,4 +1,5 @@
-//! Real engines take what a model's launch asks them to create, field by field, and run it.
+//! Real engines take what a model's launch asks them to create, field by field, and run it: its server loads, is healthy, says
+//! what it serves, and ends at SIGTERM.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,8 +21,12 @@ use serde_json::{Value, json};
 use support::{
     DEADLINE, TestBox,
     engines::{Engine, Kind},
-    skip,
+    model::{Answer, ask_in},
+    skip, wait_until,
 };
+
+/// Has a server load until it is told.
+const LOADING: [&str; 2] = ["--load-for", "usr1"];
 
 /// The limits that this machine's control groups can hold: where they are left to version 1, a box has none.
 fn limits(test_box: &TestBox) -> Value {
@@ -39,24 +44,29 @@ fn limits(test_box: &TestBox) -> Value {
     limits
 }
 
-/// A model in a container, its server played by the image of the tests.
-fn launch(backend: BackendName, kind: EngineKind, port: usize, limits: &Value) -> Launch {
+/// A model in a container, its server played.
+fn launch(backend: BackendName, kind: EngineKind, port: usize, limits: &Value) -> (Spec, Launch) {
     let mut spec = json!({
         "backend": backend, "model": "/srv/models/l.gguf", "is_container": true, "port": port,
-        "host": "127.0.0.1", "image": "plant", "models_dir": "/srv/models",
+        "host": "127.0.0.1", "image": format!("model-{backend}"), "models_dir": "/srv/models",
+        "extra_args": LOADING,
     });
     spec.as_object_mut().unwrap().extend(limits.as_object().unwrap().clone());
     let spec: Spec = serde_json::from_value(spec).unwrap();
     let spec = match backend {
-        BackendName::Ollama => Spec { model: "llama3".to_owned(), ..spec },
+        BackendName::Ollama => Spec {
+            model: "llama3".to_owned(),
+            image: Some("loading".to_owned()),
+            extra_args: Vec::new(),
+            ..spec
+        },
         BackendName::Vllm | BackendName::LlamaCpp | BackendName::Tgi | BackendName::SgLang => spec,
     };
     // No GPU is asked for, so that any version will do.
     let engine = Version { kind, version: String::new() };
     let name = ModelName::from("llama");
-    let mut launch = container(&name, "5f2c", &spec, &Cards::default(), &engine).unwrap();
-    launch.body.cmd = ["plant", "--listen", "8000"].map(str::to_owned).into();
-    launch
+    let launch = container(&name, "5f2c", &spec, &Cards::default(), &engine).unwrap();
+    (spec, launch)
 }
 
 fn post(engine: &Engine, path: &str, body: &str) -> (u16, Value) {
@@ -97,9 +107,36 @@ fn holds_what_was_asked(engine: &Engine, launch: &Launch) {
     let said = String::from_utf8_lossy(&write.stderr).into_owned();
     assert!(said.contains("Read-only file system"), "{name}: {said}");
     engine.must(&["exec", name, "/bin/busybox", "test", "-f", "/models/l.gguf"]);
-    // It ignores SIGTERM, and Podman would wait for it.
-    engine.must(&["kill", name]);
-    engine.must(&["rm", "-f", name]);
+}
+
+/// Its server is not healthy, then is, and serves the model that is wanted.
+fn becomes_healthy(engine: &Engine, spec: &Spec, launch: &Launch) {
+    let (name, reach) = (&launch.container, &launch.reach);
+    let health = || ask_in(engine.test_box, reach.address, reach.health.unwrap().path);
+    wait_until(DEADLINE, "it loads", || {
+        let log = engine.run(&["logs", name]);
+        String::from_utf8_lossy(&log.stdout).contains("loading")
+    });
+    let loading = health();
+    assert!(loading.status().is_none_or(|status| status == 503), "{name}: {loading:?}");
+    engine.must(&["kill", "--signal", "USR1", name]);
+    wait_until(DEADLINE, &format!("{name} is healthy"), || health().status() == Some(200));
+
+    let answer = ask_in(engine.test_box, reach.address, reach.served.path);
+    let Answer::Said(200, list) = answer else { panic!("{name}: {answer:?}") };
+    let ids = (reach.served.read)(&list).unwrap();
+    assert!(ids.iter().any(|id| (reach.served.fits)(spec, &launch.told, id)), "{name}: {ids:?}");
+}
+
+/// SIGTERM is enough.
+fn ends(engine: &Engine, launch: &Launch) {
+    let (name, grace) = (&launch.container, launch.reach.grace);
+    let stop = format!("/v1.40/containers/{name}/stop?t={}", grace.as_secs());
+    let (status, answer) = engine.post(&stop, "", grace + DEADLINE).expect("an answer");
+    assert_eq!(status, 204, "{name}: {answer}");
+    let state = &engine.inspect(name)["State"];
+    assert_eq!((&state["Running"], &state["ExitCode"]), (&json!(false), &json!(0)), "{name}");
+    engine.must(&["rm", name]);
 }
 
 fn every_backend(name: &str, kind: Kind, product: EngineKind) {
@@ -110,18 +147,23 @@ fn every_backend(name: &str, kind: Kind, product: EngineKind) {
     test_box.sh("mkdir -p /srv/models && touch /srv/models/l.gguf");
     let engine = Engine::start(&test_box, kind);
     engine.serve();
+    engine.give_models();
+    engine.give_model("loading", "ollama", &LOADING.join(" "));
     let limits = limits(&test_box);
     for (place, backend) in BackendName::ALL.into_iter().enumerate() {
-        holds_what_was_asked(&engine, &launch(backend, product, 8100 + place, &limits));
+        let (spec, launch) = launch(backend, product, 8100 + place, &limits);
+        holds_what_was_asked(&engine, &launch);
+        becomes_healthy(&engine, &spec, &launch);
+        ends(&engine, &launch);
     }
 }
 
 #[test]
-fn docker_makes_of_every_backend_what_was_asked() {
+fn docker_makes_of_every_backend_what_was_asked_and_runs_it() {
     every_backend("launch-docker", Kind::DockerSystemd, EngineKind::Docker);
 }
 
 #[test]
-fn podman_makes_of_every_backend_what_was_asked() {
+fn podman_makes_of_every_backend_what_was_asked_and_runs_it() {
     every_backend("launch-podman", Kind::Podman, EngineKind::Podman);
 }

@@ -330,7 +330,8 @@ fn child_of(played: &Played) -> Pid {
     assert_eq!(session, pid.to_string());
     for held in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
         let held = fs::read_link(held.unwrap().path()).unwrap();
-        assert!(!held.to_string_lossy().starts_with("socket:"), "{held:?}");
+        let held = held.to_string_lossy();
+        assert!(!held.starts_with("socket:"), "{held}");
     }
     child
 }

@@ -1,7 +1,8 @@
 //! Real container engines in a box: Docker, and the Podman of root, of bob and of alice.
 //!
 //! Containers are of one image, `plant`, which holds busybox and the planted process. As the first process of a pid
-//! namespace it survives SIGTERM, as any program without a handler does there (pid_namespaces(7)).
+//! namespace it survives SIGTERM, as any program without a handler does there (pid_namespaces(7)). Models have images of
+//! their own (`give_models`).
 
 use std::{
     fs,
@@ -53,21 +54,36 @@ pub struct Container {
     pub monitor: u32,
 }
 
-/// busybox, `plant` and the libraries that it is linked against.
+/// busybox, a program of ours under its name and others (`$@`), and the libraries that it is linked against.
 const IMAGE: &str = r#"
-[ -e /run/image.tar ] && exit
+program=$1
+[ -e "/run/$program.tar" ] && exit
 dir=$(mktemp -d)
 mkdir -p "$dir"/{bin,etc,tmp,run}
-cp /bin/busybox /build/examples/plant "$dir/bin"
+cp /bin/busybox "/build/examples/$program" "$dir/bin"
 for applet in sh sleep kill setsid nc; do ln -s busybox "$dir/bin/$applet"; done
-for library in $(ldd /build/examples/plant | grep -o '/[^ ]*'); do
+shift
+for name; do ln -s "$program" "$dir/bin/$name"; done
+for library in $(ldd "/build/examples/$program" | grep -o '/[^ ]*'); do
     install -D "$library" "$dir$library"
 done
 echo root:x:0:0:root:/:/bin/sh >"$dir/etc/passwd"
-tar -C "$dir" -cf /run/image.new .
-mv /run/image.new /run/image.tar
+tar -C "$dir" -cf "/run/$program.new" .
+mv "/run/$program.new" "/run/$program.tar"
 rm -r "$dir"
 "#;
+
+/// The names under which the server of the tests plays backends (tests/support/model_server).
+const PLAYED: &str = "vllm llama-server ollama text-generation-launcher python3";
+
+/// Backends, with the entrypoint that the image of each really has; SGLang's starts nothing of its own accord.
+const MODELS: [(&str, Option<&str>); 5] = [
+    ("vllm", Some(r#"["vllm","serve"]"#)),
+    ("llamacpp", Some(r#"["llama-server"]"#)),
+    ("ollama", Some(r#"["ollama"]"#)),
+    ("tgi", Some(r#"["text-generation-launcher"]"#)),
+    ("sglang", None),
+];
 
 /// What was killed stays dead, so that a test sees the state in between.
 const NO_RESTART: &str = "[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestart=no\n";
@@ -103,10 +119,29 @@ impl<'a> Engine<'a> {
             Kind::PodmanOfAlice => (as_user("alice", "LC_ALL=C"), "/tmp/alice.sock".to_owned()),
         };
         let engine = Self { test_box, kind, program, socket };
-        test_box.sh(IMAGE);
+        test_box.sh(&format!("set -- plant\n{IMAGE}"));
         engine.start_daemon();
-        engine.must(&["import", "/run/image.tar", "plant"]);
+        engine.must(&["import", "/run/plant.tar", "plant"]);
         engine
+    }
+
+    /// Gives it an image of each backend, `model-BACKEND`, in which a server plays it. What Ollama has in its store is `llama3`.
+    pub fn give_models(&self) {
+        for (backend, _) in MODELS {
+            self.give_model(&format!("model-{backend}"), backend, "");
+        }
+    }
+
+    /// Gives it an image of a backend whose server has these options already: Ollama takes no arguments.
+    pub fn give_model(&self, image: &str, backend: &str, options: &str) {
+        self.test_box.sh(&format!("set -- model-server {PLAYED}\n{IMAGE}"));
+        let (_, entrypoint) = MODELS.iter().find(|(name, _)| *name == backend).expect("a backend");
+        let entrypoint = entrypoint.map(|words| format!("ENTRYPOINT {words}"));
+        let store = if backend == "ollama" { "--serve-id llama3:latest" } else { "" };
+        let options = format!("ENV MODEL_SERVER_ARGS=\"{store} {options}\"");
+        let changes = entrypoint.iter().chain([&options]).flat_map(|change| ["--change", change]);
+        let import: Vec<&str> = ["import"].into_iter().chain(changes).collect();
+        self.must(&[&import[..], &["/run/model-server.tar", image]].concat());
     }
 
     /// Starts the daemon, again or for the first time, and waits until it answers. Podman has none.
