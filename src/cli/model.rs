@@ -242,7 +242,8 @@ impl Stack {
         let settings = file.load()?.settings;
         let path = registry::path(&host)?;
         let mut stack = Self { host, settings, path, models: Vec::new() };
-        stack.models = guard::wanted(&stack.records()?);
+        stack.models = guard::wanted(&stack.settings, &stack.records()?);
+        guard::guard(&mut stack.settings, &stack.models);
         Ok(stack)
     }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    cards,
+    cards, guard,
     health::{self, Health, Served},
     plan::{self, Cards, INSTANCE_LABEL, Launch, MODEL_LABEL},
     receipt::{Contained, Main, Receipt, boot_id},
@@ -177,13 +177,17 @@ impl<'a> Prepared<'a> {
         interrupt: &mut Interrupt,
         say: &mut dyn FnMut(&str),
     ) -> Result<Gated, Trouble> {
-        let Order { host, settings, spec, .. } = self.order;
+        let Order { host, settings, name, spec, .. } = self.order;
         let ports = claims(spec).into_iter().map(|claim| claim.endpoint);
         let (ports, gpus) = if wishes.accepts_ours {
             (ports.take(1).collect(), Vec::new())
         } else {
             (ports.collect(), spec.gpus.clone())
         };
+        // Where it surely runs, whatever a service of its name says.
+        let mut alone = Settings { services: Vec::new(), ..settings.clone() };
+        guard::guard(&mut alone, &[(name.clone(), spec.clone())]);
+        let settings = if wishes.accepts_ours { &alone } else { settings };
         let scope = Scope { services: Vec::new(), ports, gpus };
         let mut tell = |event: Event<'_>| match event {
             Event::Progress(text) | Event::Warning(text) => say(text),
