@@ -15,7 +15,7 @@ use crate::{
     act::interrupt::Interrupt,
     gate::{Gate, Gated, Wishes},
     host::Host,
-    judge::gate::Answer,
+    judge::gate::{Accepts, Answer},
     pipeline::Event,
     report::{Style, exit, gate, github, journal::Record, prometheus},
     sys,
@@ -84,7 +84,7 @@ pub(super) fn run(
         settle: settings.gate.settle,
         lets_pass: wish.on_blocked == Blocked::Warn && wish.timeout.is_none(),
         reaps: wish.reap,
-        accepts_ours: wish.allow_ours,
+        accepts: if wish.allow_ours { Accepts::Ours } else { Accepts::Nobody },
     };
     let mut interrupt = Interrupt::install().map_err(Failure::Interrupt)?;
     let mut record = Record::new(verbosity.is_verbose);

@@ -18,8 +18,8 @@ use crate::{
     judge::{
         self, Also, Judgement, Terms,
         gate::{
-            Answer, Binds, GpuPassage, Passage, asks_for_bind, gpu_stays, judge_gpus, may_reuse,
-            stays, unseen,
+            Accepts, Answer, Binds, GpuPassage, Passage, asks_for_bind, gpu_stays, judge_gpus,
+            may_reuse, stays, unseen,
         },
         port::{PortState, PortVerdict},
         verdict::{Unknown, Verdict},
@@ -44,8 +44,8 @@ pub struct Wishes {
     pub lets_pass: bool,
     /// Ends orphans first.
     pub reaps: bool,
-    /// Who holds a port and surely is the service itself does not block it.
-    pub accepts_ours: bool,
+    /// Whose hold on a port does not block it.
+    pub accepts: Accepts,
 }
 
 /// What came of it.
@@ -175,7 +175,7 @@ impl<'a> Gate<'a> {
         let mut inquiry = Inquiry::new(host, settings, scope)?;
         // Only holders matter here; a reap looks for portless orphans by itself.
         inquiry.nominate = None;
-        inquiry.by_name = wishes.accepts_ours;
+        inquiry.by_name = wishes.accepts != Accepts::Nobody;
         let mut terms = inquiry.terms(scope, Also::default());
         // What somebody brings back after our first look would be brought back for ever.
         terms.began_ticks = wishes.reaps.then(|| pipeline::now_ticks(host));
@@ -413,7 +413,8 @@ impl<'a> Gate<'a> {
     fn look_at_all(&mut self) -> Found {
         let asked_at = self.prepare_to_ask();
         // Somebody else may share the service's own socket.
-        let reach = if self.wishes.accepts_ours { Reach::Whole } else { Reach::Narrow };
+        let reach =
+            if self.wishes.accepts == Accepts::Nobody { Reach::Narrow } else { Reach::Whole };
         let (snapshot, judgement) = self.inquiry.look(&self.terms, reach);
         let asked = judgement.ports.iter().filter(|port| asks_for_bind(port));
         let binds: Binds = asked.map(|port| (port.endpoint, self.bind(port))).collect();
@@ -427,18 +428,18 @@ impl<'a> Gate<'a> {
         judgement: Judgement,
         binds: &Binds,
     ) -> Found {
-        let ours = self.wishes.accepts_ours;
+        let accepts = self.wishes.accepts;
         let is_held = |port: &PortVerdict| !asks_for_bind(port);
         let passed = self.records.as_ref().filter(|_| judgement.ports.iter().any(is_held));
         let passed = passed.map(Records::read).unwrap_or_default();
         let (settings, terms) = (self.settings, &self.terms);
         let ports =
-            judge::gate::judge(&snapshot, settings, terms, &judgement, binds, &passed, ours);
+            judge::gate::judge(&snapshot, settings, terms, &judgement, binds, &passed, accepts);
         self.keep_answer(asked_at, &snapshot, &ports);
         self.unseen = unseen(&snapshot);
         let settling = self.settling(&judgement);
         let (settings, terms) = (self.settings, &self.terms);
-        let gpus = judge_gpus(&snapshot, settings, terms, &judgement, &settling, ours);
+        let gpus = judge_gpus(&snapshot, settings, terms, &judgement, &settling, accepts);
         Found { snapshot, ports, gpus, verdicts: judgement.verdicts }
     }
 

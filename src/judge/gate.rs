@@ -22,6 +22,17 @@ use super::{
 
 pub use gpus::{GpuPassage, gpu_stays, judge_gpus};
 
+/// Whose hold on a port does not block it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accepts {
+    /// Nobody's.
+    Nobody,
+    /// Who surely is the service itself, where it is declared to run.
+    Declared,
+    /// The same, and who is in the unit that we were started in.
+    Ours,
+}
+
 /// What binding each port came to, where it was tried.
 pub type Binds = BTreeMap<Endpoint, Seen<Bind>>;
 
@@ -159,7 +170,7 @@ fn sets_reuse_addr(port: &PortVerdict, settings: &Settings) -> bool {
     service_of(port, settings).is_none_or(|service| service.reuse_addr)
 }
 
-/// Judges every port of a look. `accepts_ours`: who holds a port and surely is the service itself does not block it.
+/// Judges every port of a look. `accepts`: whose hold on a port does not block it.
 /// `passed` is what gates before this one let pass, one entry for a port.
 pub fn judge(
     snapshot: &Snapshot,
@@ -168,9 +179,9 @@ pub fn judge(
     judgement: &Judgement,
     binds: &Binds,
     passed: &[Passed],
-    accepts_ours: bool,
+    accepts: Accepts,
 ) -> Vec<Passage> {
-    let look = Look { snapshot, settings, terms, judgement, binds, passed, accepts_ours };
+    let look = Look { snapshot, settings, terms, judgement, binds, passed, accepts };
     judgement
         .ports
         .iter()
@@ -185,7 +196,7 @@ struct Look<'a> {
     judgement: &'a Judgement,
     binds: &'a Binds,
     passed: &'a [Passed],
-    accepts_ours: bool,
+    accepts: Accepts,
 }
 
 impl Look<'_> {

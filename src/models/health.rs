@@ -112,10 +112,10 @@ fn get(address: SocketAddr, path: &str, most: Duration) -> Result<(u16, Bytes), 
 }
 
 fn refused(error: &std::io::Error) -> String {
-    match error.kind() {
-        std::io::ErrorKind::ConnectionRefused => "nobody listens".to_owned(),
-        _ => error.to_string(),
+    if error.kind() == std::io::ErrorKind::ConnectionRefused {
+        return "nobody listens".to_owned();
     }
+    error.to_string()
 }
 
 /// hyper's own words are "connection error" and the like.

@@ -26,7 +26,7 @@ use crate::{
     host::Host,
     ident::{ContainerId, ModelName},
     judge::{
-        gate::{Answer, asks_for_bind},
+        gate::{Accepts, Answer, asks_for_bind},
         verdict::ContainerRef,
     },
     observe::processes,
@@ -165,7 +165,7 @@ impl<'a> Prepared<'a> {
             settle: settings.gate.settle,
             lets_pass: false,
             reaps,
-            accepts_ours: false,
+            accepts: Accepts::Nobody,
         };
         let gated = self.gate(wishes, interrupt, say)?;
         if gated.is_open() { Ok(()) } else { Err(shut(&gated)) }
@@ -178,8 +178,9 @@ impl<'a> Prepared<'a> {
         say: &mut dyn FnMut(&str),
     ) -> Result<Gated, Trouble> {
         let Order { host, settings, name, spec, .. } = self.order;
+        let is_identity = wishes.accepts != Accepts::Nobody;
         let ports = claims(spec).into_iter().map(|claim| claim.endpoint);
-        let (ports, gpus) = if wishes.accepts_ours {
+        let (ports, gpus) = if is_identity {
             (ports.take(1).collect(), Vec::new())
         } else {
             (ports.collect(), spec.gpus.clone())
@@ -187,7 +188,7 @@ impl<'a> Prepared<'a> {
         // Where it surely runs, whatever a service of its name says.
         let mut alone = Settings { services: Vec::new(), ..settings.clone() };
         guard::guard(&mut alone, &[(name.clone(), spec.clone())]);
-        let settings = if wishes.accepts_ours { &alone } else { settings };
+        let settings = if is_identity { &alone } else { settings };
         let scope = Scope { services: Vec::new(), ports, gpus };
         let mut tell = |event: Event<'_>| match event {
             Event::Progress(text) | Event::Warning(text) => say(text),
@@ -314,10 +315,10 @@ impl<'a> Created<'a> {
     }
 
     /// Starts it, and makes sure that it has its devices.
-    pub fn start(self) -> Result<Started<'a>, (Self, Trouble)> {
+    pub fn start(self) -> Result<Started<'a>, Box<(Self, Trouble)>> {
         match self.started() {
             Ok((main, pidfd)) => Ok(Started { created: self, main, pidfd }),
-            Err(trouble) => Err((self, trouble)),
+            Err(trouble) => Err(Box::new((self, trouble))),
         }
     }
 
@@ -494,7 +495,7 @@ impl<'a> Started<'a> {
             settle: Duration::ZERO,
             lets_pass: false,
             reaps: false,
-            accepts_ours: true,
+            accepts: Accepts::Declared,
         };
         let gated = self.created.prepared.gate(wishes, interrupt, say)?;
         let own = gated.ports.first();

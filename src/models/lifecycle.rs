@@ -12,6 +12,7 @@ use super::{
     Registry, State,
     launch::{self, Created, Order, Prepared, Started},
     receipt::Worker,
+    reconcile,
     registry::{Record, RegistryError},
     trouble::Trouble,
 };
@@ -92,7 +93,7 @@ impl Keeper<'_> {
         interrupts: Vec<Interrupt>,
         say: Say<'_>,
     ) -> Vec<Result<Up, Trouble>> {
-        self.side_by_side(names, interrupts, |name, interrupt| {
+        Self::side_by_side(names, interrupts, |name, interrupt| {
             self.start_one(name, reaps, interrupt, &mut |text| say(name, text))
         })
     }
@@ -105,13 +106,12 @@ impl Keeper<'_> {
         interrupts: Vec<Interrupt>,
         say: Say<'_>,
     ) -> Vec<Result<Down, Trouble>> {
-        self.side_by_side(names, interrupts, |name, interrupt| {
+        Self::side_by_side(names, interrupts, |name, interrupt| {
             self.stop_one(name, why, interrupt, &mut |text| say(name, text))
         })
     }
 
     fn side_by_side<T: Send>(
-        &self,
         names: &[ModelName],
         interrupts: Vec<Interrupt>,
         run: impl Fn(&ModelName, &mut Interrupt) -> Result<T, Trouble> + Sync,
@@ -150,6 +150,7 @@ impl Keeper<'_> {
         }
         let mut registry = self.open()?;
         let worker = self.worker()?;
+        reconcile::reconcile(self, &mut registry, Some(std::slice::from_ref(name)))?;
         match registry.begin(name, State::begin_start, "asked to start", &worker) {
             Ok(_) => {}
             Err(RegistryError::Forbidden(_, step)) if step.from == State::Running => {
@@ -159,11 +160,15 @@ impl Keeper<'_> {
         }
         let instance = registry.instance_id()?;
         let order = Order { until: None, ..self.order(name, spec, &instance) };
-        match self.bring_up(&mut registry, order, reaps, interrupt, say) {
+        let way = Way { order, worker: &worker };
+        match self.bring_up(&mut registry, way, reaps, interrupt, say) {
             Ok(()) => Ok(Up::Started),
             Err(trouble) => {
-                registry.settle(name, |state| Ok(state.fail()), &trouble.why)?;
-                Err(trouble)
+                match registry.settle(name, &worker, |state| Ok(state.fail()), &trouble.why) {
+                    // Who stopped it meanwhile says how that went.
+                    Ok(_) | Err(RegistryError::TakenOver(..)) => Err(trouble),
+                    Err(error) => Err(error.into()),
+                }
             }
         }
     }
@@ -177,7 +182,7 @@ impl Keeper<'_> {
     fn bring_up(
         &self,
         registry: &mut Registry,
-        order: Order<'_>,
+        Way { order, worker }: Way<'_>,
         reaps: bool,
         interrupt: &mut Interrupt,
         say: &mut dyn FnMut(&str),
@@ -195,49 +200,17 @@ impl Keeper<'_> {
         let written = registry.put_receipt(order.name, &created.receipt());
         let created = match written {
             Ok(()) => created,
-            Err(error) => return Err(self.clear(&created, error.into(), interrupt, say)),
+            Err(error) => return Err(clear(&created, error.into(), interrupt, say)),
         };
         let started = match created.start() {
             Ok(started) => started,
-            Err((created, trouble)) => return Err(self.clear(&created, trouble, interrupt, say)),
+            Err(undone) => {
+                let (created, trouble) = *undone;
+                return Err(clear(&created, trouble, interrupt, say));
+            }
         };
-        let up = self.come_up(registry, order, &started, interrupt, say);
-        up.map_err(|trouble| self.clear(&started.into_created(), trouble, interrupt, say))
-    }
-
-    fn come_up(
-        &self,
-        registry: &mut Registry,
-        order: Order<'_>,
-        started: &Started<'_>,
-        interrupt: &mut Interrupt,
-        say: &mut dyn FnMut(&str),
-    ) -> Result<(), Trouble> {
-        registry.put_receipt(order.name, &started.receipt())?;
-        started.wait_until_ready(interrupt, say)?;
-        registry.settle(order.name, State::come_up, "")?;
-        Ok(())
-    }
-
-    /// Takes down what did not come up; the trouble says what could not be taken down.
-    fn clear(
-        &self,
-        created: &Created<'_>,
-        mut trouble: Trouble,
-        interrupt: &mut Interrupt,
-        say: &mut dyn FnMut(&str),
-    ) -> Trouble {
-        if trouble.log.is_empty() {
-            trouble.log = created.last_lines();
-        }
-        say("taking it down again");
-        let left = match created.end(interrupt, say) {
-            Ok(stopped) if stopped.is_removed => return trouble,
-            Ok(stopped) => stopped.to_string(),
-            Err(why) => why.why,
-        };
-        trouble.why = format!("{}; and its container could not be removed: {left}", trouble.why);
-        trouble
+        let up = come_up(registry, Way { order, worker }, &started, interrupt, say);
+        up.map_err(|trouble| clear(&started.into_created(), trouble, interrupt, say))
     }
 
     /// What another model that is up has already: known without a look at the host.
@@ -284,13 +257,16 @@ impl Keeper<'_> {
         }
         match &down {
             Ok(down) => {
-                if is_begun || !down.stopped.is_empty() {
-                    registry.settle(name, |state| Ok(state.come_down()), &down.to_string())?;
+                if is_begun {
+                    let come_down = |state: State| Ok(state.come_down());
+                    registry.settle(name, &worker, come_down, &down.to_string())?;
+                } else if !down.stopped.is_empty() {
+                    registry.record(name, "cleaned", &format!("a container of its was left: {down}"))?;
                 }
             }
             Err(trouble) => {
                 if is_begun {
-                    registry.settle(name, |state| Ok(state.fail()), &trouble.why)?;
+                    registry.settle(name, &worker, |state| Ok(state.fail()), &trouble.why)?;
                 }
             }
         }
@@ -363,6 +339,46 @@ impl Keeper<'_> {
             None => Ok(()),
         }
     }
+}
+
+/// A start that is on record as ours.
+#[derive(Clone, Copy)]
+struct Way<'a> {
+    order: Order<'a>,
+    worker: &'a Worker,
+}
+
+fn come_up(
+    registry: &mut Registry,
+    Way { order, worker }: Way<'_>,
+    started: &Started<'_>,
+    interrupt: &mut Interrupt,
+    say: &mut dyn FnMut(&str),
+) -> Result<(), Trouble> {
+    registry.put_receipt(order.name, &started.receipt())?;
+    started.wait_until_ready(interrupt, say)?;
+    registry.settle(order.name, worker, State::come_up, "")?;
+    Ok(())
+}
+
+/// Takes down what did not come up; the trouble says what could not be taken down.
+fn clear(
+    created: &Created<'_>,
+    mut trouble: Trouble,
+    interrupt: &mut Interrupt,
+    say: &mut dyn FnMut(&str),
+) -> Trouble {
+    if trouble.log.is_empty() {
+        trouble.log = created.last_lines();
+    }
+    say("taking it down again");
+    let left = match created.end(interrupt, say) {
+        Ok(stopped) if stopped.is_removed => return trouble,
+        Ok(stopped) => stopped.to_string(),
+        Err(why) => why.why,
+    };
+    trouble.why = format!("{}; and its container could not be removed: {left}", trouble.why);
+    trouble
 }
 
 fn left(container: &str, stopped: &Stopped, kind: EngineKind) -> Trouble {

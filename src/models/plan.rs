@@ -128,6 +128,7 @@ pub fn container(
         env: environment.into_iter().map(|(key, value)| format!("{key}={value}")).collect(),
         labels: labels(name, instance, spec.backend),
         exposed_ports: exposed(spec, &told),
+        stop_timeout: backend.grace.as_secs(),
         host_config: host_config(spec, backend, &told, cards, engine)?,
     };
     let container = container_name(name, spec.backend);

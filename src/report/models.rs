@@ -266,13 +266,13 @@ impl Default for Voice {
 pub fn complain(name: &ModelName, what: &str, trouble: &Trouble) {
     let mut text = format!("error: model '{name}' {what}: {}\n", escape(&trouble.why, None));
     if let Some(hint) = &trouble.hint {
-        text.push_str(&format!("hint: {}\n", escape(hint, None)));
+        text = format!("{text}hint: {}\n", escape(hint, None));
     }
     if !trouble.log.is_empty() {
         text.push_str("the last that it wrote:\n");
     }
     for line in &trouble.log {
-        text.push_str(&format!("    {}\n", escape(line, None)));
+        text = format!("{text}    {}\n", escape(line, None));
     }
     let _ = anstream::stderr().write_all(text.as_bytes());
 }

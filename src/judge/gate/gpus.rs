@@ -8,7 +8,7 @@ use super::{
         gpu::{GpuState, GpuVerdict, has_enough},
         verdict::{Unknown, Verdict},
     },
-    Advice, Answer, Binds, Block, Look, are_settled,
+    Accepts, Advice, Answer, Binds, Block, Look, are_settled,
 };
 use crate::{
     config::settings::{Service, Settings},
@@ -51,10 +51,10 @@ pub fn judge_gpus(
     terms: &Terms,
     judgement: &Judgement,
     settling: &BTreeSet<String>,
-    accepts_ours: bool,
+    accepts: Accepts,
 ) -> Vec<GpuPassage> {
     let (binds, passed) = (&Binds::new(), &[][..]);
-    let look = Look { snapshot, settings, terms, judgement, binds, passed, accepts_ours };
+    let look = Look { snapshot, settings, terms, judgement, binds, passed, accepts };
     let passage = |gpu: &GpuVerdict| {
         let is_settling = settling.contains(&gpu.label);
         GpuPassage { gpu: gpu.clone(), answer: look.gpu_answer(gpu, is_settling), is_settling }

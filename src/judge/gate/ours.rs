@@ -5,7 +5,7 @@ use super::{
         port::PortVerdict,
         verdict::{ContainerRef, Finding, Spare, Verdict},
     },
-    Look, service_of,
+    Accepts, Look, service_of,
 };
 use crate::{
     config::settings::{RunsIn, Service},
@@ -18,9 +18,14 @@ impl Look<'_> {
     pub(super) fn others(&self, services: &[&Service], holders: &[Pid]) -> Vec<Pid> {
         let is_ours = |pid: &Pid| {
             let verdict = self.verdict_on(*pid);
-            let is_its =
-                |v: &Verdict| self.is_in_our_place(v) || services.iter().any(|s| self.is_of(s, v));
-            self.accepts_ours && verdict.is_some_and(is_its)
+            let is_its = |v: &Verdict| match self.accepts {
+                Accepts::Nobody => false,
+                Accepts::Declared => services.iter().any(|s| self.is_of(s, v)),
+                Accepts::Ours => {
+                    self.is_in_our_place(v) || services.iter().any(|s| self.is_of(s, v))
+                }
+            };
+            verdict.is_some_and(is_its)
         };
         holders.iter().filter(|pid| !is_ours(pid)).copied().collect()
     }
@@ -32,7 +37,7 @@ impl Look<'_> {
             Some(RunsIn::Container(Some(name))) => *name == container.name,
             Some(RunsIn::Container(None) | RunsIn::Unit(_)) | None => false,
         };
-        self.accepts_ours && is_named && self.is_trusted(container.engine.owner)
+        self.accepts != Accepts::Nobody && is_named && self.is_trusted(container.engine.owner)
     }
 
     /// Spared, and in the unit that we were started in.

@@ -5,6 +5,7 @@ use super::super::{
     verdict::Unknown,
 };
 use super::scene::{BLINDNESSES, DOCKER, ID, Scene, port, system};
+use crate::judge::gate::Accepts;
 use crate::{
     config::settings::RunsIn,
     ident::{EngineKind, EngineRef, Pid, ProcessKey, Proto},
@@ -17,12 +18,12 @@ use crate::{
 /// The answer for this port, with and without `--allow-ours`; every port of the scene can be bound but as `bind` says. The
 /// law holds on the way.
 fn answers(scene: &Scene, endpoint: &str, bind: &Seen<Bind>) -> [Answer; 2] {
-    [false, true].map(|accepts_ours| {
+    [Accepts::Nobody, Accepts::Ours].map(|accepts| {
         let binds: Binds =
             scene.terms.guards.iter().map(|guard| (guard.endpoint, bind.clone())).collect();
         let all = |scene: &Scene| {
             let (snapshot, settings, terms) = (&scene.snapshot, &scene.settings, &scene.terms);
-            judge(snapshot, settings, terms, &scene.judge(), &binds, &[], accepts_ours)
+            judge(snapshot, settings, terms, &scene.judge(), &binds, &[], accepts)
         };
         let sighted = all(scene);
         let is_open = |passage: &Passage| matches!(passage.answer, Answer::Open(_));
@@ -90,7 +91,8 @@ fn a_port_without_sockets_is_as_open_as_its_bind() {
         assert_eq!(word(&answer), "unknown", "{bind:?}");
     }
     let (snapshot, settings, terms) = (&scene.snapshot, &scene.settings, &scene.terms);
-    let untried = judge(snapshot, settings, terms, &scene.judge(), &Binds::new(), &[], false);
+    let untried =
+        judge(snapshot, settings, terms, &scene.judge(), &Binds::new(), &[], Accepts::Nobody);
     assert!(untried.iter().all(|port| matches!(port.answer, Answer::Unknown(Unknown { .. }))));
 }
 
@@ -246,7 +248,8 @@ fn passed() -> Passed {
 fn since(scene: &Scene, passed: Passed) -> Option<String> {
     let (snapshot, settings, terms) = (&scene.snapshot, &scene.settings, &scene.terms);
     let passed = [passed];
-    let all = judge(snapshot, settings, terms, &scene.judge(), &Binds::new(), &passed, false);
+    let all =
+        judge(snapshot, settings, terms, &scene.judge(), &Binds::new(), &passed, Accepts::Nobody);
     let port = all.into_iter().find(|p| p.port.endpoint == passed[0].endpoint).unwrap();
     let Answer::Blocked(block) = port.answer else { panic!("{port:?}") };
     let [blocker] = block.by.as_slice() else { panic!("{block:?}") };

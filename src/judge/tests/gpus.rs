@@ -9,6 +9,7 @@ use super::super::{
     verdict::Finding,
 };
 use super::scene::{BLINDNESSES, Scene, system, terminal};
+use crate::judge::gate::Accepts;
 use crate::{
     config::settings::{GpuNeed, RunsIn},
     ident::{GpuName, Pid},
@@ -33,16 +34,16 @@ fn only(scene: &Scene) -> GpuVerdict {
     all.into_iter().next().unwrap()
 }
 
-fn answer(scene: &Scene, settling: &[&str], accepts_ours: bool) -> Answer {
+fn answer(scene: &Scene, settling: &[&str], accepts: Accepts) -> Answer {
     let labels: BTreeSet<String> = settling.iter().map(ToString::to_string).collect();
     let (snapshot, settings, terms) = (&scene.snapshot, &scene.settings, &scene.terms);
     let of = |scene: &Scene| {
         let judgement = scene.judge();
-        judge_gpus(&scene.snapshot, settings, terms, &judgement, &labels, accepts_ours)
+        judge_gpus(&scene.snapshot, settings, terms, &judgement, &labels, accepts)
     };
     // No fact that could not be read ever opens one.
     let is_open = |answer: &Answer| matches!(answer, Answer::Open(_));
-    let sighted = judge_gpus(snapshot, settings, terms, &scene.judge(), &labels, accepts_ours);
+    let sighted = judge_gpus(snapshot, settings, terms, &scene.judge(), &labels, accepts);
     for fact in scene.facts() {
         for blindness in BLINDNESSES {
             let blinded = of(&scene.clone().without(&fact, blindness));
@@ -203,7 +204,7 @@ fn a_gpu_of_a_name_that_no_gpu_has_is_absent_where_all_were_seen_and_else_unknow
     let gpu = only(&scene);
     assert_eq!((gpu.label.as_str(), gpu.state), ("GPU 3", GpuState::Absent));
     assert_eq!(gpu.next_step.unwrap(), "mend 'gpus:'; there are GPU 0 (NVIDIA H200)");
-    assert_eq!(title(&answer(&scene, &[], false)), "no such GPU");
+    assert_eq!(title(&answer(&scene, &[], Accepts::Nobody)), "no such GPU");
     let hidden = scene.clone().edit_gpus(|gpus| gpus.may_miss = Some("NVML hangs".to_owned()));
     assert!(matches!(only(&hidden).state, GpuState::Unknown(_)));
     // Two services that name it ask about one GPU.
@@ -263,21 +264,21 @@ fn a_driver_that_hangs_is_a_finding_though_another_way_led_to_an_answer() {
     let gpu = only(&blind);
     assert!(matches!(gpu.state, GpuState::Unknown(_)));
     assert_eq!(gpu.next_step.unwrap(), "dmesg shows what the driver waits for");
-    assert_eq!(title(&answer(&blind, &[], false)), "unknown");
+    assert_eq!(title(&answer(&blind, &[], Accepts::Nobody)), "unknown");
 }
 
 #[test]
 fn a_service_may_start_beside_others_where_enough_memory_is_free() {
-    assert_eq!(title(&answer(&Scene::new().gpu(79, &[]), &[], false)), "open");
+    assert_eq!(title(&answer(&Scene::new().gpu(79, &[]), &[], Accepts::Nobody)), "open");
     let beside = |free| Scene::new().process(7, 1, "x").gpu(free, &[(7, GpuUse::Compute)]);
-    assert_eq!(title(&answer(&beside(79), &[], false)), "shared");
-    let Answer::Blocked(block) = answer(&beside(30), &[], false) else { panic!("open") };
+    assert_eq!(title(&answer(&beside(79), &[], Accepts::Nobody)), "shared");
+    let Answer::Blocked(block) = answer(&beside(30), &[], Accepts::Nobody) else { panic!("open") };
     assert_eq!((block.why.title, block.by.len(), block.by[0].pid), ("held", 1, Pid(7)));
     // Where the driver counts no memory, a holder may have all of it.
     let uncounted = beside(79).edit_gpus(|gpus| gpus.all[0].memory = Seen::Known(None));
-    assert_eq!(title(&answer(&uncounted, &[], false)), "held");
+    assert_eq!(title(&answer(&uncounted, &[], Accepts::Nobody)), "held");
     let nobodys = uncounted.edit_gpus(|gpus| gpus.all[0].holdings.clear());
-    assert_eq!(title(&answer(&nobodys, &[], false)), "open");
+    assert_eq!(title(&answer(&nobodys, &[], Accepts::Nobody)), "open");
 }
 
 #[test]
@@ -289,19 +290,21 @@ fn beside_holders_that_are_seen_others_may_be_unseen_and_then_nothing_passes() {
     let scene = scene.gpu(79, &[(7, GpuUse::Compute)]).ask(|terms| terms.gpus.clear());
     let scene = scene.guards_gpu(GpuName::All, Some("db"), GpuNeed::Share(90));
     let unseen = scene.clone().edit_gpus(|gpus| gpus.all[0].may_miss = Some("hidepid".to_owned()));
-    for (accepts_ours, title_before) in [(true, "held by the service itself"), (false, "shared")] {
-        assert_eq!(title(&answer(&scene, &[], accepts_ours)), title_before);
-        assert_eq!(title(&answer(&unseen, &[], accepts_ours)), "unknown");
+    for (accepts, title_before) in
+        [(Accepts::Ours, "held by the service itself"), (Accepts::Nobody, "shared")]
+    {
+        assert_eq!(title(&answer(&scene, &[], accepts)), title_before);
+        assert_eq!(title(&answer(&unseen, &[], accepts)), "unknown");
     }
     assert!(only(&unseen).sentence.ends_with("; more may hold it: hidepid"));
     // Of how much is free, too.
     let unread = scene.edit_gpus(|gpus| gpus.all[0].memory = Seen::Unreadable("why".to_owned()));
-    assert_eq!(title(&answer(&unread, &[], false)), "unknown");
+    assert_eq!(title(&answer(&unread, &[], Accepts::Nobody)), "unknown");
     let short = unseen.edit_gpus(|gpus| {
         let memory = GpuMemory { total_bytes: 80 << 30, free_bytes: 1 << 30 };
         gpus.all[0].memory = Seen::Known(Some(memory));
     });
-    assert_eq!(title(&answer(&short, &[], false)), "held");
+    assert_eq!(title(&answer(&short, &[], Accepts::Nobody)), "held");
 }
 
 #[test]
@@ -310,7 +313,7 @@ fn who_holds_a_gpu_and_what_nobody_holds_stays_until_somebody_does_something() {
         let labels = settling.iter().map(ToString::to_string).collect();
         let judgement = scene.judge();
         let (snapshot, settings, terms) = (&scene.snapshot, &scene.settings, &scene.terms);
-        let passages = judge_gpus(snapshot, settings, terms, &judgement, &labels, false);
+        let passages = judge_gpus(snapshot, settings, terms, &judgement, &labels, Accepts::Nobody);
         gpu_stays(&passages[0], &judgement.verdicts)
     };
     let held = Scene::new().process(7, 1, "x").gpu(30, &[(7, GpuUse::Compute)]);
@@ -335,8 +338,8 @@ fn no_command_is_told_that_ends_a_session_by_its_gpu() {
 #[test]
 fn memory_on_its_way_back_is_called_settling_and_what_stays_taken_is_not() {
     let scene = Scene::new().gpu(30, &[]);
-    assert_eq!(title(&answer(&scene, &["GPU 0"], false)), "settling");
-    assert_eq!(title(&answer(&scene, &[], false)), "memory taken");
+    assert_eq!(title(&answer(&scene, &["GPU 0"], Accepts::Nobody)), "settling");
+    assert_eq!(title(&answer(&scene, &[], Accepts::Nobody)), "memory taken");
 }
 
 #[test]
@@ -348,8 +351,8 @@ fn the_service_itself_on_its_gpu_is_accepted_where_that_is_wished() {
     let scene = scene.gpu(30, &[(7, GpuUse::Compute)]).ask(|terms| terms.gpus.clear());
     let scene = scene.guards_gpu(GpuName::All, Some("db"), GpuNeed::Share(90));
     assert!(matches!(scene.settings.services[1].runs_in, Some(RunsIn::Unit(_))));
-    assert_eq!(title(&answer(&scene, &[], true)), "held by the service itself");
-    assert_eq!(title(&answer(&scene, &[], false)), "held");
+    assert_eq!(title(&answer(&scene, &[], Accepts::Ours)), "held by the service itself");
+    assert_eq!(title(&answer(&scene, &[], Accepts::Nobody)), "held");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// The container. It has no `StopTimeout`: Podman would wait it out in a removal by force, too.
+/// The container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Create {
@@ -22,6 +22,9 @@ pub struct Create {
     /// `8000/tcp`, each with `{}`.
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub exposed_ports: Map<String, Value>,
+    /// Between SIGTERM and SIGKILL where somebody else stops it, in seconds. Without it Podman's API makes it 0; Podman waits it
+    /// out in a removal by force, too, before which our ladder has killed.
+    pub stop_timeout: u64,
     /// How it runs on this host.
     pub host_config: HostConfig,
 }

@@ -95,6 +95,8 @@ pub enum RegistryError {
     NoText(ModelName, String),
     /// Its state forbids the step.
     Forbidden(ModelName, Forbidden),
+    /// Another command leads it now; to this state.
+    TakenOver(ModelName, State),
     /// What it holds cannot be read: where, what.
     Damaged(PathBuf, String),
     /// The database, or the file below it, failed.
@@ -145,6 +147,10 @@ impl fmt::Display for RegistryError {
                 "model '{name}' cannot be written down: {why}\nhint: give its folder a name in UTF-8"
             ),
             Self::Forbidden(name, step) => write!(f, "model '{name}': {step}"),
+            Self::TakenOver(name, state) => write!(
+                f,
+                "another command took model '{name}' over meanwhile, and it is {state}\nhint: 'portreeve model events {name}' says what happened"
+            ),
             Self::Damaged(path, what) => write!(
                 f,
                 "the registry '{}' cannot be read: {what}\nhint: 'portreeve doctor' checks it; restore it from a backup, or move it away and register the models anew",
@@ -350,15 +356,22 @@ impl Registry {
         })
     }
 
-    /// Ends what was begun: the state in which it came to rest. Where that is down, its receipt goes with it: its container's
-    /// name and its port are nobody's again.
+    /// Ends what this worker began: the state in which it came to rest. Where that is down, its receipt goes with it: its
+    /// container's name and its port are nobody's again. Nothing is changed where somebody else has taken it over meanwhile.
     pub fn settle(
         &mut self,
         name: &ModelName,
+        worker: &Worker,
         step: impl FnOnce(State) -> std::result::Result<State, Forbidden>,
         why: &str,
     ) -> Result<State> {
-        self.change(|transaction, path| rest(transaction, path, name, step, why))
+        self.change(|transaction, path| {
+            let record = found(transaction, path, name)?;
+            if record.worker.as_ref() != Some(worker) {
+                return Err(RegistryError::TakenOver(name.clone(), record.state));
+            }
+            rest(transaction, path, name, step, why)
+        })
     }
 
     /// The same, of a model that was looked at before and is still as it was then; whether it was.

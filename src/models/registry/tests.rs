@@ -39,7 +39,7 @@ fn a_model_is_read_back_by_another_process_with_what_happened_to_it() {
     let mut registry = Registry::open(&path).unwrap();
     registry.register(&llama_name, &llama()).unwrap();
     registry.begin(&llama_name, State::begin_start, "asked for", &us()).unwrap();
-    registry.settle(&llama_name, |state| Ok(state.fail()), "it ran out of memory").unwrap();
+    registry.settle(&llama_name, &us(), |state| Ok(state.fail()), "it ran out of memory").unwrap();
     let again = Registry::open(&path).unwrap();
     let record = again.get(&llama_name).unwrap();
     assert_eq!(record.spec, Some(llama()));
@@ -56,10 +56,12 @@ fn a_step_that_the_state_forbids_changes_nothing_and_tells_nothing() {
     let (_folder, path) = place();
     let mut registry = Registry::open(&path).unwrap();
     registry.register(&name("a"), &llama()).unwrap();
-    let error = registry.settle(&name("a"), State::come_up, "out of nothing").unwrap_err();
+    let error = registry.settle(&name("a"), &us(), State::come_up, "out of nothing").unwrap_err();
+    assert!(matches!(error, RegistryError::TakenOver(_, State::Stopped)), "{error}");
+    let error = registry.begin(&name("a"), State::begin_stop, "", &us()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "model 'a': it is stopped, and from there it cannot become running"
+        "model 'a': it is stopped, and from there it cannot become stopping"
     );
     assert_eq!(kinds(&registry, &name("a")), ["registered"]);
     registry.begin(&name("a"), State::begin_start, "", &us()).unwrap();
@@ -93,10 +95,14 @@ fn a_receipt_is_read_back_and_goes_with_what_it_was_for() {
         instance_id: registry.instance_id().unwrap(),
     };
     registry.put_receipt(&name("a"), &receipt).unwrap();
-    registry.settle(&name("a"), State::come_up, "").unwrap();
+    registry.settle(&name("a"), &us(), State::come_up, "").unwrap();
     assert_eq!(registry.get(&name("a")).unwrap().worker, None);
     assert_eq!(registry.receipts().unwrap(), [(name("a"), receipt)]);
-    registry.settle(&name("a"), |state| Ok(state.come_down()), "").unwrap();
+    registry.begin(&name("a"), State::begin_stop, "", &us()).unwrap();
+    let other = Worker { start_ticks: 1, ..us() };
+    let error = registry.settle(&name("a"), &other, |state| Ok(state.fail()), "").unwrap_err();
+    assert!(matches!(error, RegistryError::TakenOver(_, State::Stopping)), "{error}");
+    registry.settle(&name("a"), &us(), |state| Ok(state.come_down()), "").unwrap();
     assert_eq!(registry.receipt(&name("a")).unwrap(), None);
 }
 
@@ -107,7 +113,7 @@ fn what_has_changed_since_it_was_looked_at_is_left_as_it_is() {
     registry.register(&name("a"), &llama()).unwrap();
     registry.begin(&name("a"), State::begin_start, "", &us()).unwrap();
     let seen = registry.get(&name("a")).unwrap();
-    Registry::open(&path).unwrap().settle(&name("a"), State::come_up, "").unwrap();
+    Registry::open(&path).unwrap().settle(&name("a"), &us(), State::come_up, "").unwrap();
     assert!(!registry.settle_if(&seen, State::Failed, "its start was cut off").unwrap());
     assert_eq!(registry.get(&name("a")).unwrap().state, State::Running);
     let seen = registry.get(&name("a")).unwrap();
