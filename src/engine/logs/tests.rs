@@ -116,6 +116,9 @@ fn of_too_much_the_last_lines_are_kept() {
     assert!(kept.last().unwrap().starts_with("3071 "));
     let bytes: usize = kept.iter().map(String::len).sum();
     assert!(bytes <= MOST_BYTES && bytes > MOST_BYTES - 2000, "{bytes}");
+    // Empty lines take room, too.
+    let empty = read(false, frame(1, &vec![b'\n'; MOST_LINES + 5]), usize::MAX).unwrap();
+    assert_eq!(empty.len(), MOST_LINES);
     // A line without end is cut.
     let endless: Vec<u8> = (0..9).flat_map(|_| frame(1, &[b'y'; 16 << 10])).collect();
     let lengths: Vec<usize> = read(false, endless, 9).unwrap().iter().map(String::len).collect();
