@@ -221,7 +221,7 @@ fn restarts_are_forbidden_or_the_engine_cannot(scene: &Scene<'_>, kind: EngineKi
     assert_eq!(scene.found("eternal").restart_policy.as_deref(), Some("always"));
     let deed = engine::forbid_restarts(&scene.client, &id, DEADLINE);
     let made = scene.found("eternal");
-    match deed {
+    match &deed {
         Deed::Done => {
             assert!(made.stays_down());
             let again = engine::forbid_restarts(&scene.client, &id, DEADLINE);
@@ -234,7 +234,9 @@ fn restarts_are_forbidden_or_the_engine_cannot(scene: &Scene<'_>, kind: EngineKi
             assert!(why.contains("cannot change a restart policy"), "{why}");
             assert_eq!(made.restart_policy.as_deref(), Some("always"));
         }
-        deed => panic!("{deed:?}"),
+        Deed::AlreadySo | Deed::Gone | Deed::Conflict(_) | Deed::Failed(..) | Deed::NoAnswer(_) => {
+            panic!("{deed:?}")
+        }
     }
     scene.remove(&id);
     assert_eq!(engine::forbid_restarts(&scene.client, &id, DEADLINE), Deed::Gone);
@@ -274,7 +276,12 @@ fn a_network_is_freed_of_its_tenant_and_then_removed(scene: &Scene<'_>) {
 
 // ---- the engines
 
-fn with_engine(name: &str, kind: Kind, scenes: impl FnOnce(&Scene<'_>, &Host)) {
+fn with_engine(
+    name: &str,
+    kind: Kind,
+    client: impl FnOnce(&TestBox, &Host) -> Client,
+    scenes: impl FnOnce(&Scene<'_>, &Host),
+) {
     let test_box = match TestBox::boot(name) {
         Ok(test_box) => test_box,
         Err(reason) => return skip(&reason),
@@ -282,17 +289,7 @@ fn with_engine(name: &str, kind: Kind, scenes: impl FnOnce(&Scene<'_>, &Host)) {
     let engine = Engine::start(&test_box, kind);
     engine.serve();
     let host = Host::fixture(test_box.inside("/"));
-    let client = match kind {
-        Kind::PodmanOfBob => {
-            let uid = test_box.sh("id -u bob").parse().unwrap();
-            engine::of_user(&host, EngineKind::Podman, uid)
-        }
-        Kind::Podman => engine::at(&host, EngineKind::Podman, "run/podman/podman.sock"),
-        kind => {
-            assert_eq!(kind, Kind::DockerSystemd);
-            engine::at(&host, EngineKind::Docker, "run/docker.sock")
-        }
-    };
+    let client = client(&test_box, &host);
     scenes(&Scene { test_box: &test_box, engine: &engine, client }, &host);
 }
 
@@ -307,7 +304,8 @@ fn every_scene(scene: &Scene<'_>, kind: EngineKind) {
 
 #[test]
 fn docker_makes_starts_and_finds_what_it_is_told_to() {
-    with_engine("made-docker", Kind::DockerSystemd, |scene, host| {
+    let client = |_: &TestBox, host: &Host| engine::at(host, EngineKind::Docker, "run/docker.sock");
+    with_engine("made-docker", Kind::DockerSystemd, client, |scene, host| {
         every_scene(scene, EngineKind::Docker);
         a_network_is_freed_of_its_tenant_and_then_removed(scene);
         let (chosen, version) = engine::default_for(host, &WHICH, 0, None, DEADLINE).unwrap();
@@ -317,7 +315,9 @@ fn docker_makes_starts_and_finds_what_it_is_told_to() {
 
 #[test]
 fn podman_makes_starts_and_finds_what_it_is_told_to() {
-    with_engine("made-podman", Kind::Podman, |scene, host| {
+    let client =
+        |_: &TestBox, host: &Host| engine::at(host, EngineKind::Podman, "run/podman/podman.sock");
+    with_engine("made-podman", Kind::Podman, client, |scene, host| {
         every_scene(scene, EngineKind::Podman);
         a_network_is_freed_of_its_tenant_and_then_removed(scene);
         let (chosen, _) = engine::default_for(host, &WHICH, 0, None, DEADLINE).unwrap();
@@ -330,5 +330,11 @@ fn podman_makes_starts_and_finds_what_it_is_told_to() {
 
 #[test]
 fn a_users_podman_makes_starts_and_finds_what_it_is_told_to() {
-    with_engine("made-bob", Kind::PodmanOfBob, |scene, _| every_scene(scene, EngineKind::Podman));
+    let client = |test_box: &TestBox, host: &Host| {
+        let uid = test_box.sh("id -u bob").parse().unwrap();
+        engine::of_user(host, EngineKind::Podman, uid)
+    };
+    with_engine("made-bob", Kind::PodmanOfBob, client, |scene, _| {
+        every_scene(scene, EngineKind::Podman);
+    });
 }

@@ -11,8 +11,8 @@ use crate::{
     ident::{EngineKind, EngineRef},
 };
 
-/// The engine of this owner that is wanted, else Docker where it answers, else Podman; with what it says it is. It may be a Podman
-/// at Docker's place, and is then called so. Returns within `timeout`; the error names what was tried.
+/// The engine of this owner that is wanted, else Docker where it answers, else Podman; with what it says it is. It may be a
+/// Podman at Docker's place, and is then called so. Returns within `timeout`; the error names what was tried.
 pub fn default_for(
     host: &Host,
     which: &Which,

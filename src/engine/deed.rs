@@ -1,4 +1,5 @@
-//! Orders to an engine about what runs: stop, kill, remove, wait. Each tells what came of it; whom to order what is not decided here.
+//! Orders to an engine about what runs: stop, kill, remove, wait. Each tells what came of it; whom to order what is not
+//! decided here.
 
 use std::time::{Duration, Instant};
 

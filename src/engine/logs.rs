@@ -1,5 +1,5 @@
-//! What a container has said, and what it says now. Docker's API writes both streams into one, in frames of 8 bytes of head and the
-//! text behind it, unless the container has a terminal (docs.docker.com, "Attach to a container", stream format).
+//! What a container has said, and what it says now. Docker's API writes both streams into one, in frames of 8 bytes of head
+//! and the text behind it, unless the container has a terminal (docs.docker.com, "Attach to a container", stream format).
 
 #[cfg(test)]
 mod tests;
@@ -26,15 +26,17 @@ use crate::ident::{ContainerId, EngineKind};
 const MOST_BYTES: usize = 1 << 20;
 /// A longer line is cut into several.
 const MOST_LINE_BYTES: usize = 64 << 10;
-/// No more lines are asked for: Podman makes room for all of them before it reads the first (podman pull request 29028).
+/// No more lines are asked for or kept: Podman makes room for all of them before it reads the first (podman pull request
+/// 29028).
 const MOST_LINES: usize = 100_000;
 /// Why there is no log.
 const REFUSAL_BYTES: usize = 64 << 10;
 /// How often one who follows is asked whether to go on.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// The last `tail` lines that a container wrote, of both streams in their order, without line ends: up to 1 MiB of them. What is no
-/// UTF-8 is replaced; control characters are left in. Docker keeps the order between the streams only as far as it saw it.
+/// The last `tail` lines that a container wrote, of both streams in their order, without line ends: up to 1 MiB of them. What
+/// is no UTF-8 is replaced; control characters are left in. Between the streams the order is that in which the engine read
+/// them.
 pub fn logs(
     engine: &Engine,
     id: &ContainerId,
@@ -44,7 +46,7 @@ pub fn logs(
     whole(id)?;
     socket::talk(engine, timeout, async |socket| {
         let deadline = socket.deadline();
-        let mut kept = Kept { lines: VecDeque::new(), bytes: 0, most: tail };
+        let mut kept = Kept { lines: VecDeque::new(), bytes: 0, most: tail.min(MOST_LINES) };
         let read = async {
             let mut log = Log::open(socket, id, tail, false).await?;
             log.read(&mut |line| kept.take(line)).await
@@ -54,8 +56,9 @@ pub fn logs(
     })
 }
 
-/// The last `tail` lines, then each line as it is written, until the container ends or `each` breaks. `timeout` is for the first
-/// answer alone: a container may be silent for as long as it likes. `should_end` is asked ten times a second, also in a silence.
+/// The last `tail` lines, then each line as it is written, until the container ends or `each` breaks. `timeout` is for the
+/// first answer alone: a container may be silent for as long as it likes. `should_end` is asked ten times a second, also in a
+/// silence.
 pub fn follow_logs(
     engine: &Engine,
     id: &ContainerId,
@@ -207,8 +210,8 @@ impl Lines {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// `[stream, 0, 0, 0, length…]`, the length with its highest byte first. Docker's streams: 0 standard input, 1 output, 2 error,
-    /// 3 its own words.
+    /// `[stream, 0, 0, 0, length…]`, the length with its highest byte first. Docker's streams: 0 standard input, 1 output, 2
+    /// error, 3 its own words.
     fn read_head(&mut self) -> Result<(), NoAnswer> {
         let Ok(head) = <[u8; 8]>::try_from(self.head.as_slice()) else { return Ok(()) };
         let [stream @ 0..=3, 0, 0, 0, length @ ..] = head else {

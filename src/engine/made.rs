@@ -44,8 +44,8 @@ pub struct Made {
     pub finished_at: Option<String>,
     /// `starting`, `healthy` or `unhealthy`; none without a health check.
     pub health: Option<String>,
-    /// The devices that it asks for, in the words in which they were asked for: the ids of Docker's requests (`0`, `GPU-…`, `all`
-    /// for a request of all), then the paths or the CDI names (`nvidia.com/gpu=0`) of devices. Podman tells no requests.
+    /// The devices that it asks for, in the words in which they were asked for: the ids of Docker's requests (`0`, `GPU-…`,
+    /// `nvidia.com/gpu=0`; `all` for a request of all), then the paths of devices on the host. Podman 4.3 tells neither.
     pub device_requests: Vec<String>,
 }
 
@@ -80,7 +80,8 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// The words: Docker's `StateString` (moby container/state.go), Podman's `ContainerStatus` (libpod/define/containerstate.go).
+    /// The words: Docker's `StateString` (moby container/state.go), Podman's `ContainerStatus`
+    /// (libpod/define/containerstate.go).
     fn of(word: &str) -> Self {
         match word {
             "created" | "configured" | "initialized" => Self::Created,
@@ -163,7 +164,8 @@ pub(super) async fn look_up(
     json::inspected(answer::body(&reply)?, asked, socket.counts_as_we_do()).map(Some)
 }
 
-/// Engines find a container by the beginning of its id, where no other has that name (moby daemon/container.go, `GetContainer`).
+/// Engines find a container by the beginning of its id, where no other has that name (moby daemon/container.go,
+/// `GetContainer`).
 pub(super) fn may_begin_an_id(wanted: &str) -> bool {
     wanted.len() < 64 && wanted.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }

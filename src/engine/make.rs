@@ -63,9 +63,9 @@ pub fn start(engine: &Engine, id: &ContainerId, timeout: Duration) -> Deed {
     })
 }
 
-/// From now on its engine does not start it again by itself. `Done` = the engine says so when it is asked again; `AlreadySo` = it
-/// never did. Podman has the order since 5.1 (podman pull request 22322); an older one says that it cannot, and the container is
-/// as it was.
+/// From now on its engine does not start it again by itself. `Done` = the engine says so when it is asked again; `AlreadySo`
+/// = it never did. Podman has the order since 5.1 (podman pull request 22322); an older one says that it cannot, and the
+/// container is as it was.
 pub fn forbid_restarts(engine: &Engine, id: &ContainerId, timeout: Duration) -> Deed {
     about(engine, &id.0, timeout, async |mut socket| {
         match made::look_up(&mut socket, &id.0).await? {

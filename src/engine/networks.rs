@@ -1,5 +1,5 @@
-//! Networks of an engine: who is attached to one, and how one is freed of what is left over and removed. In Docker's API, over its
-//! socket alone.
+//! Networks of an engine: who is attached to one, and how one is freed of what is left over and removed. In Docker's API,
+//! over its socket alone.
 
 #[cfg(test)]
 mod tests;
@@ -29,9 +29,9 @@ pub struct Network {
     pub id: String,
     /// Its name. Docker before 25 lets several networks have one, and then finds none by it.
     pub name: String,
-    /// What is attached to it: the id of the container, or Docker's `ep-…` where the container is no more and its endpoint is left
-    /// over (moby api/server/router/network, `buildDetailedNetworkResources`); then the name of the container. Podman lists those
-    /// that do not run, too.
+    /// What is attached to it: the id of the container, or Docker's `ep-…` where the container is no more and its endpoint is
+    /// left over (moby api/server/router/network, `buildDetailedNetworkResources`); then the name of the container. Podman
+    /// lists those that do not run, too.
     pub attached: Vec<(ContainerId, String)>,
 }
 
@@ -73,8 +73,8 @@ pub fn disconnect(
     })
 }
 
-/// Whose endpoint is left over: Docker takes it by the name of the container that it was, and by nothing else (moby issue 33156).
-/// Not where that name is, or would find, another container: that one would be cut off instead.
+/// Whose endpoint is left over: Docker takes it by the name of the container that it was, and by nothing else (moby issue
+/// 33156). Not where that name is, or would find, another container: that one would be cut off instead.
 async fn owner_of(
     socket: &mut Socket,
     network_id: &str,
@@ -93,8 +93,8 @@ async fn owner_of(
     Ok(if is_anothers { Err(why()) } else { Ok(name) })
 }
 
-/// Removes a network. `Conflict` = something is attached to it. Of containers that do not run only Podman says so: Docker's cannot
-/// be started any more then.
+/// Removes a network. `Conflict` = something is attached to it. Of containers that do not run only Podman says so: Docker's
+/// cannot be started any more then.
 pub fn remove_network(engine: &Engine, network_id: &str, timeout: Duration) -> Deed {
     about(engine, network_id, timeout, async |mut socket| {
         let Some(network) = look_up_network(&mut socket, network_id).await? else {
