@@ -261,7 +261,11 @@ impl Keeper<'_> {
                     let come_down = |state: State| Ok(state.come_down());
                     registry.settle(name, &worker, come_down, &down.to_string())?;
                 } else if !down.stopped.is_empty() {
-                    registry.record(name, "cleaned", &format!("a container of its was left: {down}"))?;
+                    registry.record(
+                        name,
+                        "cleaned",
+                        &format!("a container of its was left: {down}"),
+                    )?;
                 }
             }
             Err(trouble) => {

@@ -38,12 +38,6 @@ pub struct Change {
     pub why: String,
 }
 
-impl Change {
-    fn to(to: State, why: impl Into<String>) -> Option<Self> {
-        Some(Self { to, why: why.into() })
-    }
-}
-
 /// Looks at every model that is up, and puts right what the registry has of it. Returns what could not be seen, by model.
 pub fn reconcile(
     keeper: &Keeper<'_>,
@@ -110,46 +104,47 @@ pub fn judge(record: &Record, sight: &Sight) -> Option<Change> {
         Phase::Running | Phase::Paused | Phase::Restarting | Phase::Stopping => true,
         Phase::Created | Phase::Exited | Phase::Dead | Phase::Removing | Phase::Other(_) => false,
     });
-    match record.state {
-        State::Stopped | State::Failed => None,
-        State::Starting if lives => Change::to(
+    let (to, why): (State, String) = match record.state {
+        State::Stopped | State::Failed => return None,
+        State::Starting if lives => (
             State::Failed,
-            "its start was cut off, and its container was left running ('portreeve model start' begins anew)",
+            "its start was cut off, and its container was left running ('portreeve model start' begins anew)".into(),
         ),
-        State::Starting => Change::to(State::Failed, "its start was cut off before it served"),
-        State::Stopping if lives => Change::to(
+        State::Starting => (State::Failed, "its start was cut off before it served".into()),
+        State::Stopping if lives => (
             State::Failed,
-            "its stop was cut off, and its container was left running ('portreeve model stop' goes on)",
+            "its stop was cut off, and its container was left running ('portreeve model stop' goes on)".into(),
         ),
-        State::Stopping => Change::to(
+        State::Stopping => (
             State::Stopped,
             match container.and_then(|made| made.exit_code) {
                 Some(137) => {
-                    "its stop was cut off after portreeve had it killed (SIGKILL, exit code 137)"
+                    "its stop was cut off after portreeve had it killed (SIGKILL, exit code 137)".into()
                 }
-                Some(_) | None => "its stop was cut off, and nothing of it runs",
+                Some(_) | None => "its stop was cut off, and nothing of it runs".into(),
             },
         ),
-        State::Running if lives => None,
+        State::Running if lives => return None,
         State::Running => match container {
             None if sight.receipt.is_none() => {
-                Change::to(State::Stopped, "nothing was written down of what was started")
+                (State::Stopped, "nothing was written down of what was started".into())
             }
-            None => Change::to(State::Stopped, "somebody removed its container"),
+            None => (State::Stopped, "somebody removed its container".into()),
             Some(_) if !sight.is_this_boot => {
-                Change::to(State::Stopped, "the host was restarted, and nothing starts by itself")
+                (State::Stopped, "the host was restarted, and nothing starts by itself".into())
             }
             Some(made) if made.exit_code == Some(0) && !made.oom_killed => {
-                Change::to(State::Stopped, "it ended by itself, with exit code 0")
+                (State::Stopped, "it ended by itself, with exit code 0".into())
             }
             // What docker stop sends.
-            Some(made) if made.exit_code == Some(143) && !made.oom_killed => Change::to(
+            Some(made) if made.exit_code == Some(143) && !made.oom_killed => (
                 State::Stopped,
-                "somebody else stopped it: SIGTERM ended it (exit code 143)",
+                "somebody else stopped it: SIGTERM ended it (exit code 143)".into(),
             ),
-            Some(made) => Change::to(State::Failed, how_it_ended(made)),
+            Some(made) => (State::Failed, how_it_ended(made)),
         },
-    }
+    };
+    Some(Change { to, why })
 }
 
 #[cfg(test)]

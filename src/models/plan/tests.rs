@@ -75,6 +75,7 @@ fn a_body_is_what_dockers_api_takes_word_for_word() {
             "io.portreeve.model": "llama",
         },
         "ExposedPorts": {"8000/tcp": {}},
+        "StopTimeout": 5,
         "HostConfig": {
             "RestartPolicy": {"Name": "no"},
             "NetworkMode": "cortex_default",
