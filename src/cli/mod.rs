@@ -293,7 +293,12 @@ fn put(text: &[u8], code: u8, output: &Output, file: Option<&Destination>) -> Re
 }
 
 fn put_out(text: &[u8]) -> Result<(), Failure> {
-    let mut stdout = anstream::stdout().lock();
+    // Where there is no colour to take out, it is not looked for byte by byte.
+    let mut stdout: Box<dyn Write> = if text.contains(&b'\x1b') {
+        Box::new(anstream::stdout().lock())
+    } else {
+        Box::new(io::stdout().lock())
+    };
     match stdout.write_all(text).and_then(|()| stdout.flush()) {
         // Whoever reads us has seen enough (`| head`).
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Write(error)),

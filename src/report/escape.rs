@@ -21,6 +21,10 @@ const MARKS_PER_CHARACTER: usize = 3;
 /// To be used once, at the outer edge: what it returns must not pass through it again.
 pub fn escape(text: impl AsRef<[u8]>, columns: Option<usize>) -> String {
     let limit = columns.unwrap_or(usize::MAX);
+    // Almost every text, and a list has thousands.
+    if let Some(plain) = plain(text.as_ref()).filter(|plain| plain.len() <= limit) {
+        return plain.to_owned();
+    }
     let mut shown = String::new();
     let mut width = 0;
     // End of what leaves room for the ellipsis.
@@ -66,9 +70,18 @@ pub fn escape(text: impl AsRef<[u8]>, columns: Option<usize>) -> String {
     shown
 }
 
+/// The text, where each byte is a column and stands for itself.
+fn plain(text: &[u8]) -> Option<&str> {
+    let is_plain = text.iter().all(|byte| matches!(byte, b' '..=b'~') && *byte != b'\\');
+    str::from_utf8(text).ok().filter(|_| is_plain)
+}
+
 /// Columns that an escaped text takes on a terminal.
 pub fn width(shown: &str) -> usize {
-    shown.chars().map(columns_of).sum()
+    match plain(shown.as_bytes()) {
+        Some(plain) => plain.len(),
+        None => shown.chars().map(columns_of).sum(),
+    }
 }
 
 /// Whether a terminal acts on the character, hides it, or lets it move its neighbours: control characters, and
