@@ -13,7 +13,7 @@ mod support;
 
 use std::{
     fs,
-    os::unix::fs::chown,
+    os::unix::fs::{PermissionsExt, chown},
     path::PathBuf,
     process::Output,
 };
@@ -78,6 +78,13 @@ impl Place {
     fn make_newer(&self) {
         let newer = rusqlite::Connection::open(self.registry()).unwrap();
         newer.pragma_update(None, "user_version", 99).unwrap();
+    }
+
+    /// The doctor's word on the registry.
+    fn doctor(&self) -> Value {
+        let report = self.report("doctor", &[]);
+        let all = report.json["checks"].as_array().unwrap().clone();
+        all.into_iter().find(|check| check["area"] == "models").expect("a check of the registry")
     }
 }
 
@@ -219,4 +226,48 @@ fn another_user_reads_a_registry_of_their_own_and_not_roots() {
     let report = Report::read(&place.by(&nobody, &words));
     assert_eq!(ports(&report), ["left 7301/tcp", "own 7302/tcp"]);
     assert!(!unknowns(&report).contains(&MODELS), "{report:?}");
+}
+
+// ---- doctor
+
+#[test]
+fn doctor_says_where_the_registry_is_and_how_many_models_it_has() {
+    let Some(place) = Place::set() else { return };
+    let none = place.doctor();
+    assert_eq!(none["state"], "absent", "{none}");
+    assert!(!place.stage.path("lib/portreeve").exists(), "it makes none");
+    place.register("a", "7301");
+    place.register("b", "7302");
+    let sound = place.doctor();
+    assert_eq!(sound["state"], "good", "{sound}");
+    let detail = "'/var/lib/portreeve/models.db' is sound and has 2 models";
+    assert_eq!(sound["detail"], detail);
+}
+
+#[test]
+fn doctor_names_what_mends_a_registry_that_is_not_used() {
+    let Some(place) = Place::set() else { return };
+    place.register("a", "7301");
+    place.make_newer();
+    let newer = place.doctor();
+    assert_eq!((&newer["state"], newer["fix"].is_string()), (&"off".into(), true), "{newer}");
+    assert!(newer["detail"].as_str().unwrap().contains("version 99"), "{newer}");
+
+    let others = fs::Permissions::from_mode(0o666);
+    fs::set_permissions(place.registry(), others).unwrap();
+    let open = place.doctor();
+    assert_eq!((&open["state"], open["fix"].is_string()), (&"off".into(), true), "{open}");
+    assert!(open["detail"].as_str().unwrap().contains("others may write to it"), "{open}");
+
+    fs::remove_file(place.registry()).unwrap();
+    place.register("a", "7301");
+    // All but the head, which says what it is.
+    let mut bytes = fs::read(place.registry()).unwrap();
+    bytes[4096..].fill(0xa5);
+    fs::write(place.registry(), bytes).unwrap();
+    let damaged = place.doctor();
+    assert_eq!((&damaged["state"], damaged["fix"].is_string()), (&"off".into(), true), "{damaged}");
+
+    let output = place.by("exec", &["doctor", "--sysctl", "--config", &place.config]);
+    assert_eq!((code(&output), output.stdout.len()), (2, 0), "{output:?}");
 }
