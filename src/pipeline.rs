@@ -89,6 +89,13 @@ pub struct Scope {
     pub gpus: Vec<GpuName>,
 }
 
+impl Scope {
+    /// Whether nothing is named.
+    pub fn is_everything(&self) -> bool {
+        self.services.is_empty() && self.ports.is_empty() && self.gpus.is_empty()
+    }
+}
+
 /// A scope that the settings do not know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ScopeError {
@@ -432,8 +439,7 @@ impl<'a> Inquiry<'a> {
                 return Err(ScopeError::UnknownService(name.clone(), known));
             }
         }
-        let is_everything =
-            scope.services.is_empty() && scope.ports.is_empty() && scope.gpus.is_empty();
+        let is_everything = scope.is_everything();
         let in_scope = |name: &ServiceName| is_everything || scope.services.contains(name);
         // Named ports and GPUs alone are a narrow question. Named services are not: a process that matches a pattern may
         // hold the port of another service.

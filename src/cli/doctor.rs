@@ -11,6 +11,7 @@ use crate::{
 
 use super::{
     ConfigFile, Failure,
+    guarded::guard_models,
     output::{Format, Output, append_summary},
 };
 
@@ -22,7 +23,10 @@ pub(super) fn run(
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
     let host = Host::live();
-    let config = file.load();
+    let mut config = file.load();
+    if let Ok(loaded) = &mut config {
+        guard_models(&host, &mut loaded.settings);
+    }
     if only_sysctl {
         out.write_all(doctor::sysctl_file(&host, &config?.settings)?.as_bytes())?;
         return Ok(exit::CLEAR);

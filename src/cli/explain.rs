@@ -67,8 +67,8 @@ pub(super) fn run(
                 .to_owned(),
         ));
     }
-    let settings = file.load()?.settings;
     let host = Host::live();
+    let settings = file.guarded(&host)?;
     let subject = match asked {
         Asked::Only(subject) => subject,
         Asked::Pid(pid) => Subject::Process(pid),

@@ -22,7 +22,7 @@ use crate::{
 };
 
 use super::{
-    Failure, Target, Verbosity,
+    Failure, Target, Verbosity, guarded,
     output::{Destination, Format, Output, append_summary},
     put,
 };
@@ -73,8 +73,11 @@ pub(super) fn run(
     // A reap raises it for its pidfds; the command is to have what it would have had without us.
     let limit = getrlimit(Resource::Nofile);
     let scope = target.scope();
-    let settings = target.file.load()?.settings;
     let host = Host::live();
+    let settings = target.file.guarded(&host)?;
+    if let Some(unread) = settings.unread_models.clone().filter(|_| scope.is_everything()) {
+        return Err(Failure::UnreadModels(unread));
+    }
     let on_blocked = match wish.on_blocked {
         Blocked::Fail => gate::OnBlocked::Fail,
         Blocked::Warn => gate::OnBlocked::Warn,
@@ -88,6 +91,9 @@ pub(super) fn run(
     };
     let mut interrupt = Interrupt::install().map_err(Failure::Interrupt)?;
     let mut record = Record::new(verbosity.is_verbose);
+    if let Some(unread) = &settings.unread_models {
+        record.tell(Event::Warning(&guarded::in_words(unread)));
+    }
     let mut gate = Gate::new(&host, &settings, &scope, wishes, &mut |e| record.tell(e))?;
     let mut keep = |gate: &mut Gate<'_>, record: &mut Record| {
         let mut tell = |event: Event<'_>| record.tell(event);

@@ -4,6 +4,7 @@ pub mod config;
 mod doctor;
 mod explain;
 mod gate;
+mod guarded;
 mod model;
 mod nvml;
 mod output;
@@ -21,7 +22,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use output::{Destination, Output, OutputError};
 
 use crate::{
-    config::{ConfigErrors, Loaded, Sources, load},
+    config::{ConfigErrors, Loaded, Sources, load, settings::UnreadModels},
     ident::{Endpoint, GpuName, ServiceName},
     judge::Also,
     pipeline::{Scope, ScopeError},
@@ -218,6 +219,9 @@ enum Failure {
     Output(#[from] OutputError),
     #[error("{0}")]
     Registry(#[from] crate::models::registry::RegistryError),
+    /// A question about everything, of which a part is not known.
+    #[error("{}\nhint: name the services, ports or GPUs that it is about", guarded::in_words(.0))]
+    UnreadModels(UnreadModels),
     #[error("SIGINT, SIGTERM and SIGHUP cannot be caught: {0}\nhint: nothing was done")]
     Interrupt(#[source] io::Error),
     #[error("the report cannot be written: {0}")]

@@ -26,7 +26,7 @@ pub(super) fn run(
     let scope = target.scope();
     let also = deed.also(&scope)?;
     let hand_over = if deed.no_wait { command_of(&target, deed) } else { None };
-    let mut settings = target.file.load()?.settings;
+    let mut settings = target.guarded(&Host::live())?;
     if let Some(grace) = deed.grace {
         settings.override_grace(grace);
     }

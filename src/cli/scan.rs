@@ -24,7 +24,7 @@ pub(super) fn run(
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
     let scope = target.scope();
-    let settings = target.file.load()?.settings;
+    let settings = target.guarded(&Host::live())?;
     let command = json::Command::Scan;
     report_findings(&settings, &scope, Also::default(), command, output, verbosity, out)
 }

@@ -19,6 +19,8 @@ pub struct Settings {
     pub services: Vec<Service>,
     /// Models that are declared, in the order of their names. No two want the same port.
     pub models: Vec<(ModelName, Spec)>,
+    /// Why it is not known which models are registered, where it is not: any port may be one's. Never from a file.
+    pub unread_models: Option<UnreadModels>,
     /// Stack-wide patterns.
     pub workers: Vec<WorkerPattern>,
     /// Processes that are never ended, whatever else is found.
@@ -29,6 +31,15 @@ pub struct Settings {
     pub gate: Gate,
     /// Who is asked about GPUs.
     pub gpus: GpuSources,
+}
+
+/// A registry of models that could not be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnreadModels {
+    /// Why.
+    pub why: String,
+    /// What would help.
+    pub remedy: Option<String>,
 }
 
 /// `gpus:`.

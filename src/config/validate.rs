@@ -51,6 +51,7 @@ pub(super) fn settings(merged: &Fragment, models: Vec<(ModelName, Spec)>) -> Set
         defaults,
         services: services.collect(),
         models,
+        unread_models: None,
         workers: workers.collect(),
         protect: merged.protect.iter().map(|rule| rule.value.clone()).collect(),
         engines: engines(&merged.engines),

@@ -8,6 +8,7 @@ mod engines;
 mod gpus;
 mod kernel;
 mod ports;
+mod registry;
 mod rights;
 mod systemd;
 
@@ -34,19 +35,22 @@ pub enum Area {
     Gpus,
     /// Files of the configuration.
     Config,
+    /// The registry of models.
+    Models,
     /// Guarded ports.
     Ports,
 }
 
 impl Area {
     /// All of them, in the order of a report.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Rights,
         Self::Kernel,
         Self::Systemd,
         Self::Engines,
         Self::Gpus,
         Self::Config,
+        Self::Models,
         Self::Ports,
     ];
 }
@@ -118,6 +122,7 @@ pub fn examine(
         engines::checks(&engines::look(host)),
         gpus::checks(&gpus::look(host, gpu_sources)),
         config::checks(config),
+        registry::checks(&registry::look(host)),
         ports::checks(&ports::look(host), settings),
     ]
     .concat();

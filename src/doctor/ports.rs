@@ -38,8 +38,11 @@ pub(super) fn look(host: &Host) -> Ports {
 }
 
 /// The file for `/etc/sysctl.d` that keeps outgoing connections off the guarded ports: what is reserved here already
-/// stays so. Errors where that, or the range of outgoing connections, could not be read.
+/// stays so. Errors where that, the range of outgoing connections, or which models are registered could not be read.
 pub fn sysctl_file(host: &Host, settings: &Settings) -> Result<String, SysctlError> {
+    if let Some(unread) = &settings.unread_models {
+        return Err(SysctlError { what: "the registry of models", why: unread.why.clone() });
+    }
     let ports = look(host);
     let reserved = known(&ports.reserved, "/proc/sys/net/ipv4/ip_local_reserved_ports")?;
     let range = known(&ports.range, "/proc/sys/net/ipv4/ip_local_port_range")?;
@@ -111,6 +114,10 @@ fn check(ports: &Ports, settings: Option<&Settings>) -> Check {
         ));
     };
     let clashes = clashes((low, high), reserved, settings);
+    if let (true, Some(unread)) = (clashes.is_empty(), &settings.unread_models) {
+        let why = &unread.why;
+        return unknown(format!("which ports are guarded is not known without the models: {why}"));
+    }
     if clashes.is_empty() {
         let detail = format!("none is in their range {low}-{high} without being reserved");
         return new(State::Good, detail);
@@ -166,7 +173,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::{Sources, load};
+    use crate::config::{Sources, load, settings::UnreadModels};
 
     fn settings() -> Settings {
         let nowhere = Sources {
@@ -211,6 +218,18 @@ mod tests {
             let found = check(ports, settings.as_ref());
             assert!(matches!(found.state, State::Unknown { .. }), "{found:?}");
         }
+    }
+
+    #[test]
+    fn a_registry_that_is_not_read_may_have_a_port_in_the_range() {
+        let why = "it is damaged".to_owned();
+        let unread_models = Some(UnreadModels { why, remedy: None });
+        let settings = Settings { unread_models, ..settings() };
+        let found = check(&ports((1, 9), ""), Some(&settings));
+        assert!(matches!(found.state, State::Unknown { .. }), "{found:?}");
+        let error = sysctl_file(&Host::fixture("/nonexistent"), &settings).unwrap_err();
+        assert!(error.to_string().contains("the registry of models"), "{error}");
+        assert!(matches!(check(&ports((1, 65535), ""), Some(&settings)).state, State::Off { .. }));
     }
 
     #[test]

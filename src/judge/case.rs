@@ -577,6 +577,19 @@ impl<'a> Case<'a> {
         Truth::from(self.held.ports.iter().any(|guard| wanted(guard))).or(unsure)
     }
 
+    /// Whether a guarded port surely belongs to the service that has it by the settings: while the registry is not read it may
+    /// be a model's.
+    pub fn are_owners_known(&self) -> Truth {
+        let unread = self.settings.unread_models.as_ref();
+        unread.map_or(Truth::Yes, |unread| Truth::Unknown(unread.into()))
+    }
+
+    /// It holds a port of a service that `wanted` says yes to.
+    pub fn holds_ports_of(&self, wanted: impl Fn(&ServiceName) -> bool) -> Truth {
+        let is_its = |guard: &Guard| guard.service.as_ref().is_some_and(&wanted);
+        self.holds(is_its).and(|| self.are_owners_known())
+    }
+
     /// The guarded GPUs that it computes on, each once.
     pub fn gpu_shares(&self) -> Vec<GpuShare> {
         let mut shares: Vec<GpuShare> = Vec::new();
@@ -611,8 +624,8 @@ impl<'a> Case<'a> {
         let declared = self.matched.iter().filter(|(service, _)| service.runs_in.is_some());
         let mut answer = (self.by_command_line(|| false), None);
         for &(service, pattern) in declared {
-            let is_its = |guard: &Guard| guard.service.as_ref() == Some(&service.name);
-            let holds = Truth::from(pattern.is_portless).or(|| self.holds(is_its));
+            let holds_its = || self.holds_ports_of(|name| *name == service.name);
+            let holds = Truth::from(pattern.is_portless).or(holds_its);
             if holds == Truth::Yes {
                 return (holds, Some(service));
             }

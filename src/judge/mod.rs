@@ -92,7 +92,8 @@ impl Terms {
         };
         Truth::from(!self.is_narrow())
             .or(|| case.held.gpus.iter().any(|held| self.is_gpu_asked_about(held.guard)).into())
-            .or(|| case.holds(|guard| self.is_asked_about(guard)))
+            .or(|| case.holds(|guard| self.named_ports.contains(&guard.endpoint)))
+            .or(|| case.holds_ports_of(is_named))
             .or(|| (!case.holds(|_| true)).and(is_meant))
     }
 }
@@ -135,7 +136,7 @@ pub fn judge(snapshot: &Snapshot, settings: &Settings, terms: &Terms) -> Judgeme
     let (guards, others): (Vec<&GpuGuard>, Vec<&GpuGuard>) =
         terms.gpus.iter().partition(|guard| terms.is_gpu_asked_about(guard));
     let gpus = gpu::judge(snapshot, &guards, &others, &verdicts);
-    let unknowns = unknowns(snapshot, &verdicts);
+    let unknowns = unknowns(snapshot, settings, &verdicts);
     Judgement { ports, gpus, verdicts, unknowns }
 }
 
@@ -235,7 +236,8 @@ fn verdict_on(case: &Case<'_>, terms: &Terms, is_asked_about: Truth) -> Verdict 
         Finding::Foreign => {
             let is_named = |g: &&Guard| terms.named_ports.contains(&g.endpoint);
             (terms.also.foreign && case.held.ports.iter().any(is_named))
-                || case.services_by_port().any(|s| s.foreign_holder == ForeignHolder::Reap)
+                || (case.are_owners_known() == Truth::Yes
+                    && case.services_by_port().any(|s| s.foreign_holder == ForeignHolder::Reap))
         }
     };
     Verdict {
@@ -401,8 +403,8 @@ fn next_step(finding: &Finding, case: &Case<'_>) -> Option<String> {
 }
 
 /// What bears on more than one verdict; the remedy stands here once.
-fn unknowns(snapshot: &Snapshot, verdicts: &[Verdict]) -> Vec<Unknown> {
-    let mut unknowns = Vec::new();
+fn unknowns(snapshot: &Snapshot, settings: &Settings, verdicts: &[Verdict]) -> Vec<Unknown> {
+    let mut unknowns: Vec<Unknown> = settings.unread_models.iter().map(Unknown::from).collect();
     let as_root = Some("run it as root: 'sudo portreeve scan'".to_owned());
     let rights = || as_root.clone().filter(|_| !snapshot.sight.may_see_all);
     if let Some(unknown) = unread_sockets(snapshot) {

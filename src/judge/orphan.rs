@@ -3,7 +3,7 @@
 //! else it is undecided. Rows 2 and 8 speak of receipts.
 
 use crate::{
-    config::settings::RunsIn,
+    config::settings::{RunsIn, Service},
     ident::{Endpoint, EngineKind, EngineRef, Manager, Pid, UnitRef},
     snapshot::{Container, KillMode, Process, Receipt, Seen, Unit},
 };
@@ -542,10 +542,13 @@ fn survived_unit(case: &Case<'_>) -> Answer {
 
 fn earlier_run(case: &Case<'_>) -> Answer {
     let unit = unit_of(case);
-    let is_declared = case.services().iter().any(|s| {
+    let is_declared = |s: &Service| {
         unit.manager == Manager::System
             && matches!(&s.runs_in, Some(RunsIn::Unit(name)) if *name == unit.name)
-    });
+    };
+    let by_port =
+        || Truth::from(case.services_by_port().any(is_declared)).and(|| case.are_owners_known());
+    let is_declared = Truth::from(case.matched.iter().any(|(s, _)| is_declared(s))).or(by_port);
     let pid = case.process.key.pid;
     let is_older = || {
         case.own_unit(|unit, state| {
@@ -571,7 +574,7 @@ fn earlier_run(case: &Case<'_>) -> Answer {
     };
     Answer {
         conditions: vec![
-            ("its service is declared to run in the unit that it is in", is_declared.into()),
+            ("its service is declared to run in the unit that it is in", is_declared),
             (IN_UNIT, case.in_unit_of_its_own()),
             (PARENT_GONE, case.is_parent_gone()),
             (

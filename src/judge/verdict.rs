@@ -3,6 +3,7 @@
 use std::{fmt, time::Duration};
 
 use crate::{
+    config::settings::UnreadModels,
     ident::{ContainerId, Endpoint, EngineRef, Pid, ProcessKey, ServiceName, UnitRef},
     snapshot::{Process, gibibytes},
 };
@@ -21,6 +22,13 @@ pub struct Unknown {
 impl fmt::Display for Unknown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.fact, self.why)
+    }
+}
+
+impl From<&UnreadModels> for Unknown {
+    fn from(unread: &UnreadModels) -> Self {
+        let UnreadModels { why, remedy } = unread.clone();
+        Self { fact: "which models are registered".to_owned(), why, remedy }
     }
 }
 

@@ -137,6 +137,7 @@ mod tests {
             defaults: Defaults { foreign_holder: ForeignHolder::Reap, ..Defaults::default() },
             services,
             models: Vec::new(),
+            unread_models: None,
             workers: Vec::new(),
             protect: Vec::new(),
             engines: Engines::default(),

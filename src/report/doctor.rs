@@ -58,6 +58,7 @@ fn title(area: Area) -> &'static str {
         Area::Engines => "engines (no verdict uses them yet)",
         Area::Gpus => "GPUs",
         Area::Config => "configuration",
+        Area::Models => "models",
         Area::Ports => "ports",
     }
 }
@@ -163,6 +164,7 @@ fn finding_of(check: &Check) -> Finding {
         Area::Engines => AreaWord::Engines,
         Area::Gpus => AreaWord::Gpus,
         Area::Config => AreaWord::Config,
+        Area::Models => AreaWord::Models,
         Area::Ports => AreaWord::Ports,
     };
     Finding {
@@ -232,6 +234,8 @@ enum AreaWord {
     Gpus,
     /// Files of the configuration.
     Config,
+    /// The registry of models.
+    Models,
     /// Guarded ports.
     Ports,
 }

@@ -185,7 +185,7 @@ impl Stage {
         program
     }
 
-    /// portreeve on this network, as on a machine without systemd and without settings of its own.
+    /// portreeve on this network, as on a machine without systemd, without settings and models of its own.
     pub fn portreeve(&self, words: &[&str]) -> Command {
         self.portreeve_by("exec", words)
     }
@@ -193,7 +193,8 @@ impl Stage {
     /// The same, by a script that ends in words before the command: `exec setpriv --nnp`.
     pub fn portreeve_by(&self, script: &str, words: &[&str]) -> Command {
         let script = format!(
-            "mount -t tmpfs none /run; ! [ -d /etc/portreeve ] || mount -t tmpfs none /etc/portreeve; {script} \"$@\""
+            "mount -t tmpfs none /run; ! [ -d /etc/portreeve ] || mount -t tmpfs none /etc/portreeve; \
+             ! [ -d /var/lib/portreeve ] || mount -t tmpfs none /var/lib/portreeve; {script} \"$@\""
         );
         let mut command = self.command(&["unshare", "--mount", "sh", "-euc", &script, "sh"]);
         command.arg(self.program("portreeve")).args(words).stdin(Stdio::null());

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::super::Ended;
 use super::scene::{Fact, NOW, SERVER, Scene, system, terminal};
 use crate::{
-    config::settings::ForeignHolder,
+    config::settings::{ForeignHolder, UnreadModels},
     ident::{Manager, Pid, UnitRef},
     judge::verdict::Finding,
     snapshot::{CommandLine, Seen, SocketState},
@@ -76,6 +76,57 @@ fn what_was_started_after_the_run_began_is_not_ended() {
     let run = |began| Scene::mess().ask(|t| t.began_ticks = Some(began));
     assert!(run(1001).convicts(7));
     assert!(!run(1000).convicts(7));
+}
+
+// ---- whose a port is
+
+fn unread(scene: Scene) -> Scene {
+    let unread = UnreadModels { why: "it is damaged".to_owned(), remedy: None };
+    scene.set(|s| s.unread_models = Some(unread))
+}
+
+#[test]
+fn while_the_registry_is_not_read_a_port_proves_nobody_to_be_the_services_own() {
+    assert_eq!(Scene::mess().says(7).0, 16);
+    let verdict = unread(Scene::mess()).verdict(7);
+    assert_eq!(verdict.title(), "undecided");
+    assert!(verdict.reason.contains("which models are registered: it is damaged"), "{verdict:?}");
+    let portless = Scene::new().process(7, 1, "python3 discovery_daemon.py");
+    assert!(portless.convicts(7) && unread(portless).convicts(7), "its pattern alone speaks");
+    let survivor = || {
+        Scene::new()
+            .process(7, 1, "redis-server")
+            .inside(7, &system("db.service"))
+            .unit(&system("db.service"), |u| {
+                u.active_state = "inactive".to_owned();
+                u.is_delegated = true;
+            })
+            .socket(&[7], "0.0.0.0:5432", SocketState::Listening)
+    };
+    assert!(survivor().convicts(7));
+    assert!(!unread(survivor()).convicts(7));
+}
+
+#[test]
+fn while_the_registry_is_not_read_no_stranger_is_ended_on_the_settings_word_alone() {
+    let stranger = || {
+        Scene::new()
+            .process(6, 1, "sh")
+            .process(7, 6, "nginx")
+            .socket(&[7], "0.0.0.0:47334", SocketState::Listening)
+            .set(|s| s.services.iter_mut().for_each(|s| s.foreign_holder = ForeignHolder::Reap))
+    };
+    assert!(stranger().convicts(7));
+    assert!(!unread(stranger()).convicts(7));
+    let named = unread(stranger()).named_port("47334").ask(|t| t.also.foreign = true);
+    assert!(named.convicts(7), "whose port it is does not matter to who names it");
+}
+
+#[test]
+fn while_the_registry_is_not_read_a_named_service_does_not_surely_have_its_port() {
+    let asked = |scene: Scene| scene.ask(|t| t.named_services.push("aidb".into()));
+    assert!(asked(Scene::mess()).convicts(7));
+    assert_eq!(asked(unread(Scene::mess())).says(7).1, "undecided");
 }
 
 // ---- fellows

@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::super::{Ended, verdict::Finding};
+use super::super::{
+    Ended,
+    verdict::{Finding, Row},
+};
 use super::scene::{BLINDNESSES, DOCKER, ID, NOW, SERVER, Scene, system, terminal, unit};
 use crate::{
-    config::settings::ForeignHolder,
-    ident::{ContainerId, EngineRef, Manager, Pid, UnitRef},
+    config::settings::{ForeignHolder, UnreadModels},
+    ident::{ContainerId, EngineRef, Manager, Pid, ProcessKey, UnitRef},
     snapshot::{
         Cgroup, ClaimKind, CommandLine, ContainerClaim, ContainerState, Containers, Enclosure,
         GpuUse, KillMode, Process, Published, Seen, SocketState, Store, Unit,
@@ -374,6 +377,27 @@ proptest! {
         blindness in prop::sample::select(&BLINDNESSES[..]),
     ) {
         prop_assert_eq!(scene.obeys_the_law_when(blindness), Ok(()));
+    }
+
+    #[test]
+    fn a_port_that_a_model_takes_over_convicts_nobody_and_a_registry_that_is_not_read_nobody_beyond(
+        scene in any_scene().boxed(),
+        taken in any::<[bool; 8]>(),
+    ) {
+        let convicted = |scene: &Scene| -> Vec<(ProcessKey, Row)> {
+            scene.judge().convicted().map(|v| (v.key(), v.row)).collect()
+        };
+        let is_among = |some: &[(ProcessKey, Row)], all: &[(ProcessKey, Row)]| {
+            some.iter().all(|(key, _)| all.iter().any(|(other, _)| other == key))
+        };
+        let without = convicted(&scene);
+        let with = convicted(&scene.clone().taken_over_by_a_model(taken));
+        prop_assert!(is_among(&with, &without), "{with:?} {without:?}");
+        let unread = UnreadModels { why: "it is damaged".to_owned(), remedy: None };
+        let unread = scene.set(|s| s.unread_models = Some(unread));
+        prop_assert_eq!(&unread.judge().unknowns[0].fact, "which models are registered");
+        let unread = convicted(&unread);
+        prop_assert!(is_among(&unread, &with), "{unread:?} {with:?}");
     }
 
     #[test]

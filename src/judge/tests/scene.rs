@@ -83,6 +83,7 @@ fn settings() -> Settings {
             service("web", None, &[3001], &[r"web\.py"]),
         ],
         models: Vec::new(),
+        unread_models: None,
         workers: vec![WorkerPattern {
             name: "vllm".to_owned(),
             regex: compile_pattern("^VLLM::").unwrap(),
@@ -291,6 +292,27 @@ impl Scene {
 
     pub(super) fn ask(mut self, edit: impl FnOnce(&mut Terms)) -> Self {
         edit(&mut self.terms);
+        self
+    }
+
+    /// Gives these of the services' ports, in their order, to a model: a service without patterns that only reports.
+    pub(super) fn taken_over_by_a_model(mut self, taken: [bool; 8]) -> Self {
+        let mut ports = Vec::new();
+        let mut is_taken = taken.into_iter();
+        for service in &mut self.settings.services {
+            service.ports.retain(|port| {
+                let is_kept = !is_taken.next().unwrap_or(false);
+                ports.extend((!is_kept).then_some(*port));
+                is_kept
+            });
+        }
+        for guard in &mut self.terms.guards {
+            if ports.iter().any(|port| port.overlaps(&guard.endpoint)) {
+                guard.service = Some("model".into());
+            }
+        }
+        let runs_in = Some(RunsIn::Container(Some("vllm-model-model".to_owned())));
+        self.settings.services.push(Service { ports, ..service("model", runs_in, &[], &[]) });
         self
     }
 
