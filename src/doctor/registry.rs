@@ -86,6 +86,7 @@ fn wrong(error: &RegistryError) -> (State, String) {
         | RegistryError::Conflicts(_)
         | RegistryError::NoText(..)
         | RegistryError::Forbidden(..)
+        | RegistryError::TakenOver(..)
         | RegistryError::Failed(..)
         | RegistryError::Io(..) => State::Unknown { fix: hint },
     };
