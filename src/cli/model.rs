@@ -241,10 +241,14 @@ impl Stack {
         let host = Host::live();
         let settings = file.load()?.settings;
         let path = registry::path(&host)?;
-        let mut stack = Self { host, settings, path, models: Vec::new() };
-        stack.models = guard::wanted(&stack.settings, &stack.records()?);
-        guard::guard(&mut stack.settings, &stack.models);
-        Ok(stack)
+        Ok(Self { host, settings, path, models: Vec::new() })
+    }
+
+    /// The models are wanted and guarded; whoever only reads does without.
+    fn guarded(mut self) -> Result<Self, Failure> {
+        self.models = guard::wanted(&self.settings, &self.records()?);
+        guard::guard(&mut self.settings, &self.models);
+        Ok(self)
     }
 
     fn keeper(&self, until: Option<Instant>) -> Keeper<'_> {
@@ -284,6 +288,11 @@ impl Stack {
 /// Does it.
 pub(super) fn run(file: ConfigFile, verb: ModelVerb, out: &mut dyn Write) -> Result<u8, Failure> {
     let stack = Stack::load(file)?;
+    if let ModelVerb::List { as_recorded: true, form } = &verb {
+        list(&stack, *form, out)?;
+        return Ok(exit::CLEAR);
+    }
+    let stack = stack.guarded()?;
     match verb {
         ModelVerb::Register { name, wanted } => register(&stack, &name, &wanted.spec(), out)?,
         ModelVerb::Unregister { name } => return unregister(&stack, &name, out),
@@ -304,12 +313,7 @@ pub(super) fn run(file: ConfigFile, verb: ModelVerb, out: &mut dyn Write) -> Res
                     super::warn(&format!("what became of model '{name}' is not known: {why}"));
                 }
             }
-            let all = stack.records()?;
-            if form.json {
-                models::render_list_json(&all, out)?;
-            } else {
-                models::render_list(&all, Style::of_stdout(), out)?;
-            }
+            list(&stack, form, out)?;
         }
         ModelVerb::Show { name, form } => {
             let record = stack.records()?.into_iter().find(|record| record.name == name);
@@ -331,6 +335,16 @@ pub(super) fn run(file: ConfigFile, verb: ModelVerb, out: &mut dyn Write) -> Res
         }
     }
     Ok(exit::CLEAR)
+}
+
+fn list(stack: &Stack, form: Form, out: &mut dyn Write) -> Result<(), Failure> {
+    let all = stack.records()?;
+    if form.json {
+        models::render_list_json(&all, out)?;
+    } else {
+        models::render_list(&all, Style::of_stdout(), out)?;
+    }
+    Ok(())
 }
 
 fn register(
