@@ -219,6 +219,8 @@ enum Failure {
     Output(#[from] OutputError),
     #[error("{0}")]
     Registry(#[from] crate::models::registry::RegistryError),
+    #[error("{}", .0.with_hint())]
+    Trouble(#[from] crate::models::trouble::Trouble),
     /// A question about everything, of which a part is not known.
     #[error("{}\nhint: name the services, ports or GPUs that it is about", guarded::in_words(.0))]
     UnreadModels(UnreadModels),

@@ -266,10 +266,6 @@ impl Stack {
         Ok(guard::all(&self.settings, recorded.unwrap_or_default()))
     }
 
-    fn instance(&self) -> Result<String, RegistryError> {
-        Registry::open(&self.path)?.instance_id()
-    }
-
     fn receipt(&self, name: &ModelName) -> Option<Receipt> {
         self.registry().ok().flatten()?.receipt(name).ok().flatten()
     }

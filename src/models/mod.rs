@@ -1,10 +1,11 @@
-//! The stack's models: what is wanted of each, what became of it, and who may have its port and GPUs.
+//! The stack's models: how they are brought up and down, what each is doing, and what became of it.
 
 pub mod cards;
 pub mod guard;
 pub mod health;
 pub mod launch;
 pub mod lifecycle;
+pub mod logs;
 pub mod plan;
 pub mod receipt;
 pub mod reconcile;

@@ -39,6 +39,14 @@ impl Trouble {
         }
     }
 
+    /// What went wrong, and what to do in a line of its own.
+    pub fn with_hint(&self) -> String {
+        match &self.hint {
+            Some(hint) => format!("{}\nhint: {hint}", self.why),
+            None => self.why.clone(),
+        }
+    }
+
     /// With what to do.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -58,6 +66,8 @@ impl From<NoAnswer> for Trouble {
         Self::unknown(why.to_string())
     }
 }
+
+impl std::error::Error for Trouble {}
 
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

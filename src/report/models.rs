@@ -77,7 +77,7 @@ struct Model {
     container: Option<bool>,
     /// The address that it serves.
     host: Option<String>,
-    /// The port that it serves; null = its backend's.
+    /// The port that it serves.
     port: Option<u16>,
     /// GPUs by name.
     gpus: Vec<String>,
@@ -197,7 +197,7 @@ fn model(record: &Record) -> Model {
         weights: spec.map(|spec| spec.model.clone()),
         container: spec.map(|spec| spec.is_container),
         host: spec.map(|spec| spec.host.to_string()),
-        port: spec.and_then(|spec| spec.port).map(crate::ident::Port::number),
+        port: spec.map(|spec| spec.port().number()),
         gpus: gpus.iter().map(ToString::to_string).collect(),
         memory_bytes: spec.and_then(|spec| spec.memory_bytes),
         cpu_milli: spec.and_then(|spec| spec.cpu_milli),

@@ -13,13 +13,12 @@ use crate::{
     act::interrupt::Interrupt,
     backend::{Readiness, Spec},
     cli::Failure,
-    engine,
     ident::ModelName,
     models::{
+        State,
         health::{self, Health},
-        launch, plan, reconcile,
+        logs, plan, reconcile,
         registry::{Record, RegistryError},
-        trouble::Trouble,
     },
     report::{Style, escape::escape, exit, models},
 };
@@ -58,8 +57,7 @@ pub(super) fn status(
     } else {
         models::render_status(&rows, Style::of_stdout(), out)?;
     }
-    let is_sick =
-        |row: &models::Status| row.record.state == crate::models::State::Failed || row.is_sick();
+    let is_sick = |row: &models::Status| row.record.state == State::Failed || row.is_sick();
     Ok(match rows.iter().any(is_sick) {
         true => exit::NOT_CLEAR,
         false if rows.iter().any(|row| row.unseen.is_some()) => exit::COULD_NOT_TELL,
@@ -71,7 +69,7 @@ pub(super) fn status(
 fn side_by_side(records: &[Record]) -> BTreeMap<ModelName, Health> {
     let healths = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
-        for record in records.iter().filter(|r| r.state == crate::models::State::Running) {
+        for record in records.iter().filter(|r| r.state == State::Running) {
             let Some(spec) = &record.spec else { continue };
             let healths = &healths;
             scope.spawn(move || {
@@ -120,7 +118,7 @@ fn one_look(stack: &Stack, name: &ModelName, spec: &Spec) -> Result<(String, u8)
     let unseen = stack.reconcile(Some(names))?;
     let record = stack.records()?.into_iter().find(|record| record.name == *name);
     let state = record.map(|record| record.state);
-    if let Some(state) = state.filter(|state| *state != crate::models::State::Running) {
+    if let Some(state) = state.filter(|state| *state != State::Running) {
         return Ok((state.to_string(), exit::NOT_CLEAR));
     }
     let Some(health) = health::ask(&plan::reach_of(spec), HEALTH_TIME) else {
@@ -145,23 +143,13 @@ pub(super) fn logs(
     follows: bool,
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
-    let spec = stack.spec(name)?;
-    let wanted = stack.receipt(name).and_then(|receipt| receipt.container).map(|c| c.engine);
-    let (host, settings) = (&stack.host, &stack.settings);
-    let found = launch::engine_of(host, settings, wanted.or(spec.engine));
-    let (engine, _) = found.map_err(|why| told(&why))?;
-    let timeout = settings.engines.timeout;
-    let all = engine::list(&engine, timeout).map_err(|why| told(&why))?;
-    let instance = stack.instance()?;
-    let Some(one) = all.iter().find(|one| launch::is_of(one, &instance, name)) else {
-        let why = format!("model '{name}' has no container now, and with it went what it wrote");
-        let hint = format!("'portreeve model events {name}' says what happened");
-        return Err(Failure::Usage(format!("{why}\nhint: {hint}")));
-    };
+    let model = (name, stack.spec(name)?);
+    let Some(registry) = stack.registry()? else { return Err(stack.unknown(name).into()) };
+    let keeper = stack.keeper(None);
     let is_terminal = io::stdout().is_terminal();
     let shown = |line: &str| if is_terminal { escape(line, None) } else { line.to_owned() };
     if !follows {
-        for line in engine::logs(&engine, &one.id, lines, timeout).map_err(|why| told(&why))? {
+        for line in logs::last(&keeper, &registry, model, lines)? {
             writeln!(out, "{}", shown(&line))?;
         }
         return Ok(exit::CLEAR);
@@ -175,14 +163,8 @@ pub(super) fn logs(
             Err(_) => ControlFlow::Break(()),
         }
     };
-    engine::follow_logs(&engine, &one.id, lines, timeout, &mut each, &is_over)
-        .map_err(|why| told(&why))?;
+    logs::follow(&keeper, &registry, model, lines, &mut each, &is_over)?;
     Ok(exit::CLEAR)
-}
-
-fn told(why: &engine::NoAnswer) -> Failure {
-    let trouble = Trouble::from(why.clone());
-    Failure::Usage(format!("{trouble}\nhint: 'portreeve doctor' says which engines answer"))
 }
 
 impl Stack {
