@@ -5,6 +5,7 @@ pub mod guard;
 pub mod health;
 pub mod launch;
 pub mod lifecycle;
+pub mod names;
 pub mod plan;
 pub mod receipt;
 pub mod reconcile;
