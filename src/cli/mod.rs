@@ -1,5 +1,6 @@
 //! The command: parse, call, report. One file per verb.
 
+mod complete;
 pub mod config;
 mod doctor;
 mod explain;
@@ -19,6 +20,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::engine::ArgValueCandidates;
 use output::{Destination, Output, OutputError};
 
 use crate::{
@@ -156,7 +158,7 @@ struct ConfigFile {
 #[derive(Debug, Args)]
 struct Target {
     /// Only these services of the settings
-    #[arg(value_name = "SERVICE")]
+    #[arg(value_name = "SERVICE", add = ArgValueCandidates::new(complete::services))]
     services: Vec<String>,
     /// Only this port, guarded or not: 8091, 8091/udp, 127.0.0.1:8091
     #[arg(long = "port", value_name = "PORT")]
@@ -232,6 +234,10 @@ enum Failure {
 
 /// Runs the command with these arguments and answers with the exit code of the table in `--help`.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.collect();
+    if let Some(code) = complete::answer(&arguments) {
+        return ExitCode::from(code);
+    }
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
+use clap_complete::engine::ArgValueCandidates;
 
 use crate::{
     backend::{
@@ -26,7 +27,7 @@ use crate::{
     report::{Style, exit, models},
 };
 
-use super::{ConfigFile, Failure};
+use super::{ConfigFile, Failure, complete};
 
 mod look;
 mod run;
@@ -45,7 +46,7 @@ pub(super) enum ModelVerb {
     /// Take a model out of the registry
     Unregister {
         /// Its name
-        #[arg(value_parser = model_name)]
+        #[arg(value_parser = model_name, add = ArgValueCandidates::new(complete::models))]
         name: ModelName,
     },
     /// Start models side by side, each on free ports and GPUs; wait until they serve
@@ -72,7 +73,7 @@ pub(super) enum ModelVerb {
     /// Say what models are doing, by their engines and their health endpoints
     Status {
         /// Only these
-        #[arg(value_parser = model_name)]
+        #[arg(value_parser = model_name, add = ArgValueCandidates::new(complete::models))]
         names: Vec<ModelName>,
         #[command(flatten)]
         form: Form,
@@ -80,7 +81,7 @@ pub(super) enum ModelVerb {
     /// Ask whether a model is healthy
     Health {
         /// Its name
-        #[arg(value_parser = model_name)]
+        #[arg(value_parser = model_name, add = ArgValueCandidates::new(complete::models))]
         name: ModelName,
         /// Ask again and again
         #[arg(long)]
@@ -94,7 +95,7 @@ pub(super) enum ModelVerb {
     /// Show what a model's container wrote
     Logs {
         /// Its name
-        #[arg(value_parser = model_name)]
+        #[arg(value_parser = model_name, add = ArgValueCandidates::new(complete::models))]
         name: ModelName,
         /// Go on with what it writes from now on
         #[arg(long, short = 'f')]
@@ -114,7 +115,7 @@ pub(super) enum ModelVerb {
     /// Show what is wanted of a model
     Show {
         /// Its name
-        #[arg(value_parser = model_name)]
+        #[arg(value_parser = model_name, add = ArgValueCandidates::new(complete::models))]
         name: ModelName,
         #[command(flatten)]
         form: Form,
@@ -122,7 +123,7 @@ pub(super) enum ModelVerb {
     /// Show what happened, the newest last
     Events {
         /// Of this model only
-        #[arg(value_parser = model_name)]
+        #[arg(value_parser = model_name, add = ArgValueCandidates::new(complete::models))]
         name: Option<ModelName>,
         /// So many at the most
         #[arg(long, short = 'n', value_name = "N", default_value_t = 50)]
@@ -144,7 +145,7 @@ pub(super) struct Form {
 #[derive(Debug, Args)]
 pub(super) struct Wanted {
     /// Its server: vllm, llamacpp, ollama, tgi or sglang
-    #[arg(long)]
+    #[arg(long, add = ArgValueCandidates::new(complete::backends))]
     backend: BackendName,
     /// Its weights: a name that the backend knows, or a path (in a container: below --models-dir)
     #[arg(long = "path", visible_alias = "model", value_name = "MODEL")]

@@ -29,6 +29,8 @@ pub(crate) use problem::is_plain;
 use settings::Settings;
 pub use source::{Layer, Origin, Programs, Sources};
 
+use crate::ident::{ModelName, ServiceName};
+
 /// The configuration as it is in effect.
 #[derive(Debug)]
 pub struct Loaded {
@@ -93,6 +95,23 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
     } else {
         Err(ConfigErrors::new(problems))
     }
+}
+
+/// The names of services and models that the files have, as far as they can be read. Quick, and silent: for a shell that
+/// completes one. Compose is not asked.
+pub fn names(sources: &Sources) -> (Vec<ServiceName>, Vec<ModelName>) {
+    let (files, _) = source::read_layers(sources);
+    let mut merged = Fragment::default();
+    for (rank, layer) in files.iter().enumerate() {
+        let (fragment, _) = read::read(rank, &layer.origin.to_string(), &layer.text);
+        merge::overlay(&mut merged, fragment);
+    }
+    let services = merged.services.iter().filter(|(_, at)| merge::is_enabled(&at.value));
+    let models = merged.models.iter().filter(|(_, at)| models::is_enabled(&at.value));
+    (
+        services.map(|(name, _)| name.clone()).collect(),
+        models.map(|(name, _)| name.clone()).collect(),
+    )
 }
 
 /// A duration as the configuration writes it, for flags: `5s`, `500ms`.

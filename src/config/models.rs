@@ -208,7 +208,7 @@ pub(super) fn check_dropped(fragment: &Fragment, lower: &Fragment, layer: &Layer
         .collect()
 }
 
-fn is_enabled(model: &ModelFragment) -> bool {
+pub(super) fn is_enabled(model: &ModelFragment) -> bool {
     model.enabled.as_ref().is_none_or(|enabled| enabled.value)
 }
 

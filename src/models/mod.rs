@@ -6,6 +6,7 @@ pub mod health;
 pub mod launch;
 pub mod lifecycle;
 pub mod logs;
+pub mod names;
 pub mod plan;
 pub mod receipt;
 pub mod reconcile;

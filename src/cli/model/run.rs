@@ -6,11 +6,12 @@ use std::{
 };
 
 use clap::Args;
+use clap_complete::engine::ArgValueCandidates;
 
 use super::{Stack, model_name};
 use crate::{
     act::interrupt::Interrupt,
-    cli::Failure,
+    cli::{Failure, complete},
     ident::ModelName,
     models::{
         lifecycle::{Down, Up},
@@ -24,7 +25,7 @@ use crate::{
 #[group(required = true, multiple = false)]
 pub(in crate::cli) struct Which {
     /// Their names
-    #[arg(value_parser = model_name)]
+    #[arg(value_parser = model_name, add = ArgValueCandidates::new(complete::models))]
     names: Vec<ModelName>,
     /// All of them
     #[arg(long)]
