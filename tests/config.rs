@@ -875,6 +875,7 @@ fn a_model_is_declared_by_the_names_of_the_command_line_and_laid_over_key_by_key
         engine: Some(Engine::Podman),
         skips_health: true,
         load_timeout: Some(Duration::from_secs(600)),
+        watch: portreeve::backend::spec::Watch::default(),
     };
     assert_eq!(*model(&above, "llama-70b"), expected);
     let by_default = model(&above, "b");

@@ -86,6 +86,33 @@ pub struct Spec {
     pub skips_health: bool,
     /// How long a start may load.
     pub load_timeout: Option<Duration>,
+    /// How it is watched once it serves.
+    #[serde(default)]
+    pub watch: Watch,
+}
+
+/// How a model that serves is watched by the process that started it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watch {
+    /// Between two questions.
+    pub interval: Duration,
+    /// For one answer.
+    pub timeout: Duration,
+    /// So many failures in a row, and it is ended.
+    pub failures: u32,
+    /// The first question comes so long after it was ready.
+    pub delay: Duration,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(30),
+            timeout: Duration::from_secs(10),
+            failures: 3,
+            delay: Duration::from_secs(60),
+        }
+    }
 }
 
 /// The engine's name as it is written down.
@@ -216,6 +243,7 @@ impl Spec {
             engine: None,
             skips_health: false,
             load_timeout: None,
+            watch: Watch::default(),
         }
     }
 }

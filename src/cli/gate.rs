@@ -28,7 +28,7 @@ use super::{
 };
 
 /// EX_TEMPFAIL of sysexits.h: blocked, and COMMAND was not run.
-const BLOCKED: u8 = 75;
+pub(super) const BLOCKED: u8 = 75;
 /// EX_UNAVAILABLE: not known, and COMMAND was not run.
 pub(super) const NOT_KNOWN: u8 = 69;
 

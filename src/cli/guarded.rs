@@ -49,7 +49,7 @@ pub(super) fn guard_models(host: &Host, settings: &mut Settings) {
 }
 
 fn registered(host: &Host) -> Result<Vec<Record>, RegistryError> {
-    let registry = Registry::open_if_there(&registry::path(host)?)?;
+    let registry = Registry::look(&registry::path(host)?)?;
     Ok(registry.map(|registry| registry.all()).transpose()?.unwrap_or_default())
 }
 

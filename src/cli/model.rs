@@ -13,7 +13,7 @@ use clap_complete::engine::ArgValueCandidates;
 use crate::{
     backend::{
         self, BackendName, Quantization, Spec,
-        spec::{self, Engine},
+        spec::{self, Engine, Watch},
     },
     config::settings::Settings,
     host::Host,
@@ -29,6 +29,7 @@ use crate::{
 
 use super::{ConfigFile, Failure, complete};
 
+mod exec;
 mod look;
 mod run;
 
@@ -104,6 +105,16 @@ pub(super) enum ModelVerb {
         #[arg(long, short = 'n', value_name = "N", default_value_t = 100)]
         lines: usize,
     },
+    /// Keep a model that runs as a process in the foreground: the main process of its unit
+    #[command(after_help = EXEC_EXIT_CODES)]
+    Exec {
+        /// Its name
+        #[arg(value_parser = model_name, add = ArgValueCandidates::new(complete::models))]
+        name: ModelName,
+        /// Instead of its backend's own command
+        #[arg(last = true, value_name = "COMMAND")]
+        command: Vec<String>,
+    },
     /// List the models
     List {
         /// As the registry has them, without asking their engines
@@ -140,6 +151,13 @@ pub(super) struct Form {
     #[arg(long)]
     json: bool,
 }
+
+const EXEC_EXIT_CODES: &str = "Exit codes:
+  0   told to stop, and down
+  69  could not tell whether its ports and GPUs are free, before it was started
+  70  it did not come up, or was unhealthy too often: taken down
+  75  its ports or GPUs are not free, before it was started
+Else its server's own; 128 + N where signal N ended it";
 
 /// What is wanted of a model.
 #[derive(Debug, Args)]
@@ -198,6 +216,18 @@ pub(super) struct Wanted {
     /// Do not ask whether it is healthy
     #[arg(long)]
     no_health_check: bool,
+    /// Between two questions about its health once it serves
+    #[arg(long, value_name = "TIME", value_parser = crate::config::parse_duration, default_value = "30s")]
+    health_interval: Duration,
+    /// For one answer
+    #[arg(long, value_name = "TIME", value_parser = crate::config::parse_duration, default_value = "10s")]
+    health_timeout: Duration,
+    /// So many failures in a row, and it is ended
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    health_failures: u32,
+    /// The first question comes so long after it was ready
+    #[arg(long, value_name = "TIME", value_parser = crate::config::parse_duration, default_value = "60s")]
+    health_delay: Duration,
     /// How long a start may load, such as 10m
     #[arg(long, value_name = "TIME", value_parser = crate::config::parse_duration)]
     load_timeout: Option<Duration>,
@@ -225,6 +255,12 @@ impl Wanted {
             engine: self.engine,
             skips_health: self.no_health_check,
             load_timeout: self.load_timeout,
+            watch: Watch {
+                interval: self.health_interval,
+                timeout: self.health_timeout,
+                failures: self.health_failures,
+                delay: self.health_delay,
+            },
         }
     }
 }
@@ -304,6 +340,7 @@ pub(super) fn run(file: ConfigFile, verb: ModelVerb, out: &mut dyn Write) -> Res
         ModelVerb::Logs { name, follow, lines } => {
             return look::logs(&stack, &name, lines, follow, out);
         }
+        ModelVerb::Exec { name, command } => return exec::run(&stack, &name, command),
         ModelVerb::List { as_recorded, form } => {
             if !as_recorded {
                 for (name, why) in stack.reconcile(None)? {

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     backend::{
         self, Refusal, Spec,
-        spec::{parse_bytes, parse_processors},
+        spec::{Watch, parse_bytes, parse_processors},
     },
     ident::{ModelName, Port},
 };
@@ -282,6 +282,7 @@ fn spec(model: &ModelFragment) -> Option<Spec> {
         engine: value(model.engine.as_ref()),
         skips_health: !value(model.health.as_ref()).unwrap_or(true),
         load_timeout: value(model.load_timeout.as_ref()),
+        watch: Watch::default(),
     })
 }
 

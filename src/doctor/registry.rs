@@ -33,7 +33,7 @@ pub(super) fn look(host: &Host) -> Look {
 }
 
 fn content(path: &Path) -> Result<Option<Content>, RegistryError> {
-    let Some(registry) = Registry::open_if_there(path)? else { return Ok(None) };
+    let Some(registry) = Registry::look(path)? else { return Ok(None) };
     // A damaged file may not even list what it has.
     let damage = registry.damage()?;
     let models = if damage.is_some() { 0 } else { registered(&registry)? };

@@ -114,8 +114,7 @@ impl<'a> Prepared<'a> {
         let (engine, version) = engine_of(host, settings, spec.engine).map_err(|why| {
             Trouble::from(why).hint("'portreeve doctor' says which engines answer")
         })?;
-        let cards = cards::find(host, pipeline::sources(settings), &spec.gpus)
-            .map_err(|error| Trouble::of(&error))?;
+        let cards = cards(host, settings, spec)?;
         let launch = plan::container(name, instance, spec, &cards, &version)
             .map_err(|refusal: Refusal| Trouble::of(&refusal))?;
         Ok(Self { order, engine, launch, cards })
@@ -152,21 +151,14 @@ impl<'a> Prepared<'a> {
         Ok(stopped)
     }
 
-    /// Waits at the gate: every port that it will bind and every GPU that it will use must be free.
+    /// Waits at the gate.
     pub fn pass_gate(
         &self,
         reaps: bool,
         interrupt: &mut Interrupt,
         say: &mut dyn FnMut(&str),
     ) -> Result<(), Trouble> {
-        let Order { settings, .. } = self.order;
-        let wishes = Wishes {
-            timeout: settings.gate.timeout,
-            settle: settings.gate.settle,
-            lets_pass: false,
-            reaps,
-            accepts: Accepts::Nobody,
-        };
+        let wishes = at_the_gate(self.order.settings, reaps);
         let gated = self.gate(wishes, interrupt, say)?;
         if gated.is_open() { Ok(()) } else { Err(shut(&gated)) }
     }
@@ -178,25 +170,13 @@ impl<'a> Prepared<'a> {
         say: &mut dyn FnMut(&str),
     ) -> Result<Gated, Trouble> {
         let Order { host, settings, name, spec, .. } = self.order;
-        let is_identity = wishes.accepts != Accepts::Nobody;
-        let ports = claims(spec).into_iter().map(|claim| claim.endpoint);
-        let (ports, gpus) = if is_identity {
-            (ports.take(1).collect(), Vec::new())
-        } else {
-            (ports.collect(), spec.gpus.clone())
-        };
+        if wishes.accepts == Accepts::Nobody {
+            return keep_gate(host, settings, spec, wishes, interrupt, say);
+        }
         // Where it surely runs, whatever a service of its name says.
         let mut alone = Settings { services: Vec::new(), ..settings.clone() };
         guard::guard(&mut alone, &[(name.clone(), spec.clone())]);
-        let settings = if is_identity { &alone } else { settings };
-        let scope = Scope { services: Vec::new(), ports, gpus };
-        let mut tell = |event: Event<'_>| match event {
-            Event::Progress(text) | Event::Warning(text) => say(text),
-            Event::Convicted(_) | Event::Done(_) | Event::CameBack(_) => {}
-        };
-        let mut gate = Gate::new(host, settings, &scope, wishes, &mut tell)
-            .map_err(|error| Trouble::of(&error))?;
-        gate.keep(interrupt, &mut tell).map_err(|error| Trouble::of(&error))
+        keep_gate(host, &alone, spec, wishes, interrupt, say)
     }
 
     /// Creates the container; it does not run yet.
@@ -226,6 +206,58 @@ impl<'a> Prepared<'a> {
             ))),
         }
     }
+}
+
+/// Which GPUs of this host it is to have.
+pub fn cards(host: &Host, settings: &Settings, spec: &Spec) -> Result<Cards, Trouble> {
+    cards::find(host, pipeline::sources(settings), &spec.gpus).map_err(|error| Trouble::of(&error))
+}
+
+fn at_the_gate(settings: &Settings, reaps: bool) -> Wishes {
+    Wishes {
+        timeout: settings.gate.timeout,
+        settle: settings.gate.settle,
+        lets_pass: false,
+        reaps,
+        accepts: Accepts::Nobody,
+    }
+}
+
+/// Every port that it will bind and every GPU that it will use must be free.
+pub fn pass_gate(
+    host: &Host,
+    settings: &Settings,
+    spec: &Spec,
+    interrupt: &mut Interrupt,
+    say: &mut dyn FnMut(&str),
+) -> Result<(), Trouble> {
+    let gated = keep_gate(host, settings, spec, at_the_gate(settings, false), interrupt, say)?;
+    if gated.is_open() { Ok(()) } else { Err(shut(&gated)) }
+}
+
+/// Where somebody is accepted, it is asked of its own port alone.
+fn keep_gate(
+    host: &Host,
+    settings: &Settings,
+    spec: &Spec,
+    wishes: Wishes,
+    interrupt: &mut Interrupt,
+    say: &mut dyn FnMut(&str),
+) -> Result<Gated, Trouble> {
+    let ports = claims(spec).into_iter().map(|claim| claim.endpoint);
+    let (ports, gpus) = if wishes.accepts == Accepts::Nobody {
+        (ports.collect(), spec.gpus.clone())
+    } else {
+        (ports.take(1).collect(), Vec::new())
+    };
+    let scope = Scope { services: Vec::new(), ports, gpus };
+    let mut tell = |event: Event<'_>| match event {
+        Event::Progress(text) | Event::Warning(text) => say(text),
+        Event::Convicted(_) | Event::Done(_) | Event::CameBack(_) => {}
+    };
+    let gate = Gate::new(host, settings, &scope, wishes, &mut tell);
+    let mut gate = gate.map_err(|error| Trouble::of(&error))?;
+    gate.keep(interrupt, &mut tell).map_err(|error| Trouble::of(&error))
 }
 
 /// Whether a container is this installation's, and of this model.
@@ -455,7 +487,8 @@ impl<'a> Started<'a> {
 
     /// Waits this long, or until it ends or we are told to stop: the last two are troubles.
     fn lives_for(&self, time: Duration, interrupt: &mut Interrupt) -> Result<(), Trouble> {
-        if interrupt.wait_beside(Some(self.pidfd.as_fd()), time) {
+        // Also one that came between two waits.
+        if interrupt.count() > 0 || interrupt.wait_beside(Some(self.pidfd.as_fd()), time) {
             return Err(Trouble::new("a signal ended the start"));
         }
         if !processes::has_ended(&self.pidfd) {

@@ -1,12 +1,14 @@
 //! The stack's models: how they are brought up and down, what each is doing, and what became of it.
 
 pub mod cards;
+pub mod exec;
 pub mod guard;
 pub mod health;
 pub mod launch;
 pub mod lifecycle;
 pub mod logs;
 pub mod names;
+pub mod native;
 pub mod plan;
 pub mod receipt;
 pub mod reconcile;

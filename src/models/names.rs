@@ -4,6 +4,7 @@ use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use rusqlite::{Connection, OpenFlags};
 
+use super::registry::uri;
 use crate::ident::ModelName;
 
 /// The models that are registered there, by name; none where the file is not there, not to be trusted, or of no known form.
@@ -17,34 +18,17 @@ fn read(path: &Path) -> Option<Vec<ModelName>> {
     if !data.is_file() || !is_own || data.mode() & 0o022 != 0 {
         return None;
     }
-    let mut uri = format!("file:{}?mode=ro", escaped(path.to_str()?));
-    // A reader of a database in WAL mode makes the files beside it, unless it takes it for one that nobody writes
-    // (https://www.sqlite.org/wal.html#read_only_databases). Where they are there, it has to look into them.
-    if !is_there(&path.with_extension("db-wal")) {
-        uri.push_str("&immutable=1");
-    }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
         | OpenFlags::SQLITE_OPEN_URI
         | OpenFlags::SQLITE_OPEN_NO_MUTEX
         | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-    let connection = Connection::open_with_flags(uri, flags).ok()?;
+    let connection = Connection::open_with_flags(uri(path)?, flags).ok()?;
     connection.pragma_update(None, "trusted_schema", false).ok()?;
     let question = "SELECT name FROM models WHERE spec IS NOT NULL ORDER BY name";
     let mut statement = connection.prepare(question).ok()?;
     let names = statement.query_map([], |row| row.get::<_, String>(0)).ok()?;
     // A name that is none could say something else to a shell.
     Some(names.filter_map(|name| name.ok()?.parse().ok()).collect())
-}
-
-fn is_there(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok()
-}
-
-/// As a URI has it (https://www.sqlite.org/uri.html).
-fn escaped(path: &str) -> String {
-    let may_stand = |b: u8| b.is_ascii_alphanumeric() || b"/._-~".contains(&b);
-    let escape = |b: u8| if may_stand(b) { char::from(b).into() } else { format!("%{b:02X}") };
-    path.bytes().map(escape).collect()
 }
 
 #[cfg(test)]

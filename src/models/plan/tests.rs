@@ -340,6 +340,8 @@ fn changes() -> Vec<(&'static str, Change)> {
         engine: _,
         skips_health: _,
         load_timeout: _,
+        // How it is watched is nothing that its server is told.
+        watch: _,
     } = Spec::sample(BackendName::Vllm);
     vec![
         ("model", |s| s.model = "other".to_owned()),

@@ -225,6 +225,33 @@ impl Registry {
         }
     }
 
+    /// For who only looks: nothing is written or made. A database of an older version is brought up to date all the same, since it
+    /// cannot be read otherwise.
+    pub fn look(path: &Path) -> Result<Option<Self>> {
+        match fs::symlink_metadata(path) {
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(RegistryError::Io(path.to_owned(), error)),
+        }
+        path.parent().map_or(Ok(()), trust)?;
+        trust(path)?;
+        let failed = |error| RegistryError::Failed(path.to_owned(), error);
+        let Some(uri) = uri(path) else { return Self::open(path).map(Some) };
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+            | OpenFlags::SQLITE_OPEN_URI
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        let connection = Connection::open_with_flags(uri, flags).map_err(failed)?;
+        connection.busy_timeout(PATIENCE).map_err(failed)?;
+        connection.pragma_update(None, "trusted_schema", false).map_err(failed)?;
+        let registry = Self { connection, path: path.to_owned() };
+        if registry.version()? == (APPLICATION, NEWEST) {
+            return Ok(Some(registry));
+        }
+        drop(registry);
+        Self::open(path).map(Some)
+    }
+
     fn prepare(&mut self) -> Result<()> {
         let only_ours = fs::Permissions::from_mode(0o600);
         fs::set_permissions(&self.path, only_ours)
@@ -432,6 +459,22 @@ impl Registry {
         })?;
         Ok((said != "ok").then_some(said))
     }
+}
+
+/// To read a database and make nothing beside it: in WAL mode its reader makes two files, unless it takes the database for one that
+/// nobody writes (<https://www.sqlite.org/wal.html#read_only_databases>), as it is where these files are not there. None = its name
+/// is no UTF-8.
+pub(super) fn uri(path: &Path) -> Option<String> {
+    let is_written = fs::symlink_metadata(path.with_extension("db-wal")).is_ok();
+    let immutable = if is_written { "" } else { "&immutable=1" };
+    Some(format!("file:{}?mode=ro{immutable}", escaped(path.to_str()?)))
+}
+
+/// As a URI has it (<https://www.sqlite.org/uri.html>).
+fn escaped(path: &str) -> String {
+    let may_stand = |b: u8| b.is_ascii_alphanumeric() || b"/._-~".contains(&b);
+    let escape = |b: u8| if may_stand(b) { char::from(b).into() } else { format!("%{b:02X}") };
+    path.bytes().map(escape).collect()
 }
 
 /// What others may write, or lead elsewhere, decides nothing here.

@@ -70,6 +70,33 @@ fn a_step_that_the_state_forbids_changes_nothing_and_tells_nothing() {
 }
 
 #[test]
+fn who_only_looks_writes_and_makes_nothing() {
+    let (_folder, path) = place();
+    assert!(Registry::look(&path).unwrap().is_none());
+    assert!(!path.parent().unwrap().exists());
+    Registry::open(&path).unwrap().register(&name("a"), &llama()).unwrap();
+    let folder = path.parent().unwrap();
+    let files = || {
+        let mut all: Vec<_> =
+            fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+        all.sort();
+        all
+    };
+    let before = (files(), fs::read(&path).unwrap());
+    assert_eq!(before.0, ["models.db"], "whoever wrote last put all into one file");
+    let looking = Registry::look(&path).unwrap().unwrap();
+    assert_eq!(looking.all().unwrap().len(), 1);
+    assert_eq!((files(), fs::read(&path).unwrap()), before);
+    drop(looking);
+    // Beside somebody who has it open, what is only in the log is seen too.
+    let mut open = Registry::open(&path).unwrap();
+    open.register(&name("b"), &Spec { port: crate::ident::Port::new(9), ..llama() }).unwrap();
+    assert_eq!(Registry::look(&path).unwrap().unwrap().all().unwrap().len(), 2);
+    let mut looking = Registry::look(&path).unwrap().unwrap();
+    assert!(looking.record(&name("a"), "x", "").is_err(), "it cannot write");
+}
+
+#[test]
 fn a_receipt_is_read_back_and_goes_with_what_it_was_for() {
     use crate::{
         backend::spec::Engine,
