@@ -4,6 +4,7 @@ pub mod cards;
 pub mod guard;
 pub mod health;
 pub mod launch;
+pub mod leftovers;
 pub mod lifecycle;
 pub mod logs;
 pub mod names;
