@@ -190,9 +190,11 @@ impl Leftover {
         matches!(self.kind, Kind::Orphan(_))
     }
 
-    /// Whether a name that somebody typed means it: its own, or its model's.
+    /// Whether a name that somebody typed means it: its own, or its model's where that stands in it.
     pub fn is_called(&self, name: &str) -> bool {
-        self.name == name || self.model.as_ref().is_some_and(|model| model.0 == name)
+        let is_renamed = self.kind == Kind::Lookalike(Doubt::Renamed);
+        let is_models = |model: &ModelName| !is_renamed && model.0 == name;
+        self.name == name || self.model.as_ref().is_some_and(is_models)
     }
 
     /// The policy by which its engine starts it again by itself.

@@ -247,7 +247,6 @@ pub(super) fn rows(page: &mut Page, rows: &[Row<'_>]) {
     if rows.is_empty() {
         return;
     }
-    page.blank();
     let shown = |cells: &[String; 4]| cells.clone().map(|cell| escape(cell, None));
     let head = HEAD.map(str::to_owned);
     let all: Vec<[String; 4]> = rows.iter().map(|row| shown(&row.cells)).collect();
@@ -255,13 +254,17 @@ pub(super) fn rows(page: &mut Page, rows: &[Row<'_>]) {
         let cells = all.iter().chain([&head]).filter_map(|cells| cells.get(n));
         cells.map(|cell| width(cell)).max().unwrap_or_default()
     };
-    let widths: [usize; 4] = std::array::from_fn(|n| if page.is_narrow() { 0 } else { widest(n) });
-    if !page.is_narrow() {
+    let widths: [usize; 4] = std::array::from_fn(widest);
+    let all_columns = widths.iter().sum::<usize>() + GAP * (widths.len() - 1);
+    let has_room = page.style.width.is_none_or(|columns| all_columns <= columns);
+    let (widths, indent) =
+        if has_room && !page.is_narrow() { (widths, INDENT) } else { ([0; 4], GAP) };
+    if indent == INDENT {
         page.cells(&head, &widths, anstyle::Style::new().bold());
     }
     for (row, cells) in rows.iter().zip(&all) {
         page.cells(cells, &widths, row.colour);
-        page.details(&row.below, if page.is_narrow() { GAP } else { INDENT });
+        page.details(&row.below, indent);
     }
 }
 

@@ -105,6 +105,7 @@ fn state(page: &mut Page, findings: &Findings) {
     rows.extend(portless.map(portless_row));
     page.table(&[first_column(&findings.gpus), "SERVICE", "PID"], "VERDICT", &rows);
     if let Some(containers) = &findings.model_containers {
+        page.blank();
         leftovers::rows(page, &leftovers::orphans(containers));
         page.blank();
     }

@@ -350,11 +350,17 @@ fn only_what_we_made_is_removed_and_a_removal_under_way_or_done_is_success() {
 }
 
 #[test]
-fn what_we_made_and_is_between_two_runs_is_removed_and_what_is_not_ours_left_alone() {
-    let (fake, orders) = docker_saying(
-        json!({ "Status": "restarting", "Running": true, "Paused": false, "Restarting": true, "Pid": 0 }),
-        |_| done(),
-    );
+fn what_we_made_and_runs_again_and_again_is_removed_and_what_is_not_ours_left_alone() {
+    let between = json!({ "Status": "restarting", "Running": true, "Paused": false, "Restarting": true, "Pid": 0 });
+    let main = Main::plant();
+    let again = json!({ "Status": "running", "Running": true, "Pid": main.pid() });
+    for state in [between, again] {
+        any_run_is_ended_where_it_is_ours(state);
+    }
+}
+
+fn any_run_is_ended_where_it_is_ours(state: Value) {
+    let (fake, orders) = docker_saying(state, |_| done());
     let target = |is_ours| Target {
         container: reference(),
         engine: fake.engine(EngineKind::Docker, 0),
