@@ -25,9 +25,12 @@ pub fn scan(
     scope: &Scope,
     findings: &mut Findings,
 ) {
-    let found = registry
-        .map_err(ToString::to_string)
-        .and_then(|path| find(host, settings, path, scope).map_err(|error| error.to_string()));
+    let found = match registry {
+        Ok(path) => find(host, settings, path, scope).map_err(|error| error.to_string()),
+        // Whoever runs this has none, and so no models.
+        Err(RegistryError::NoPlace) => return,
+        Err(error) => Err(error.to_string()),
+    };
     match found {
         Ok(Some((orphans, unseen))) => {
             findings.model_containers = Some(orphans);

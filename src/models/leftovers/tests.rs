@@ -1,3 +1,5 @@
+mod wire;
+
 use super::*;
 use crate::backend::BackendName;
 
