@@ -16,6 +16,18 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
+use portreeve::{
+    engine::{Phase, at},
+    host::Host,
+    ident::{ContainerId, EngineKind},
+    judge::verdict::Unknown,
+    models::{
+        State,
+        leftovers::{Cleaned, Doubt, Freed, Kind as Of, Leftover, Restarting, Tenancy, Why},
+        trouble::Trouble,
+    },
+    report::leftovers::{Cleaning, Found},
+};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use support::{
@@ -26,10 +38,72 @@ use support::{
 
 const CONFIG: &str =
     "gate: { timeout: 1s, settle: 100ms }\ndefaults: { min_age: 0s, respawn_watch: 0s }\n";
+/// Leaves at SIGTERM, as the first process of a pid namespace otherwise does not.
+const POLITE: [&str; 3] = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1000 & wait; done"];
 const REGISTRY: &str = "/var/lib/portreeve/models.db";
 const STOPPED: &str = "UPDATE models SET state = 'stopped' WHERE name = 'stopped';
                        DELETE FROM receipts WHERE model = 'stopped'";
 const SCHEMA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/schema/models-v1.json");
+
+fn leftover(kind: Of) -> Leftover {
+    Leftover {
+        engine: at(&Host::live(), EngineKind::Docker, "run/docker.sock"),
+        id: ContainerId("ab".repeat(32)),
+        name: "vllm-model-llama".to_owned(),
+        model: Some("llama".into()),
+        backend: None,
+        state: Phase::Running,
+        kind,
+        restart_policy: None,
+        networks: Vec::new(),
+    }
+}
+
+#[test]
+fn the_exit_code_says_whether_what_was_to_go_is_gone() {
+    let orphan = || leftover(Of::Orphan(Why::RecordedAs(State::Stopped)));
+    let lookalike = || leftover(Of::Lookalike(Doubt::Unlabelled));
+    let failed = || Err(Trouble::new("it still runs"));
+    let unknown = || Err(Trouble::unknown("no answer"));
+    let code = |leftover: Leftover, is_wanted, became| {
+        let found = vec![Found { leftover, is_wanted, became }];
+        Cleaning { found, ..Cleaning::default() }.exit_code()
+    };
+    assert_eq!(Cleaning::default().exit_code(), 0);
+    for (leftover, is_wanted, became, expected) in [
+        (orphan(), false, None, 1),
+        (orphan(), true, Some(Ok(Cleaned::WasGone)), 0),
+        (orphan(), true, Some(failed()), 1),
+        (orphan(), true, Some(unknown()), 2),
+        // Nobody said that it is to go.
+        (lookalike(), false, None, 0),
+        (lookalike(), true, None, 1),
+        (lookalike(), true, Some(Ok(Cleaned::WasGone)), 0),
+    ] {
+        assert_eq!(code(leftover, is_wanted, became.clone()), expected, "{is_wanted} {became:?}");
+    }
+    let unseen = Unknown { fact: "x".to_owned(), why: "y".to_owned(), remedy: None };
+    assert_eq!(Cleaning { unseen: vec![unseen], ..Cleaning::default() }.exit_code(), 2);
+    let Leftover { engine, id, name, .. } = orphan();
+    let policy = Restarting {
+        engine: engine.clone(),
+        id,
+        name: name.clone(),
+        model: None,
+        policy: "always".to_owned(),
+    };
+    for (became, expected) in [(None, 0), (Some(Ok(true)), 0), (Some(Err(Trouble::new("no"))), 1)] {
+        let restarting = vec![(policy.clone(), became)];
+        assert_eq!(Cleaning { restarting, ..Cleaning::default() }.exit_code(), expected);
+    }
+    let tenancy =
+        Tenancy { engine, id: "9".repeat(64), name, left_over: Vec::new(), others: Vec::new() };
+    let freed = Freed { troubles: vec![Trouble::unknown("no answer")], ..Freed::default() };
+    for (freed, expected) in [(None, 0), (Some(Freed::default()), 0), (Some(freed), 2)] {
+        let networks = vec![(tenancy.clone(), freed)];
+        assert_eq!(Cleaning { networks, ..Cleaning::default() }.exit_code(), expected);
+    }
+}
 
 /// A box with one engine that has the images.
 struct House<'a> {
@@ -171,15 +245,23 @@ impl House<'_> {
         self.with_registry(|registry| registry.query_row(question, [], |row| row.get(0)))
     }
 
-    /// Runs a container with the labels that a launch gives, by an installation.
-    fn labelled(&self, name: &str, instance: &str, model: &str, backend: &str, more: &[&str]) {
+    /// Runs this in a container with the labels that a launch gives, by an installation.
+    fn labelled(
+        &self,
+        (name, model, backend): (&str, &str, &str),
+        instance: &str,
+        options: &[&str],
+        words: &[&str],
+    ) {
         let labels = [("instance", instance), ("model", model), ("backend", backend)];
-        let labels: Vec<String> = labels
-            .iter()
-            .map(|(key, value)| format!("--label=io.portreeve.{key}={value}"))
-            .collect();
-        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
-        self.engine.contain(name, &[&labels[..], more].concat(), &[]);
+        let labels = labels.map(|(key, value)| format!("--label=io.portreeve.{key}={value}"));
+        self.contain(name, &[&labels.each_ref().map(String::as_str), options].concat(), words);
+    }
+
+    /// Runs this in a container.
+    fn contain(&self, name: &str, options: &[&str], words: &[&str]) {
+        let run = ["run", "--detach", "--name", name];
+        self.engine.must(&[&run, options, &["plant"], words].concat());
     }
 
     fn id(&self, name: &str) -> Value {
@@ -187,8 +269,10 @@ impl House<'_> {
     }
 
     #[track_caller]
-    fn is_gone(&self, name: &str) {
-        assert_eq!(self.engine.inspect(name), Value::Null, "{name}");
+    fn are_gone(&self, names: &[&str]) {
+        for name in names {
+            assert_eq!(self.engine.inspect(name), Value::Null, "{name}");
+        }
     }
 
     fn policy(&self, name: &str) -> String {
@@ -245,14 +329,14 @@ fn plant(house: &House<'_>) {
     house.registry("DELETE FROM models WHERE name = 'forgotten'");
     house.registry(STOPPED);
     let own = house.instance();
-    house.labelled("llamacpp-model-up", &own, "up", "llamacpp", &[]);
-    house.labelled("debug", &own, "stopped", "vllm", &[]);
-    house.labelled("vllm-model-sibling", "77aa", "sibling", "vllm", &[]);
-    house.engine.contain("vllm-model-old", &[], &[]);
-    house.engine.contain("web", &[], &[]);
+    house.labelled(("sglang-model-up", "up", "sglang"), &own, &[], &POLITE);
+    house.labelled(("debug", "stopped", "vllm"), &own, &[], &["plant"]);
+    house.labelled(("vllm-model-sibling", "sibling", "vllm"), "77aa", &[], &POLITE);
+    house.contain("vllm-model-old", &[], &POLITE);
+    house.contain("web", &[], &POLITE);
 }
 
-const ORPHANS: [&str; 3] = ["llamacpp-model-up", "vllm-model-forgotten", "vllm-model-stopped"];
+const ORPHANS: [&str; 3] = ["sglang-model-up", "vllm-model-forgotten", "vllm-model-stopped"];
 /// Never ours to remove.
 const OTHERS: [&str; 3] = ["vllm-model-sibling", "vllm-model-up", "web"];
 /// Removed only where they are named.
@@ -296,21 +380,21 @@ fn are_listed_and_nothing_is_removed_unasked(house: &House<'_>) {
     let said = said.says("removed only where they are named, or somebody says so:");
     said.says("1 container of another installation left alone");
     let document = house.cleaned(&[], 1);
-    let mut found: Vec<(String, String)> = names(&document["leftovers"], "container")
+    let mut found: Vec<(String, String)> = names(&document["containers"], "container")
         .into_iter()
-        .zip(names(&document["leftovers"], "kind"))
+        .zip(names(&document["containers"], "kind"))
         .collect();
     found.sort();
     let expected = [
         ("debug", "renamed"),
-        ("llamacpp-model-up", "orphan"),
+        ("sglang-model-up", "orphan"),
         ("vllm-model-forgotten", "orphan"),
         ("vllm-model-old", "unlabelled"),
         ("vllm-model-stopped", "orphan"),
     ];
     assert_eq!(found, expected.map(|(name, kind)| (name.to_owned(), kind.to_owned())));
     assert_eq!(
-        (&document["others"], &document["leftovers"][0]["removed"]),
+        (&document["others"], &document["containers"][0]["removed"]),
         (&json!(1), &Value::Null)
     );
     let questions = [
@@ -347,9 +431,9 @@ fn are_removed_when_somebody_says_so(house: &House<'_>) {
     ];
     let said = house.at_a_terminal("", &answers, || {}).ends_with(0);
     said.says("container 'vllm-model-stopped' is removed: it left within its grace period")
-        .says("container 'llamacpp-model-up' is removed: it did not leave within its grace period")
+        .says("container 'sglang-model-up' is removed: it left within its grace period")
         .says("Containers removed: 3; 2 left alone");
-    ORPHANS.iter().for_each(|name| house.is_gone(name));
+    house.are_gone(&ORPHANS);
     assert_eq!(house.orphans(), [""; 0]);
     // What is nobody's is not removed by a script that does not name it.
     house.clean(&["--yes"]).ends_with(0);
@@ -364,9 +448,11 @@ fn are_removed_when_somebody_says_so(house: &House<'_>) {
     assert_eq!(ids(), before);
 
     let document = house.cleaned(&["old", "debug", "--yes"], 0);
-    let removed = document["leftovers"].as_array().unwrap();
+    let removed = document["containers"].as_array().unwrap();
+    let how = removed[0]["detail"].as_str().unwrap();
+    assert!(how.starts_with("it did not leave within its grace period"), "{how}");
     assert!(removed.len() == 2 && removed.iter().all(|one| one["removed"] == true), "{document}");
-    LOOKALIKES.iter().for_each(|name| house.is_gone(name));
+    house.are_gone(&LOOKALIKES);
     for name in OTHERS {
         assert_eq!(house.engine.status(name), "running", "{name}");
     }
@@ -388,32 +474,28 @@ fn a_start_under_way_is_left_alone(house: &House<'_>) {
     let why = &house.scan(&[]).json["model_containers"][0]["why"];
     assert_eq!(why, "its model is recorded as starting, and whoever led it is gone");
     house.clean(&["--yes"]).ends_with(0);
-    house.is_gone("vllm-model-loading");
+    house.are_gone(&["vllm-model-loading"]);
 }
 
 /// Its engine starts it anew again and again; between two runs there is nothing to stop.
 fn a_crash_loop_is_ended(house: &House<'_>) {
     let own = house.instance();
-    let labels = ["instance", "model", "backend"].into_iter().zip([own.as_str(), "loop", "vllm"]);
-    let labels: Vec<String> =
-        labels.map(|(key, value)| format!("--label=io.portreeve.{key}={value}")).collect();
-    let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
-    let run = ["run", "-d", "--restart", "always", "--name", "vllm-model-loop"];
-    house.engine.must(&[&run[..], &labels, &["plant", "sh", "-c", "exit 1"]].concat());
+    let dies = ["sh", "-c", "exit 1"];
+    house.labelled(("vllm-model-loop", "loop", "vllm"), &own, &["--restart", "always"], &dies);
     wait_until(DEADLINE, "it was started anew", || {
         house.engine.inspect("vllm-model-loop")["RestartCount"].as_u64() > Some(2)
     });
     let remark = house.clean(&[]).ends_with(2);
     remark.says("container 'vllm-model-loop' has the restart policy 'always'");
     house.clean(&["--yes"]).ends_with(0).says("Containers removed: 1; none is left");
-    house.is_gone("vllm-model-loop");
+    house.are_gone(&["vllm-model-loop"]);
 }
 
 fn a_policy_is_set_back_or_the_engine_cannot(house: &House<'_>) {
     // As if somebody had changed it: Podman 4.3 cannot change it either.
     house.run(&["model", "stop", "up"]).ends_with(0);
     let own = house.instance();
-    house.labelled("vllm-model-up", &own, "up", "vllm", &["--restart", "always"]);
+    house.labelled(("vllm-model-up", "up", "vllm"), &own, &["--restart", "always"], &POLITE);
     let id = house.id("vllm-model-up");
     house.needs("up", &id);
     let remark = house.clean(&[]).ends_with(0);
@@ -436,9 +518,9 @@ fn a_policy_is_set_back_or_the_engine_cannot(house: &House<'_>) {
 
 fn a_network_is_freed_and_who_else_is_on_it_is_named(house: &House<'_>) {
     house.engine.must(&["network", "create", "stack"]);
-    house.engine.contain("tenant", &["--network", "stack"], &[]);
+    house.contain("tenant", &["--network", "stack"], &POLITE);
     let own = house.instance();
-    house.labelled("vllm-model-netted", &own, "netted", "vllm", &["--network", "stack"]);
+    house.labelled(("vllm-model-netted", "netted", "vllm"), &own, &["--network", "stack"], &POLITE);
     let before = house.id("tenant");
     let said = house.clean(&["--network", "--yes"]).ends_with(0);
     let said = said.says(&format!("network 'stack' of {}: in use by tenant", house.kind));
@@ -484,7 +566,7 @@ fn with_engine(name: &str, kind: Kind, word: &'static str, last: impl FnOnce(&Ho
 fn dockers_leftovers_are_found_and_removed_and_a_docker_that_is_down_hides_none() {
     with_engine("clean-docker", Kind::DockerSystemd, "docker", |house| {
         let own = house.instance();
-        house.labelled("vllm-model-hidden", &own, "hidden", "vllm", &[]);
+        house.labelled(("vllm-model-hidden", "hidden", "vllm"), &own, &[], &POLITE);
         house.test_box.sh("systemctl stop docker.socket docker containerd");
         let said = house.clean(&["--yes"]).ends_with(2);
         said.says("not seen: the models' containers of docker: ");
@@ -501,7 +583,7 @@ fn dockers_leftovers_are_found_and_removed_and_a_docker_that_is_down_hides_none(
 fn podmans_leftovers_are_found_and_removed_and_one_that_listens_nowhere_hides_none() {
     with_engine("clean-podman", Kind::Podman, "podman", |house| {
         let own = house.instance();
-        house.labelled("vllm-model-hidden", &own, "hidden", "vllm", &[]);
+        house.labelled(("vllm-model-hidden", "hidden", "vllm"), &own, &[], &POLITE);
         let service = house.test_box.sh("pgrep -f 'podman .*system service'");
         house.test_box.sh(&format!("kill {}", service.replace('\n', " ")));
         wait_until(DEADLINE, "Podman's API is gone", || {
@@ -513,6 +595,6 @@ fn podmans_leftovers_are_found_and_removed_and_one_that_listens_nowhere_hides_no
         assert_eq!(house.engine.status("vllm-model-hidden"), "running");
         house.engine.serve();
         house.clean(&["--yes"]).ends_with(0);
-        house.is_gone("vllm-model-hidden");
+        house.are_gone(&["vllm-model-hidden"]);
     });
 }

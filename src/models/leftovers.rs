@@ -178,10 +178,13 @@ impl Leftover {
     /// Whether it runs, or may at any moment: what is down holds no port and no GPU.
     pub fn is_up(&self) -> bool {
         match self.state {
-            Phase::Running | Phase::Paused | Phase::Restarting | Phase::Stopping => true,
-            Phase::Created | Phase::Exited | Phase::Dead | Phase::Removing => false,
             // A word that we do not know rules nothing out.
-            Phase::Other(_) => true,
+            Phase::Running
+            | Phase::Paused
+            | Phase::Restarting
+            | Phase::Stopping
+            | Phase::Other(_) => true,
+            Phase::Created | Phase::Exited | Phase::Dead | Phase::Removing => false,
         }
     }
 

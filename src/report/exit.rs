@@ -183,7 +183,8 @@ mod tests {
     #[test]
     fn an_orphaned_model_container_is_not_clear_of_whatever_was_not_seen() {
         let mut found = findings(vec![], vec![]);
-        for (containers, code) in [(None, 0), (Some(vec![]), 0), (Some(vec![sample::container()]), 1)]
+        for (containers, code) in
+            [(None, 0), (Some(vec![]), 0), (Some(vec![sample::container()]), 1)]
         {
             found.model_containers = containers;
             assert_eq!(of_findings(&found), code);

@@ -56,10 +56,9 @@ impl Cleaning {
             if trouble.is_unknown { exit::COULD_NOT_TELL } else { exit::NOT_CLEAR }
         };
         let found = self.found.iter().map(|one| match &one.became {
-            Some(Ok(_)) => exit::CLEAR,
             Some(Err(trouble)) => of_trouble(trouble),
             None if one.is_wanted || one.leftover.is_orphan() => exit::NOT_CLEAR,
-            None => exit::CLEAR,
+            Some(Ok(_)) | None => exit::CLEAR,
         });
         let named = self.named.iter().map(|(_, is_undone)| u8::from(*is_undone));
         let restarting = self.restarting.iter().map(|(_, became)| match became {
@@ -277,7 +276,7 @@ pub(super) struct Leftovers {
     /// The command's exit code: 0 nothing is left over, 1 something is, 2 something is not known.
     exit_code: u8,
     /// Containers that are left over.
-    leftovers: Vec<LeftoverContainer>,
+    containers: Vec<LeftoverContainer>,
     /// How many containers of other installations were left alone.
     others: usize,
     /// Ours that their engine starts again by itself.
@@ -393,7 +392,7 @@ pub fn render_clean_json(cleaning: &Cleaning, out: &mut dyn Write) -> io::Result
     let document = Leftovers {
         version: 1,
         exit_code: cleaning.exit_code(),
-        leftovers: cleaning.found.iter().map(leftover).collect(),
+        containers: cleaning.found.iter().map(leftover).collect(),
         others: cleaning.others,
         restarting: cleaning.restarting.iter().map(restarting).collect(),
         networks: cleaning.networks.iter().map(network).collect(),

@@ -6,10 +6,11 @@ use std::{
 };
 
 use clap::Args;
+use clap_complete::engine::ArgValueCandidates;
 
 use super::{Stack, run::interrupts};
 use crate::{
-    cli::Failure,
+    cli::{Failure, complete},
     ident::ContainerId,
     models::{
         leftovers::{self, Leftover, Sight},
@@ -28,7 +29,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Wish {
     /// Only what is left over of these models, or these containers
-    #[arg(value_name = "MODEL|CONTAINER")]
+    #[arg(value_name = "MODEL|CONTAINER", add = ArgValueCandidates::new(complete::models))]
     names: Vec<String>,
     /// Do not ask. What portreeve may not have made is removed only where it is named
     #[arg(long)]

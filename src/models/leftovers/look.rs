@@ -68,7 +68,9 @@ pub fn look(keeper: &Keeper<'_>) -> Result<Sight, RegistryError> {
     for engine::Everything { engine, containers } in all {
         match containers {
             Ok(containers) => {
-                containers.into_iter().for_each(|one| sight.take(&engine, one, &ledger));
+                for one in containers {
+                    sight.take(&engine, one, &ledger);
+                }
                 sight.engines.push(engine);
             }
             Err(why) => sight.unseen.push(unseen(engine.name, &why)),

@@ -25,6 +25,10 @@ pub fn scan(
     scope: &Scope,
     findings: &mut Findings,
 ) {
+    if settings.unread_models.is_some() {
+        // That is told already.
+        return;
+    }
     let found = match registry {
         Ok(path) => find(host, settings, path, scope).map_err(|error| error.to_string()),
         // Whoever runs this has none, and so no models.
@@ -63,7 +67,7 @@ fn find(
     }
     let registry = Registry::open_if_there(path)?;
     let records = registry.as_ref().map(Registry::all).transpose()?.unwrap_or_default();
-    let had_one = !records.is_empty()
+    let was_used = !records.is_empty()
         || registry.as_ref().map(|r| r.events(None, 1)).transpose()?.is_some_and(|e| !e.is_empty());
     let models = guard::wanted(settings, &records);
     let is_named = |model: &ModelName| scope.services.iter().any(|name| name.0 == model.0);
@@ -72,7 +76,7 @@ fn find(
         return Ok(None);
     }
     // Nothing was ever made by it.
-    if registry.is_none() || !had_one {
+    if registry.is_none() || !was_used {
         return Ok(Some((Vec::new(), Vec::new())));
     }
     let keeper = Keeper { host, settings, registry: path, models: &models, until: None };
@@ -80,8 +84,8 @@ fn find(
     let is_meant = |one: &&Leftover| !is_narrow || one.model.as_ref().is_some_and(is_named);
     let orphans = sight.leftovers.iter().filter(|one| one.is_orphan() && one.is_up());
     let orphans = orphans.filter(is_meant).map(OrphanedContainer::from).collect();
-    let has_one = !models.is_empty() || !records.is_empty();
-    let unseen = if has_one { sight.unseen } else { Vec::new() };
+    let is_used = !models.is_empty() || !records.is_empty();
+    let unseen = if is_used { sight.unseen } else { Vec::new() };
     Ok(Some((orphans, unseen)))
 }
 

@@ -33,6 +33,7 @@ impl House {
             defaults: Defaults::default(),
             services: Vec::new(),
             models: Vec::new(),
+            unread_models: None,
             workers: Vec::new(),
             protect: Vec::new(),
             engines,
@@ -231,7 +232,7 @@ fn what_is_needed_by_now_or_is_anothers_gets_no_order() {
     assert_eq!(why.why, "it was left alone: model 'llama' is starting by now");
     assert_eq!(*orders.lock().unwrap(), [""; 0]);
 
-    house.registry().settle(&"llama".into(), |state| Ok(state.fail()), "").unwrap();
+    house.registry().settle(&"llama".into(), &us, |state| Ok(state.fail()), "").unwrap();
     assert!(matches!(clean(), Ok(Cleaned::Removed(_))));
     assert_eq!(*orders.lock().unwrap(), [format!("DELETE /v1.41/containers/{}?force=true", id(1))]);
     let events = house.registry().events(Some(&"llama".into()), 10).unwrap();
