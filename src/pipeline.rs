@@ -13,7 +13,7 @@ use crate::{
     config::settings::{EngineUse, GpuSources, RunsIn, Settings, any_of},
     engine::Which,
     host::Host,
-    ident::{Endpoint, GpuName, Pid, ServiceName, UnitName},
+    ident::{ContainerId, Endpoint, EngineRef, GpuName, ModelName, Pid, ServiceName, UnitName},
     judge::{
         self, Also, Ended, Judgement, Terms,
         case::Guard,
@@ -41,12 +41,35 @@ pub struct Findings {
     pub verdicts: Vec<Verdict>,
     /// What could not be seen beyond single verdicts, and what would help.
     pub unknowns: Vec<Unknown>,
+    /// Containers of models that nothing needs, as whoever keeps the models found them; none = they were not looked for.
+    pub model_containers: Option<Vec<OrphanedContainer>>,
+}
+
+/// A model's container that runs and that nothing needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrphanedContainer {
+    /// What it is called.
+    pub name: String,
+    /// Which.
+    pub id: ContainerId,
+    /// Whose.
+    pub engine: EngineRef,
+    /// Of which model.
+    pub model: Option<ModelName>,
+    /// What it does, in a word.
+    pub state: String,
+    /// Why nothing needs it, in a sentence.
+    pub why: String,
+    /// The policy by which its engine starts it again by itself.
+    pub restarts: Option<String>,
+    /// The command that removes it.
+    pub next_step: String,
 }
 
 impl From<Judgement> for Findings {
     fn from(judgement: Judgement) -> Self {
         let Judgement { ports, gpus, verdicts, unknowns } = judgement;
-        Self { ports, gpus, verdicts, unknowns }
+        Self { ports, gpus, verdicts, unknowns, model_containers: None }
     }
 }
 

@@ -26,6 +26,7 @@ fn blind_look(endpoint: &str) -> Findings {
         gpus: Vec::new(),
         verdicts: Vec::new(),
         unknowns: vec![unknown],
+        model_containers: None,
     }
 }
 

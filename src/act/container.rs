@@ -363,6 +363,8 @@ fn look_again(target: &Target, timeout: Duration) -> Result<(Container, OwnedFd)
     let key = match (container.main_pid, target.main) {
         (None, _) if is_down => return Err(End::AlreadyStopped),
         (Some(pid), Some(key)) if pid == key.pid => key,
+        // Its restart policy brings it back again and again: that run is over, and its removal ends any.
+        (Some(_) | None, _) if target.is_ours => return Err(End::AlreadyStopped),
         (Some(_) | None, _) => {
             return Err(End::LeftAlone(format!("{name} began another run meanwhile")));
         }

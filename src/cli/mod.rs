@@ -173,7 +173,7 @@ struct Target {
 /// What to do about it.
 #[derive(Debug, Args)]
 struct Deed {
-    /// Report only: the same as 'scan'
+    /// Report only: what 'scan' says of ports, GPUs and processes
     #[arg(long)]
     dry_run: bool,
     /// End these as well; 'session' needs a SERVICE or --port, 'foreign' needs --port
@@ -316,6 +316,11 @@ fn put_out(text: &[u8]) -> Result<(), Failure> {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Write(error)),
         Ok(()) | Err(_) => Ok(()),
     }
+}
+
+/// Says why something was not done.
+fn complain(text: &str) {
+    let _ = writeln!(anstream::stderr(), "error: {text}");
 }
 
 /// Says what went wrong beside the report.

@@ -30,6 +30,7 @@ use crate::{
 use super::{ConfigFile, Failure, complete};
 
 mod exec;
+mod clean;
 mod look;
 mod run;
 
@@ -120,6 +121,13 @@ pub(super) enum ModelVerb {
         /// As the registry has them, without asking their engines
         #[arg(long)]
         as_recorded: bool,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Find containers that are left over of models, and remove them
+    Clean {
+        #[command(flatten)]
+        wish: clean::Wish,
         #[command(flatten)]
         form: Form,
     },
@@ -337,6 +345,7 @@ pub(super) fn run(file: ConfigFile, verb: ModelVerb, out: &mut dyn Write) -> Res
             let watch = watch.then_some(interval);
             return look::health(&stack, &name, watch, form.json, out);
         }
+        ModelVerb::Clean { wish, form } => return clean::clean(&stack, &wish, form.json, out),
         ModelVerb::Logs { name, follow, lines } => {
             return look::logs(&stack, &name, lines, follow, out);
         }

@@ -7,6 +7,7 @@ use crate::{
     config::settings::Settings,
     host::Host,
     judge::Also,
+    models::{leftovers, registry},
     pipeline::{self, Scope},
     report::{self, exit, github, journal::Record, json, prometheus},
 };
@@ -39,7 +40,13 @@ pub(super) fn report_findings(
     verbosity: Verbosity,
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
-    let findings = pipeline::scan(&Host::live(), settings, scope, also)?;
+    let host = Host::live();
+    let mut findings = pipeline::scan(&host, settings, scope, also)?;
+    // A reap leaves containers to 'model clean'.
+    if command == json::Command::Scan {
+        let registry = registry::path(&host);
+        leftovers::scan(&host, settings, registry.as_deref(), scope, &mut findings);
+    }
     Record::new(verbosity.is_verbose).findings(&findings);
     match output.format {
         Format::Table => {
@@ -51,7 +58,7 @@ pub(super) fn report_findings(
             append_summary(|room| github::summary_of_findings(&findings, room));
         }
         Format::Prometheus => {
-            prometheus::render_findings(&findings, tally::read(&Host::live()).ok(), out)?;
+            prometheus::render_findings(&findings, tally::read(&host).ok(), out)?;
         }
     }
     Ok(exit::of_findings(&findings))

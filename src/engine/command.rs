@@ -16,6 +16,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use super::{
     Answer, Deed, Engine, Part, PartAnswer, Question, Version,
     answer::{self, shown},
+    made::{self, Listed},
     way::NoAnswer,
 };
 use crate::{
@@ -31,6 +32,9 @@ const PROGRAMS: [&str; 3] = ["usr/bin/podman", "bin/podman", "run/current-system
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin:/run/wrappers/bin:/run/current-system/sw/bin";
 /// Commands of one user at a time; each takes some 25 to 100 ms.
 const MOST_COMMANDS: usize = 2;
+
+/// Lists all containers.
+const PS: [&str; 5] = ["ps", "--all", "--no-trunc", "--format", "json"];
 
 /// The command on this host. A fixture's is never run.
 pub(super) fn program(host: &Host) -> Option<PathBuf> {
@@ -115,8 +119,7 @@ impl Podman {
         let name = self.name;
         match part {
             Part::Running => {
-                let arguments = ["ps", "--all", "--no-trunc", "--format", "json"];
-                let said = self.run(&arguments).and_then(succeeded);
+                let said = self.run(&PS).and_then(succeeded);
                 let running = said.and_then(|json| answer::read_running(&json, name));
                 PartAnswer::Running(running.map_or_else(|why| why.of(name), Seen::Known))
             }
@@ -126,8 +129,7 @@ impl Podman {
                 PartAnswer::Store(store.map_or_else(|why| why.of(name), Seen::Known))
             }
             Part::List => {
-                let arguments = ["ps", "--all", "--no-trunc", "--format", "json"];
-                let said = self.run(&arguments).and_then(succeeded);
+                let said = self.run(&PS).and_then(succeeded);
                 let all = said.and_then(|json| answer::listed(&json));
                 PartAnswer::List(all.map_or_else(|why| why.of(name), Seen::Known))
             }
@@ -136,6 +138,11 @@ impl Podman {
                 PartAnswer::Container(id, Box::new(container))
             }
         }
+    }
+
+    /// All its containers, with their labels.
+    pub(super) fn containers(&self) -> Result<Vec<Listed>, NoAnswer> {
+        made::printed(&self.run(&PS).and_then(succeeded)?)
     }
 
     fn inspect(&self, id: &ContainerId) -> Seen<Container> {

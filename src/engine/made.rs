@@ -5,7 +5,7 @@ mod json;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use super::{
     Engine,
@@ -97,6 +97,22 @@ impl Phase {
     }
 }
 
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Restarting => "restarting",
+            Self::Stopping => "stopping",
+            Self::Exited => "exited",
+            Self::Dead => "dead",
+            Self::Removing => "removing",
+            Self::Other(word) => word,
+        })
+    }
+}
+
 /// One of an engine's containers, as its list has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
@@ -170,8 +186,15 @@ pub(super) fn may_begin_an_id(wanted: &str) -> bool {
     wanted.len() < 64 && wanted.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-async fn all(socket: &mut Socket) -> Result<Vec<Listed>, NoAnswer> {
+pub(super) async fn all(socket: &mut Socket) -> Result<Vec<Listed>, NoAnswer> {
     let all: Vec<json::Listed> =
         answer::body(&socket.get("/containers/json?all=true", LIST_BYTES).await?)?;
+    all.into_iter().map(json::listed).collect()
+}
+
+/// The same of what `podman ps --format json` prints.
+pub(super) fn printed(json: &[u8]) -> Result<Vec<Listed>, NoAnswer> {
+    let all: Vec<json::Listed> =
+        serde_json::from_slice(json).map_err(|error| answer::no_form(&error))?;
     all.into_iter().map(json::listed).collect()
 }

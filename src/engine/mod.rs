@@ -6,6 +6,7 @@ mod answer;
 mod choice;
 mod command;
 mod deed;
+mod everywhere;
 #[cfg(test)]
 pub(crate) mod fake;
 mod http;
@@ -33,6 +34,7 @@ use rustix::{
 
 pub use choice::default_for;
 pub use deed::{Deed, Until, kill, remove, stop, wait};
+pub use everywhere::{Everything, list_everywhere};
 pub use logs::{follow_logs, logs};
 pub use made::{Listed, Made, Phase, find, list};
 pub use make::{Created, Refused, create, forbid_restarts, start};

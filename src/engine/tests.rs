@@ -543,7 +543,7 @@ fn roots_places_are_those_that_are_there_and_one_socket_is_one_engine() {
 // ---- podman by its command
 
 /// A host with a `podman` that is this script.
-fn with_podman(script: &str) -> Fake {
+pub(super) fn with_podman(script: &str) -> Fake {
     let fake = Fake::nowhere();
     let root = fake.folder.path();
     for folder in ["usr/bin", "etc", "run"] {

@@ -139,7 +139,9 @@ impl<'a> Prepared<'a> {
         interrupt: &mut Interrupt,
         say: &mut dyn FnMut(&str),
     ) -> Result<Vec<Stopped>, Trouble> {
-        let stopped = end(&self.order, &self.engine, all, self.launch.reach.grace, interrupt, say)?;
+        let Order { settings, until, .. } = self.order;
+        let grace = self.launch.reach.grace;
+        let stopped = end(settings, until, &self.engine, all, grace, interrupt, say)?;
         for (one, stopped) in all.iter().zip(&stopped) {
             if !stopped.is_removed {
                 let why =
@@ -284,7 +286,8 @@ fn not_ours(name: &str, other: &Listed, instance: &str) -> Trouble {
 
 /// Ends these containers of ours by the ladder, side by side, and removes them.
 pub fn end(
-    order: &Order<'_>,
+    settings: &Settings,
+    until: Option<Instant>,
     engine: &Engine,
     all: &[Listed],
     grace: Duration,
@@ -293,9 +296,9 @@ pub fn end(
 ) -> Result<Vec<Stopped>, Trouble> {
     let mut targets = Vec::new();
     // Half of what is left is for the rungs that follow.
-    let left = order.until.map(|until| until.saturating_duration_since(Instant::now()) / 2);
+    let left = until.map(|until| until.saturating_duration_since(Instant::now()) / 2);
     let grace = left.map_or(grace, |left| grace.min(left));
-    let timeout = order.settings.engines.timeout;
+    let timeout = settings.engines.timeout;
     for one in all {
         let made = engine::find(engine, &one.id.0, timeout)?;
         let main = made.and_then(|made| made.main_pid).and_then(super::receipt::key_of);
@@ -303,8 +306,8 @@ pub fn end(
             ContainerRef { engine: engine.name, id: one.id.clone(), name: one.name.clone() };
         targets.push(Target { container, engine: engine.clone(), main, grace, is_ours: true });
     }
-    let ladder = order.settings.engines.ladder;
-    Ok(container::stop(&targets, ladder, timeout, order.until, interrupt, say))
+    let ladder = settings.engines.ladder;
+    Ok(container::stop(&targets, ladder, timeout, until, interrupt, say))
 }
 
 /// What a gate that stayed shut says.
@@ -440,7 +443,8 @@ impl<'a> Created<'a> {
             image: String::new(),
             networks: Vec::new(),
         };
-        let mut stopped = end(order, engine, &[one], launch.reach.grace, interrupt, say)?;
+        let (Order { settings, until, .. }, grace) = (*order, launch.reach.grace);
+        let mut stopped = end(settings, until, engine, &[one], grace, interrupt, say)?;
         stopped.pop().ok_or_else(|| Trouble::unknown("its end was not seen"))
     }
 }

@@ -93,7 +93,7 @@ impl Keeper<'_> {
         interrupts: Vec<Interrupt>,
         say: Say<'_>,
     ) -> Vec<Result<Up, Trouble>> {
-        Self::side_by_side(names, interrupts, |name, interrupt| {
+        side_by_side(names, interrupts, |name, interrupt| {
             self.start_one(name, reaps, interrupt, &mut |text| say(name, text))
         })
     }
@@ -106,32 +106,9 @@ impl Keeper<'_> {
         interrupts: Vec<Interrupt>,
         say: Say<'_>,
     ) -> Vec<Result<Down, Trouble>> {
-        Self::side_by_side(names, interrupts, |name, interrupt| {
+        side_by_side(names, interrupts, |name, interrupt| {
             self.stop_one(name, why, interrupt, &mut |text| say(name, text))
         })
-    }
-
-    fn side_by_side<T: Send>(
-        names: &[ModelName],
-        interrupts: Vec<Interrupt>,
-        run: impl Fn(&ModelName, &mut Interrupt) -> Result<T, Trouble> + Sync,
-    ) -> Vec<Result<T, Trouble>> {
-        let lost = || Err(Trouble::unknown("its thread ended without a word"));
-        let results: Vec<Mutex<Option<Result<T, Trouble>>>> =
-            names.iter().map(|_| Mutex::new(None)).collect();
-        thread::scope(|scope| {
-            for ((name, mut interrupt), result) in names.iter().zip(interrupts).zip(&results) {
-                let run = &run;
-                scope.spawn(move || {
-                    let done = run(name, &mut interrupt);
-                    if let Ok(mut place) = result.lock() {
-                        *place = Some(done);
-                    }
-                });
-            }
-        });
-        let taken = results.into_iter().map(|result| result.into_inner().ok().flatten());
-        taken.map(|result| result.unwrap_or_else(lost)).collect()
     }
 
     /// Brings one model up.
@@ -296,18 +273,18 @@ impl Keeper<'_> {
         if !spec.is_container {
             return Ok(Down { stopped: Vec::new() });
         }
-        let order = self.order(name, spec, &instance);
         let wanted = receipt.and_then(|receipt| receipt.container).map(|one| one.engine);
         let (engine, _) = launch::engine_of(self.host, self.settings, wanted.or(spec.engine))?;
         let all = engine::list(&engine, self.settings.engines.timeout)?;
         let ours: Vec<Listed> =
             all.into_iter().filter(|one| launch::is_of(one, &instance, name)).collect();
         let grace = spec.backend.backend().grace;
-        let stopped = launch::end(&order, &engine, &ours, grace, interrupt, say)?;
+        let Self { settings, until, .. } = *self;
+        let stopped = launch::end(settings, until, &engine, &ours, grace, interrupt, say)?;
         let names = ours.iter().map(|one| one.name.clone());
         let stopped: Vec<(String, Stopped)> = names.zip(stopped).collect();
         if let Some((container, stopped)) = stopped.iter().find(|(_, one)| !one.is_removed) {
-            return Err(left(container, stopped, engine.name.kind));
+            return Err(left(container, stopped, engine.name.kind, "'portreeve model stop'"));
         }
         if !stopped.is_empty() {
             self.prove(spec, &ours)?;
@@ -316,7 +293,7 @@ impl Keeper<'_> {
     }
 
     /// Nothing of these containers is left on its ports. Who else may have come since is not our matter.
-    fn prove(&self, spec: &Spec, removed: &[Listed]) -> Result<(), Trouble> {
+    pub(super) fn prove(&self, spec: &Spec, removed: &[Listed]) -> Result<(), Trouble> {
         let ports = claims(spec).into_iter().map(|claim| claim.endpoint).collect();
         let scope = Scope { services: Vec::new(), ports, gpus: Vec::new() };
         let found = pipeline::scan(self.host, self.settings, &scope, Also::default());
@@ -385,7 +362,32 @@ fn clear(
     trouble
 }
 
-fn left(container: &str, stopped: &Stopped, kind: EngineKind) -> Trouble {
+/// Does the same to each, each on a thread of its own with an interrupt of its own, answered for in its place.
+pub(super) fn side_by_side<I: Sync, T: Send>(
+    all: &[I],
+    interrupts: Vec<Interrupt>,
+    run: impl Fn(&I, &mut Interrupt) -> Result<T, Trouble> + Sync,
+) -> Vec<Result<T, Trouble>> {
+    let lost = || Err(Trouble::unknown("its thread ended without a word"));
+    let results: Vec<Mutex<Option<Result<T, Trouble>>>> =
+        all.iter().map(|_| Mutex::new(None)).collect();
+    thread::scope(|scope| {
+        for ((one, mut interrupt), result) in all.iter().zip(interrupts).zip(&results) {
+            let run = &run;
+            scope.spawn(move || {
+                let done = run(one, &mut interrupt);
+                if let Ok(mut place) = result.lock() {
+                    *place = Some(done);
+                }
+            });
+        }
+    });
+    let taken = results.into_iter().map(|result| result.into_inner().ok().flatten());
+    taken.map(|result| result.unwrap_or_else(lost)).collect()
+}
+
+/// What was not removed; `again`: the command that tries again.
+pub(super) fn left(container: &str, stopped: &Stopped, kind: EngineKind, again: &str) -> Trouble {
     let why = match &stopped.end {
         End::LeftAlone(why) => format!("container '{container}' was left alone: {why}"),
         End::Interrupted => {
@@ -396,8 +398,7 @@ fn left(container: &str, stopped: &Stopped, kind: EngineKind) -> Trouble {
             format!("container '{container}' is down, and not removed: {stopped}")
         }
     };
-    Trouble::new(why)
-        .hint(format!("'{kind} rm -f {container}'; 'portreeve model stop' tries again"))
+    Trouble::new(why).hint(format!("'{kind} rm -f {container}'; {again} tries again"))
 }
 
 impl std::fmt::Display for Down {

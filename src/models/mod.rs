@@ -5,6 +5,7 @@ pub mod exec;
 pub mod guard;
 pub mod health;
 pub mod launch;
+pub mod leftovers;
 pub mod lifecycle;
 pub mod logs;
 pub mod names;

@@ -29,8 +29,9 @@ pub fn of_findings(findings: &Findings) -> u8 {
     let processes = findings.verdicts.iter().map(of_verdict);
     let ports = findings.ports.iter().map(|port| of_port(port, &findings.verdicts));
     let gpus = findings.gpus.iter().map(|gpu| of_gpu(gpu, &findings.verdicts));
+    let containers = findings.model_containers.iter().flatten().map(|_| NOT_CLEAR);
     let unseen = findings.unknowns.iter().map(|_| COULD_NOT_TELL);
-    processes.chain(ports).chain(gpus).chain(unseen).fold(CLEAR, worse)
+    processes.chain(ports).chain(gpus).chain(containers).chain(unseen).fold(CLEAR, worse)
 }
 
 /// The code for a reap: that of the last look, and not clear where an end was not seen or undone.
@@ -175,6 +176,19 @@ mod tests {
             1
         );
         let mut found = findings(vec![port("8091", PortState::KernelOwned)], vec![]);
+        found.unknowns.push(unknown());
+        assert_eq!(of_findings(&found), 1);
+    }
+
+    #[test]
+    fn an_orphaned_model_container_is_not_clear_of_whatever_was_not_seen() {
+        let mut found = findings(vec![], vec![]);
+        for (containers, code) in
+            [(None, 0), (Some(vec![]), 0), (Some(vec![sample::container()]), 1)]
+        {
+            found.model_containers = containers;
+            assert_eq!(of_findings(&found), code);
+        }
         found.unknowns.push(unknown());
         assert_eq!(of_findings(&found), 1);
     }

@@ -23,7 +23,7 @@ use crate::{
         port::{PortState, PortVerdict},
         verdict::{Finding, Unknown, Verdict},
     },
-    pipeline::{Findings, Reaped},
+    pipeline::{Findings, OrphanedContainer, Reaped},
 };
 
 /// Annotations of one kind that a step may show.
@@ -237,8 +237,21 @@ fn of_findings(findings: &Findings, told: &[ProcessKey]) -> Vec<Annotation> {
     let verdicts = findings.verdicts.iter().filter(|verdict| !is_told(verdict));
     let ports = findings.ports.iter().filter_map(of_port);
     let gpus = findings.gpus.iter().filter_map(of_gpu);
+    let containers = findings.model_containers.iter().flatten().map(of_container);
     let unknowns = findings.unknowns.iter().map(of_unknown);
-    verdicts.filter_map(of_verdict).chain(ports).chain(gpus).chain(unknowns).collect()
+    let places = ports.chain(gpus);
+    verdicts.filter_map(of_verdict).chain(places).chain(containers).chain(unknowns).collect()
+}
+
+/// A warning: it is not what a `reap` would end.
+fn of_container(one: &OrphanedContainer) -> Annotation {
+    let OrphanedContainer { name, engine, state, why, next_step, .. } = one;
+    Annotation {
+        kind: Kind::Warning,
+        title: format!("orphaned model container {name}"),
+        message: format!("container {name} of {engine} ({state}): {why}"),
+        next: Some(next_step.clone()),
+    }
 }
 
 fn of_verdict(verdict: &Verdict) -> Option<Annotation> {
@@ -383,6 +396,13 @@ fn summary<'a>(
         row(&[&pid, &shown(verdict), &verdict.title(), &verdict.reason, &became])
     });
     push_table(&mut text, &["pid", "process", "verdict", "why", "outcome"], processes, room);
+    let containers = findings.model_containers.iter().flatten().map(|one| {
+        let OrphanedContainer { name, engine, model, why, next_step, .. } = one;
+        let model = model.as_ref().map_or("", |model| &model.0);
+        row(&[name, model, &engine.to_string(), why, next_step])
+    });
+    let head = ["model container", "model", "engine", "why", "next"];
+    push_table(&mut text, &head, containers, room);
     let unknowns = findings.unknowns.iter().map(|unknown| {
         row(&[&unknown.fact, &unknown.why, unknown.remedy.as_deref().unwrap_or("")])
     });

@@ -22,7 +22,7 @@ use crate::{
         port::{PortState, PortVerdict},
         verdict::{Finding, Unknown, Verdict},
     },
-    pipeline::{Event, Findings, Reaped},
+    pipeline::{Event, Findings, OrphanedContainer, Reaped},
 };
 
 const SOCKET: &str = "/run/systemd/journal/socket";
@@ -182,6 +182,8 @@ impl Record {
             .for_each(|e| self.put(&e));
         findings.ports.iter().filter_map(taken).for_each(|entry| self.put(&entry));
         findings.gpus.iter().filter_map(short).for_each(|entry| self.put(&entry));
+        let containers = findings.model_containers.iter().flatten();
+        containers.for_each(|one| self.put(&left_over(one)));
         findings.unknowns.iter().for_each(|unknown| self.put(&not_seen(unknown)));
         self.put(&summary(code, processes, findings));
     }
@@ -331,6 +333,20 @@ fn found(verdict: &Verdict) -> Option<Entry> {
             Some(Entry::new(Kind::Found, Priority::Warning, &sentence(verdict)).of(verdict))
         }
     }
+}
+
+/// A model's container that nothing needs.
+fn left_over(one: &OrphanedContainer) -> Entry {
+    let OrphanedContainer { name, id, engine, model, state, why, next_step, .. } = one;
+    let message = format!("container {name} of {engine} ({state}): orphan: {why}");
+    Entry::new(Kind::Found, Priority::Warning, &message)
+        .with("PORTREEVE_CONTAINER", id)
+        .with("PORTREEVE_CONTAINER_NAME", name)
+        .with_all("PORTREEVE_MODEL", model)
+        .with("PORTREEVE_VERDICT", "orphan")
+        .with("PORTREEVE_STATE", state)
+        .with("PORTREEVE_REASON", why)
+        .with("PORTREEVE_NEXT_STEP", next_step)
 }
 
 /// A port that is not free and has no process to judge.

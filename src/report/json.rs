@@ -11,7 +11,7 @@ use std::{
 use schemars::{JsonSchema, Schema, generate::SchemaSettings};
 use serde::Serialize;
 
-use super::{escape::is_hidden, exit, gpu, judged, summary::Summary};
+use super::{escape::is_hidden, exit, gpu, judged, leftovers, summary::Summary};
 use crate::{
     act::{self, Respawn as Newcomer},
     ident::{Endpoint, Pid},
@@ -84,6 +84,8 @@ struct Report {
     gpus: Vec<gpu::Gpu>,
     /// Every process that was judged.
     processes: Vec<Process>,
+    /// Containers of models that run and that nothing needs; null = they were not looked for.
+    model_containers: Option<Vec<leftovers::ModelContainer>>,
     /// Likes of ended processes that came back.
     respawns: Vec<Respawn>,
     /// What could not be seen beyond single processes and ports.
@@ -296,6 +298,7 @@ fn report(
     last_look: &Findings,
     summary: Summary,
 ) -> Report {
+    let containers = last_look.model_containers.as_ref();
     Report {
         version: 1,
         command: head.command,
@@ -305,6 +308,8 @@ fn report(
         ports: last_look.ports.iter().map(port).collect(),
         gpus: last_look.gpus.iter().map(gpu::gpu).collect(),
         processes,
+        model_containers: containers
+            .map(|all| all.iter().map(leftovers::model_container).collect()),
         respawns,
         unknowns: last_look.unknowns.iter().map(unknown).collect(),
         summary,
@@ -537,6 +542,7 @@ mod tests {
                 "orphans": 2, "suspects": 1, "unsupervised": 0, "foreign": 1, "undecided": 1, "spared": 2, "ended": 0, "not_ended": 0,
                 "ports_guarded": 11, "ports_free": 3, "ports_lingering": 1, "ports_held": 7, "ports_unknown": 0, "ports_without_listener": 0,
                 "gpus_guarded": 4, "gpus_free": 1, "gpus_held": 1, "gpus_short": 1, "gpus_unknown": 1,
+                "model_containers": 1,
             })
         );
     }

@@ -14,6 +14,7 @@ pub mod github;
 mod gpu;
 pub mod journal;
 pub mod json;
+pub mod leftovers;
 pub mod models;
 mod progress;
 pub mod prometheus;

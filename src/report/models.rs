@@ -1,6 +1,7 @@
 //! The models, for a person and for a program. docs/schema/models-v1.json is generated from the types below.
 
 use std::{
+    fmt,
     io::{self, Write},
     sync::Mutex,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -12,7 +13,7 @@ use serde::Serialize;
 use super::{
     Progress, Style,
     escape::{escape, width},
-    json,
+    json, leftovers,
     table::{DOUBT, GOOD, ORPHAN, PLAIN, Page, SPARED},
 };
 use crate::{
@@ -56,6 +57,7 @@ enum Document {
     Models(Models),
     Events(Events),
     Healthy(Healthy),
+    Leftovers(leftovers::Leftovers),
 }
 
 /// A model.
@@ -248,8 +250,8 @@ impl Voice {
         Self(Mutex::new(Progress::new(io::IsTerminal::is_terminal(&io::stderr()))))
     }
 
-    /// Shows this in place of what was said last, of whichever model.
-    pub fn say(&self, name: &ModelName, text: &str) {
+    /// Shows this in place of what was said last, of whichever model or container.
+    pub fn say(&self, name: impl fmt::Display, text: &str) {
         if let Ok(mut progress) = self.0.lock() {
             progress.say(&format!("{name}: {text}"));
         }
@@ -264,7 +266,12 @@ impl Default for Voice {
 
 /// Says on standard error why a model did not do what it was to do.
 pub fn complain(name: &ModelName, what: &str, trouble: &Trouble) {
-    let mut text = format!("error: model '{name}' {what}: {}\n", escape(&trouble.why, None));
+    tell(&format!("model '{name}' {what}"), trouble);
+}
+
+/// Says on standard error what is wrong with whom.
+pub(super) fn tell(whom: &str, trouble: &Trouble) {
+    let mut text = format!("error: {}: {}\n", escape(whom, None), escape(&trouble.why, None));
     if let Some(hint) = &trouble.hint {
         text = format!("{text}hint: {}\n", escape(hint, None));
     }

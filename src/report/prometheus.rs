@@ -152,6 +152,13 @@ impl Page {
         ] {
             self.sample("processes", &[("verdict", verdict)], count);
         }
+        if let Some(containers) = &findings.model_containers {
+            self.family(
+                "orphaned_model_containers",
+                "Containers of models that run and that nothing needs.",
+            );
+            self.sample("orphaned_model_containers", &[], containers.len());
+        }
         self.family("unknowns", "Things that could not be seen beyond single processes and ports.");
         self.sample("unknowns", &[], findings.unknowns.len());
         self.family("exit_code", "Exit code of the run: 0 clear, 1 not clear, 2 could not tell.");
@@ -262,6 +269,7 @@ mod tests {
         );
         assert!(text.contains("portreeve_processes{verdict=\"orphan\"} 2\n"), "{text}");
         assert!(text.contains("portreeve_exit_code 1\n"));
+        assert!(text.contains("portreeve_orphaned_model_containers 1\n"), "{text}");
         assert!(text.contains("portreeve_container_stops_total{outcome=\"forced\"} 2\n"), "{text}");
         for foreign in ["4242", "server.py", "postgresql"] {
             assert!(!text.contains(foreign), "{foreign}");

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use crate::{
     act::{Deed, Outcome, Respawn},
-    ident::{Pid, ProcessKey},
+    ident::{ContainerId, EngineKind, EngineRef, Pid, ProcessKey},
     judge::{
         gpu::{GpuState, GpuVerdict},
         port::{PortState, PortVerdict},
         verdict::{Finding, GpuShare, Orphan, Spare, Unknown, Verdict},
     },
-    pipeline::{Findings, Reaped},
+    pipeline::{Findings, OrphanedContainer, Reaped},
     snapshot::{
         CommandLine, Gpu, GpuHolding, GpuMemory, GpuSource, GpuUse, GpuVendor, Process, Seen,
     },
@@ -66,7 +66,7 @@ pub(super) fn unknown() -> Unknown {
 }
 
 pub(super) fn findings(ports: Vec<PortVerdict>, verdicts: Vec<Verdict>) -> Findings {
-    Findings { ports, gpus: Vec::new(), verdicts, unknowns: Vec::new() }
+    Findings { ports, gpus: Vec::new(), verdicts, unknowns: Vec::new(), model_containers: None }
 }
 
 pub(super) fn reaped_nothing() -> Reaped {
@@ -215,6 +215,20 @@ pub(super) fn mess() -> Findings {
         gpus: gpus_of_mess(),
         verdicts: verdicts_of_mess(),
         unknowns: vec![unknown()],
+        model_containers: Some(vec![container()]),
+    }
+}
+
+pub(super) fn container() -> OrphanedContainer {
+    OrphanedContainer {
+        name: "vllm-model-llama".to_owned(),
+        id: ContainerId("ab".repeat(32)),
+        engine: EngineRef { kind: EngineKind::Docker, owner: 0 },
+        model: Some("llama".into()),
+        state: "running".to_owned(),
+        why: "its model is recorded as stopped".to_owned(),
+        restarts: Some("always".to_owned()),
+        next_step: "portreeve model clean llama".to_owned(),
     }
 }
 

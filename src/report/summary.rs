@@ -55,6 +55,8 @@ pub(super) struct Summary {
     pub(super) gpus_short: usize,
     /// GPUs of which nothing could be learnt.
     pub(super) gpus_unknown: usize,
+    /// Containers of models that run and that nothing needs; 0 also where they were not looked for.
+    pub(super) model_containers: usize,
 }
 
 impl Summary {
@@ -78,6 +80,7 @@ impl Summary {
     fn with(mut self, findings: &Findings) -> Self {
         self.count_ports(&findings.ports);
         self.count_gpus(&findings.gpus);
+        self.model_containers = findings.model_containers.as_ref().map_or(0, Vec::len);
         self
     }
 

@@ -16,7 +16,7 @@ use super::{
     escape::{escape, width},
     exit,
     github::stopped_words,
-    gpu,
+    gpu, leftovers,
     summary::Summary,
     title_of,
 };
@@ -43,9 +43,9 @@ const PROCESS_COLUMNS_LEAST: usize = 12;
 /// A column before the command line is cut to this on a terminal; to the second below 100 columns.
 const COLUMNS_BEFORE: usize = 20;
 const COLUMNS_BEFORE_LEAST: usize = 12;
-const GAP: usize = 2;
+pub(super) const GAP: usize = 2;
 /// Reasons and next steps stand below their row by this much.
-const INDENT: usize = 6;
+pub(super) const INDENT: usize = 6;
 
 pub(super) const ORPHAN: anstyle::Style = AnsiColor::Red.on_default();
 pub(super) const DOUBT: anstyle::Style = AnsiColor::Yellow.on_default();
@@ -104,6 +104,11 @@ fn state(page: &mut Page, findings: &Findings) {
         findings.verdicts.iter().filter(|verdict| !told.contains(&verdict.process.key.pid));
     rows.extend(portless.map(portless_row));
     page.table(&[first_column(&findings.gpus), "SERVICE", "PID"], "VERDICT", &rows);
+    if let Some(containers) = &findings.model_containers {
+        page.blank();
+        leftovers::rows(page, &leftovers::orphans(containers));
+        page.blank();
+    }
 
     let free = findings.ports.iter().filter(|port| port.state == PortState::Free);
     let free = free.map(|port| port.endpoint.short());
@@ -400,11 +405,16 @@ fn gpus(summary: &Summary) -> Option<String> {
 /// What a look found, in one line.
 fn found(summary: &Summary) -> String {
     let orphans = match summary.orphans {
-        0 => "no orphans".to_owned(),
-        orphans => counted(orphans, "orphan", "orphans"),
+        0 if summary.model_containers > 0 => None,
+        0 => Some("no orphans".to_owned()),
+        orphans => Some(counted(orphans, "orphan", "orphans")),
     };
+    let containers = (summary.model_containers > 0).then(|| {
+        counted(summary.model_containers, "orphaned model container", "orphaned model containers")
+    });
     let spared = (summary.spared > 0).then(|| format!("{} spared", summary.spared));
-    let parts: Vec<String> = std::iter::once(orphans)
+    let parts: Vec<String> = { orphans.into_iter() }
+        .chain(containers)
         .chain(others(summary))
         .chain(spared)
         .chain(
@@ -627,7 +637,7 @@ impl Page {
         self.row(&columns, &header, b"PROCESS", word, anstyle::Style::new().bold());
         for row in rows {
             self.row(&columns, &row.before, &row.process, &row.word, row.colour);
-            self.details(row, INDENT);
+            self.details(&row.details, INDENT);
         }
     }
 
@@ -664,17 +674,34 @@ impl Page {
         self.text.push_str("\n  ");
         self.paint(&escape(&row.word, None), row.colour);
         self.text.push('\n');
-        self.details(row, GAP);
+        self.details(&row.details, GAP);
     }
 
-    fn details(&mut self, row: &Row, indent: usize) {
+    /// Cells in columns of these widths; the last is coloured and not padded.
+    pub(super) fn cells<const N: usize>(
+        &mut self,
+        cells: &[String; N],
+        widths: &[usize; N],
+        colour: anstyle::Style,
+    ) {
+        for (n, (cell, &columns)) in cells.iter().zip(widths).enumerate() {
+            if n + 1 < N {
+                self.pad(cell, columns);
+            } else {
+                self.paint(cell, colour);
+            }
+        }
+        self.text.push('\n');
+    }
+
+    pub(super) fn details(&mut self, details: &[Detail], indent: usize) {
         // Where there are few columns the terminal may wrap a reason: cut, it would say nothing.
         let room = self
             .style
             .width
             .filter(|_| !self.is_narrow())
             .map(|width| width.saturating_sub(indent));
-        for detail in &row.details {
+        for detail in details {
             if matches!(detail, Detail::Evidence(_)) && !self.style.shows_evidence {
                 continue;
             }

@@ -76,9 +76,16 @@ fn docker(
     pid: u32,
     order: impl Fn(&str) -> Act + Send + Sync + 'static,
 ) -> (Fake, Arc<Mutex<Vec<String>>>) {
+    let state = json!({ "Status": "running", "Running": true, "Pid": pid, "Health": { "Status": "unhealthy" } });
+    docker_saying(state, order)
+}
+
+fn docker_saying(
+    state: Value,
+    order: impl Fn(&str) -> Act + Send + Sync + 'static,
+) -> (Fake, Arc<Mutex<Vec<String>>>) {
     let orders: Arc<Mutex<Vec<String>>> = Arc::default();
     let told = Arc::clone(&orders);
-    let state = json!({ "Status": "running", "Running": true, "Pid": pid, "Health": { "Status": "unhealthy" } });
     let fake = Fake::docker(move |path| {
         if path.starts_with("GET") {
             return Act::Answer(200, container_json(1, &state));
@@ -340,6 +347,32 @@ fn only_what_we_made_is_removed_and_a_removal_under_way_or_done_is_success() {
         let last = stopped.rungs.last().unwrap();
         assert!(last.contains("done") || last.contains("gone"), "{stopped}");
     }
+}
+
+#[test]
+fn what_we_made_and_runs_again_and_again_is_removed_and_what_is_not_ours_left_alone() {
+    let between = json!({ "Status": "restarting", "Running": true, "Paused": false, "Restarting": true, "Pid": 0 });
+    let main = Main::plant();
+    let again = json!({ "Status": "running", "Running": true, "Pid": main.pid() });
+    for state in [between, again] {
+        any_run_is_ended_where_it_is_ours(state);
+    }
+}
+
+fn any_run_is_ended_where_it_is_ours(state: Value) {
+    let (fake, orders) = docker_saying(state, |_| done());
+    let target = |is_ours| Target {
+        container: reference(),
+        engine: fake.engine(EngineKind::Docker, 0),
+        main: None,
+        grace: GRACE,
+        is_ours,
+    };
+    let stopped = climb(&target(false), LIMITS, Duration::from_secs(5));
+    assert!(matches!(stopped.end, End::LeftAlone(_)), "{stopped:?}");
+    assert_eq!(*orders.lock().unwrap(), [""; 0]);
+    let stopped = climb(&target(true), LIMITS, Duration::from_secs(5));
+    assert_eq!((&stopped.end, stopped.is_removed), (&End::AlreadyStopped, true), "{stopped:?}");
 }
 
 #[test]

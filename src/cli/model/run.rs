@@ -136,7 +136,7 @@ pub(super) fn stop_first(stack: &Stack, name: &ModelName) -> Result<Down, u8> {
     }
 }
 
-fn interrupts(many: usize) -> Result<Vec<Interrupt>, Failure> {
+pub(super) fn interrupts(many: usize) -> Result<Vec<Interrupt>, Failure> {
     let all = (0..many).map(|_| Interrupt::install());
     all.collect::<Result<_, _>>().map_err(Failure::Interrupt)
 }

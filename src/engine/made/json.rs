@@ -24,6 +24,8 @@ pub(super) struct Listed {
     labels: Option<BTreeMap<String, String>>,
     state: String,
     network_settings: Option<Networks>,
+    /// As Podman's command writes it.
+    networks: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -41,12 +43,13 @@ pub(super) fn listed(json: Listed) -> Result<super::Listed, NoAnswer> {
     let names = json.names.unwrap_or_default();
     let name = names.iter().find_map(|text| answer::name(text)).unwrap_or_else(|| id.short());
     let networks = json.network_settings.and_then(|settings| settings.networks);
+    let networks = networks.unwrap_or_default().into_iter().map(|(name, _)| name);
     Ok(super::Listed {
         name: name.to_owned(),
         labels: json.labels.unwrap_or_default(),
         state: Phase::of(&json.state),
         image: json.image,
-        networks: networks.unwrap_or_default().into_iter().map(|(name, _)| name).collect(),
+        networks: networks.chain(json.networks.unwrap_or_default()).collect(),
         id,
     })
 }
