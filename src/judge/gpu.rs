@@ -214,7 +214,7 @@ fn add_not_found(judged: &mut Vec<GpuVerdict>, gpus: &Gpus, guard: &GpuGuard) {
 }
 
 /// Why a GPU of this name may be there, though none is seen to have it.
-fn may_be_there(gpus: &Gpus, name: &GpuName) -> Option<String> {
+pub fn may_be_there(gpus: &Gpus, name: &GpuName) -> Option<String> {
     let without = |what: &str, lacks: fn(&Gpu) -> bool| {
         let nameless = gpus.all.iter().find(|gpu| lacks(gpu))?;
         Some(format!("the {what} of {} could not be read", nameless.label()))

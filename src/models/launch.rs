@@ -8,9 +8,10 @@ use std::{
 };
 
 use super::{
-    cards, guard,
+    cards::{self, Chosen},
+    guard,
     health::{self, Health, Served},
-    plan::{self, Cards, INSTANCE_LABEL, Launch, MODEL_LABEL},
+    plan::{self, INSTANCE_LABEL, Launch, MODEL_LABEL},
     receipt::{Contained, Main, Receipt, boot_id},
     trouble::{Trouble, how_it_ended, undone},
 };
@@ -24,7 +25,7 @@ use crate::{
     engine::{self, Deed, Engine, Listed, Made, NoAnswer, Phase, Refused, Until},
     gate::{Gate, Gated, Wishes},
     host::Host,
-    ident::{ContainerId, ModelName},
+    ident::{ContainerId, EngineKind, ModelName},
     judge::{
         gate::{Accepts, Answer, asks_for_bind},
         verdict::ContainerRef,
@@ -69,7 +70,8 @@ pub struct Prepared<'a> {
     order: Order<'a>,
     engine: Engine,
     launch: Launch,
-    cards: Cards,
+    /// Devices of NVIDIA's that its container must have.
+    devices: usize,
 }
 
 /// A container that was created.
@@ -114,10 +116,10 @@ impl<'a> Prepared<'a> {
         let (engine, version) = engine_of(host, settings, spec.engine).map_err(|why| {
             Trouble::from(why).hint("'portreeve doctor' says which engines answer")
         })?;
-        let cards = cards(host, settings, spec)?;
+        let Chosen { cards, devices } = cards(host, settings, spec)?;
         let launch = plan::container(name, instance, spec, &cards, &version)
             .map_err(|refusal: Refusal| Trouble::of(&refusal))?;
-        Ok(Self { order, engine, launch, cards })
+        Ok(Self { order, engine, launch, devices })
     }
 
     /// The containers that stand in the way of a new one: of ours, those that are to be replaced. Refused where somebody else's
@@ -211,8 +213,8 @@ impl<'a> Prepared<'a> {
 }
 
 /// Which GPUs of this host it is to have.
-pub fn cards(host: &Host, settings: &Settings, spec: &Spec) -> Result<Cards, Trouble> {
-    cards::find(host, pipeline::sources(settings), &spec.gpus).map_err(|error| Trouble::of(&error))
+pub fn cards(host: &Host, settings: &Settings, spec: &Spec) -> Result<Chosen, Trouble> {
+    Ok(cards::find(host, pipeline::sources(settings), &spec.gpus)?)
 }
 
 fn at_the_gate(settings: &Settings, reaps: bool) -> Wishes {
@@ -260,6 +262,25 @@ fn keep_gate(
     let gate = Gate::new(host, settings, &scope, wishes, &mut tell);
     let mut gate = gate.map_err(|error| Trouble::of(&error))?;
     gate.keep(interrupt, &mut tell).map_err(|error| Trouble::of(&error))
+}
+
+/// Whether the engine has nobody who passes GPUs on: Docker without NVIDIA's hook (20.10, daemon/devices.go), an engine
+/// without NVIDIA's CDI specification (pkg/cdi of tags.cncf.io/container-device-interface).
+fn has_no_driver(deed: &Deed) -> bool {
+    match deed {
+        Deed::Failed(_, words) => {
+            words.contains("could not select device driver") || words.contains("unresolvable CDI")
+        }
+        Deed::Done | Deed::AlreadySo | Deed::Gone | Deed::Conflict(_) | Deed::NoAnswer(_) => false,
+    }
+}
+
+fn toolkit(kind: EngineKind) -> String {
+    let command = match kind {
+        EngineKind::Docker => "nvidia-ctk runtime configure --runtime=docker",
+        EngineKind::Podman => "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml",
+    };
+    format!("{kind} needs NVIDIA's Container Toolkit: '{command}'")
 }
 
 /// Whether a container is this installation's, and of this model.
@@ -358,30 +379,37 @@ impl<'a> Created<'a> {
     }
 
     fn started(&self) -> Result<(Main, OwnedFd), Trouble> {
-        let Prepared { order, engine, .. } = &self.prepared;
+        let Prepared { order, engine, devices, .. } = &self.prepared;
         let deed = engine::start(engine, &self.id, ORDER_TIME);
         if let Some(trouble) = undone("it could not be started", &deed) {
-            return Err(trouble);
+            let is_for_gpus = *devices > 0 && trouble.hint.is_none() && has_no_driver(&deed);
+            let hint = is_for_gpus.then(|| toolkit(engine.name.kind));
+            return Err(hint.into_iter().fold(trouble, Trouble::hint));
         }
         let made = self.find()?;
         let Some(pid) = made.main_pid.filter(|_| made.state == Phase::Running) else {
             return Err(self.ended(&made));
         };
         let Seen::Known(pidfd) = processes::open_pidfd(pid) else {
-            return Err(self.ended(&self.find()?));
+            return Err(self.how_it_ended());
         };
-        let Some(main) = Main::of(order.host, pid) else { return Err(self.ended(&self.find()?)) };
-        self.check_devices(&main)?;
+        let Some(main) = Main::of(order.host, pid) else { return Err(self.how_it_ended()) };
+        let checked = self.check_devices(&main);
+        // Of one that is gone nothing can be seen, and its end says more.
+        if checked.is_err() && processes::has_ended(&pidfd) {
+            return Err(self.how_it_ended());
+        }
+        checked?;
         Ok((main, pidfd))
     }
 
     /// An engine that cannot pass a GPU on may start the container without it, and the model would run on the processor.
     fn check_devices(&self, main: &Main) -> Result<(), Trouble> {
-        let wanted = self.prepared.cards.nvidia.len();
-        if wanted == 0 {
+        let Prepared { order, engine, devices, .. } = &self.prepared;
+        if *devices == 0 {
             return Ok(());
         }
-        let dev = self.prepared.order.host.path(format!("proc/{}/root/dev", main.key.pid));
+        let dev = order.host.path(format!("proc/{}/root/dev", main.key.pid));
         let entries = fs::read_dir(&dev).map_err(|error| {
             let why = format!(
                 "whether it has its GPUs could not be seen in '{}': {error}",
@@ -389,23 +417,15 @@ impl<'a> Created<'a> {
             );
             Trouble::unknown(why).hint("run it as root, or with CAP_SYS_PTRACE")
         })?;
-        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        let is_card = |name: &String| {
-            let number = name.strip_prefix("nvidia");
-            // Below WSL one device stands for all.
-            name == "dxg"
-                || number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
-        };
-        let found: Vec<String> = names.filter(is_card).collect();
-        if found.len() >= wanted || found.iter().any(|name| name == "dxg") {
-            return Ok(());
-        }
-        let kind = self.prepared.engine.name.kind;
-        let why = format!(
-            "{kind} started it with {} of the {wanted} GPUs that it was to have: it would run on the processor",
-            found.len()
-        );
-        Err(Trouble::new(why).hint("the NVIDIA Container Toolkit must be set up for this engine: 'nvidia-ctk runtime configure'"))
+        let names: Vec<String> =
+            entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        cards::check_devices(names.iter().map(String::as_str), *devices).map_err(|found| {
+            let kind = engine.name.kind;
+            let why = format!(
+                "{kind} started it with {found} of the {devices} GPUs that it was to have: it would run on the processor"
+            );
+            Trouble::new(why).hint(toolkit(kind))
+        })
     }
 
     fn find(&self) -> Result<Made, Trouble> {
@@ -414,6 +434,15 @@ impl<'a> Created<'a> {
         found.ok_or_else(|| {
             Trouble::new(format!("somebody removed its container '{}'", launch.container))
         })
+    }
+
+    /// Its process is gone. The kernel is quicker than the engine's books.
+    fn how_it_ended(&self) -> Trouble {
+        let Prepared { order, engine, .. } = &self.prepared;
+        let timeout = order.settings.engines.timeout;
+        // Whatever comes of it, its books are asked.
+        let _: Deed = engine::wait(engine, &self.id, Until::NotRunning, timeout);
+        self.find().map_or_else(|trouble| trouble, |made| self.ended(&made))
     }
 
     /// It ended before it served.
@@ -498,26 +527,7 @@ impl<'a> Started<'a> {
         if !processes::has_ended(&self.pidfd) {
             return Ok(());
         }
-        let Prepared { order, engine, .. } = &self.created.prepared;
-        // The kernel is quicker than the engine's books.
-        let deed = engine::wait(
-            engine,
-            &self.created.id,
-            Until::NotRunning,
-            order.settings.engines.timeout,
-        );
-        match (deed, self.created.find()) {
-            (
-                Deed::Done
-                | Deed::Gone
-                | Deed::AlreadySo
-                | Deed::Conflict(_)
-                | Deed::Failed(..)
-                | Deed::NoAnswer(_),
-                Ok(made),
-            ) => Err(self.created.ended(&made)),
-            (_, Err(trouble)) => Err(trouble),
-        }
+        Err(self.created.how_it_ended())
     }
 
     /// Somebody answers that it is healthy: is it this container, and this model?

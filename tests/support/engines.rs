@@ -25,6 +25,8 @@ pub enum Kind {
     DockerCgroupfs,
     /// A second dockerd, with a containerd, a store and a socket of its own; its containers have the host's network or none.
     SecondDocker,
+    /// Docker where there is no systemd; its containers have the host's network or none.
+    DockerByHand,
     /// Root's.
     Podman,
     /// Bob's, who has a user manager.
@@ -102,7 +104,7 @@ impl<'a> Engine<'a> {
             ))
         };
         let (program, socket) = match kind {
-            Kind::DockerSystemd | Kind::DockerCgroupfs => {
+            Kind::DockerSystemd | Kind::DockerCgroupfs | Kind::DockerByHand => {
                 (words("docker"), "/run/docker.sock".to_owned())
             }
             Kind::SecondDocker => {
@@ -150,6 +152,7 @@ impl<'a> Engine<'a> {
             Kind::DockerSystemd => "systemd",
             Kind::DockerCgroupfs => "cgroupfs",
             Kind::SecondDocker => return self.start_second(),
+            Kind::DockerByHand => return self.start_by_hand(),
             Kind::Podman | Kind::PodmanOfBob | Kind::PodmanOfAlice => return,
         };
         self.test_box.write(
@@ -170,7 +173,19 @@ impl<'a> Engine<'a> {
              --data-root {SECOND}/data --exec-root {SECOND}/exec --pidfile {SECOND}/pid --bridge=none \
              --iptables=false --ip6tables=false"
         ));
-        wait_until(DEADLINE, "the second dockerd answers", || {
+        self.wait_until_it_answers();
+    }
+
+    fn start_by_hand(&self) {
+        self.test_box.sh(
+            "setsid dockerd --bridge=none --iptables=false --ip6tables=false --ip-forward=false \
+             </dev/null >/run/dockerd.log 2>&1 &",
+        );
+        self.wait_until_it_answers();
+    }
+
+    fn wait_until_it_answers(&self) {
+        wait_until(DEADLINE, &format!("{:?} answers", self.kind), || {
             self.ask("/_ping", Duration::from_secs(1)).is_some()
         });
     }
@@ -178,7 +193,10 @@ impl<'a> Engine<'a> {
     /// Opens Podman's API at `socket`; Docker's is open anyway.
     pub fn serve(&self) {
         let user = match self.kind {
-            Kind::DockerSystemd | Kind::DockerCgroupfs | Kind::SecondDocker => return,
+            Kind::DockerSystemd
+            | Kind::DockerCgroupfs
+            | Kind::SecondDocker
+            | Kind::DockerByHand => return,
             Kind::Podman => "root",
             Kind::PodmanOfBob => "bob",
             Kind::PodmanOfAlice => "alice",
@@ -189,9 +207,7 @@ impl<'a> Engine<'a> {
             "folder=$(dirname {socket}); [ -d $folder ] || install -d -m 700 -o {user} $folder
              setsid {program} system service --time=0 unix://{socket} </dev/null >/dev/null 2>&1 &"
         ));
-        wait_until(DEADLINE, "Podman's API answers", || {
-            self.ask("/_ping", Duration::from_secs(1)).is_some()
-        });
+        self.wait_until_it_answers();
     }
 
     /// Runs a verb of the engine's own command.
@@ -278,17 +294,21 @@ impl<'a> Engine<'a> {
             let pid = self.test_box.sh(&format!("systemctl show -P MainPID {unit}"));
             pid.parse().ok().filter(|pid| *pid != 0)
         };
+        let read_pid = |file: &str| {
+            fs::read_to_string(self.test_box.inside(file)).ok()?.trim().parse::<u32>().ok()
+        };
         match self.kind {
             Kind::DockerSystemd | Kind::DockerCgroupfs => {
                 ["docker", "containerd"].into_iter().filter_map(main_pid).collect()
             }
             Kind::SecondDocker => {
-                let file =
-                    self.test_box.inside(&format!("{SECOND}/exec/containerd/containerd.pid"));
-                let containerd = fs::read_to_string(file).ok();
-                let containerd = containerd.and_then(|text| text.trim().parse().ok());
+                let containerd = read_pid(&format!("{SECOND}/exec/containerd/containerd.pid"));
                 main_pid("second-docker").into_iter().chain(containerd).collect()
             }
+            Kind::DockerByHand => ["/run/docker.pid", "/run/docker/containerd/containerd.pid"]
+                .into_iter()
+                .filter_map(read_pid)
+                .collect(),
             Kind::Podman | Kind::PodmanOfBob | Kind::PodmanOfAlice => Vec::new(),
         }
     }
@@ -304,7 +324,11 @@ impl<'a> Engine<'a> {
                 // The socket would start dockerd again with the first question.
                 self.test_box.sh("systemctl stop docker.socket docker containerd 2>/dev/null");
             }
-            Kind::SecondDocker | Kind::Podman | Kind::PodmanOfBob | Kind::PodmanOfAlice => {}
+            Kind::SecondDocker
+            | Kind::DockerByHand
+            | Kind::Podman
+            | Kind::PodmanOfBob
+            | Kind::PodmanOfAlice => {}
         }
         for container in containers {
             self.wait_until_alone(container);
@@ -329,7 +353,7 @@ impl<'a> Engine<'a> {
         let user = |user: &str| self.test_box.sh(&format!("id -u {user}"));
         let script = match self.kind {
             // `netns` is a mount point and stays.
-            Kind::DockerSystemd | Kind::DockerCgroupfs => {
+            Kind::DockerSystemd | Kind::DockerCgroupfs | Kind::DockerByHand => {
                 "rm -rf /run/containerd /run/docker 2>/dev/null || true".to_owned()
             }
             Kind::SecondDocker => format!("rm -rf {SECOND}/exec 2>/dev/null || true"),

@@ -57,7 +57,19 @@ pub struct TestBox {
 impl TestBox {
     /// Boots one, or says why none can be had here: a reason to `skip`. Panics where it ought to boot and does not.
     pub fn boot(name: &str) -> Result<Self, String> {
-        let reason = script(&["why-not"]).output().expect("tests/box/box runs");
+        let test_box = Self::keep("boot", name)?;
+        test_box.sh("install -d /run/systemd/system");
+        Ok(test_box)
+    }
+
+    /// The same without systemd and with the host's pids: who holds a GPU is not known in any other pid namespace. Everything
+    /// that was started inside ends with it.
+    pub fn share(name: &str) -> Result<Self, String> {
+        Self::keep("share", name)
+    }
+
+    fn keep(verb: &str, name: &str) -> Result<Self, String> {
+        let reason = script(&["why-not", verb]).output().expect("tests/box/box runs");
         let reason = String::from_utf8_lossy(&reason.stdout).trim().to_owned();
         if !reason.is_empty() {
             return Err(reason);
@@ -70,7 +82,7 @@ impl TestBox {
         );
 
         let name = format!("{name}-{}", std::process::id());
-        let mut keeper = script(&["boot", &name, &format!("{}:/build", build.display())])
+        let mut keeper = script(&[verb, &name, &format!("{}:/build", build.display())])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -87,7 +99,7 @@ impl TestBox {
         }
         let root = PathBuf::from(line.trim());
         let test_box = Self { name, root, keeper };
-        test_box.sh("install -d -m 1777 /run/planted; install -d /run/systemd/system");
+        test_box.sh("install -d -m 1777 /run/planted");
         Ok(test_box)
     }
 

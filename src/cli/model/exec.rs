@@ -24,8 +24,8 @@ pub(super) fn run(stack: &Stack, name: &ModelName, command: Vec<String>) -> Resu
     }
     let mut interrupt = Interrupt::install().map_err(Failure::Interrupt)?;
     let mut say = |text: &str| tell(name, text);
-    let cards = launch::cards(&stack.host, &stack.settings, spec)?;
-    let process = plan::process(name, spec, &cards);
+    let chosen = launch::cards(&stack.host, &stack.settings, spec)?;
+    let process = plan::process(name, spec, &chosen.cards);
     let mut process = process.map_err(|refusal| Trouble::of(&refusal))?;
     if !command.is_empty() {
         process.command = command;

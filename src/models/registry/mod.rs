@@ -11,7 +11,8 @@ use std::{
     fmt, fs,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use rusqlite::{
@@ -32,6 +33,8 @@ use migrations::{APPLICATION, MIGRATIONS, NEWEST};
 
 /// How long another process may write before we give up: each of its changes takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two tries where SQLite itself does not wait.
+const RETRY: Duration = Duration::from_millis(10);
 
 /// The registry, open.
 #[derive(Debug)]
@@ -196,6 +199,23 @@ pub fn path(host: &Host) -> Result<PathBuf> {
     Ok(state.ok_or(RegistryError::NoPlace)?.join("portreeve/models.db"))
 }
 
+/// Two who turn a new file into a WAL would wait for each other: SQLite refuses one of them without waiting
+/// (sqlite3_busy_handler's documentation, on deadlock), and lets it in once the other is done.
+fn keep_wal(connection: &Connection) -> rusqlite::Result<()> {
+    let began = Instant::now();
+    loop {
+        match connection.pragma_update(None, "journal_mode", "WAL") {
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
+                    && began.elapsed() < PATIENCE =>
+            {
+                thread::sleep(RETRY);
+            }
+            done => return done,
+        }
+    }
+}
+
 impl Registry {
     /// Opens it, makes it where there is none, and brings its tables up to date.
     pub fn open(path: &Path) -> Result<Self> {
@@ -258,7 +278,7 @@ impl Registry {
             .map_err(|error| RegistryError::Io(self.path.clone(), error))?;
         self.sql(|connection| {
             connection.busy_timeout(PATIENCE)?;
-            connection.pragma_update(None, "journal_mode", "WAL")?;
+            keep_wal(connection)?;
             connection.pragma_update(None, "synchronous", "FULL")?;
             connection.pragma_update(None, "foreign_keys", true)?;
             // What stands in the file is data; no trigger or view of somebody else's runs.

@@ -248,6 +248,22 @@ fn many_who_open_and_write_at_once_lose_nothing() {
 }
 
 #[test]
+fn many_who_make_it_at_once_are_all_let_in() {
+    for _ in 0..20 {
+        let (_folder, path) = place();
+        let barrier = std::sync::Barrier::new(8);
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    barrier.wait();
+                    Registry::open(&path).unwrap();
+                });
+            }
+        });
+    }
+}
+
+#[test]
 fn a_registry_of_a_newer_portreeve_and_somebody_elses_database_are_refused_and_left_as_they_are() {
     let (_folder, path) = place();
     drop(Registry::open(&path).unwrap());
