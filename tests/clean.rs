@@ -591,7 +591,10 @@ fn podmans_leftovers_are_found_and_removed_and_one_that_listens_nowhere_hides_no
         });
         assert_eq!(house.orphans(), ["vllm-model-hidden"]);
         let said = house.clean(&["--yes"]).ends_with(2);
-        said.complains("hint: open it with: systemctl enable --now podman.socket");
+        said.complains(
+            "container 'vllm-model-hidden': nobody listens at '/run/podman/podman.sock'\n",
+        )
+        .complains("\nhint: open it with: systemctl enable --now podman.socket\n");
         assert_eq!(house.engine.status("vllm-model-hidden"), "running");
         house.engine.serve();
         house.clean(&["--yes"]).ends_with(0);

@@ -25,7 +25,7 @@ use crate::{
     config::settings::Settings,
     engine::{self, Listed},
     host::Host,
-    ident::{EngineKind, ModelName},
+    ident::ModelName,
     judge::{
         Also,
         verdict::{Finding, Orphan, Verdict},
@@ -284,7 +284,9 @@ impl Keeper<'_> {
         let names = ours.iter().map(|one| one.name.clone());
         let stopped: Vec<(String, Stopped)> = names.zip(stopped).collect();
         if let Some((container, stopped)) = stopped.iter().find(|(_, one)| !one.is_removed) {
-            return Err(left(container, stopped, engine.name.kind, "'portreeve model stop'"));
+            let kind = engine.name.kind;
+            let hint = format!("'{kind} rm -f {container}'; 'portreeve model stop' tries again");
+            return Err(left(&format!("container '{container}'"), stopped).hint(hint));
         }
         if !stopped.is_empty() {
             self.prove(spec, &ours)?;
@@ -386,19 +388,16 @@ pub(super) fn side_by_side<I: Sync, T: Send>(
     taken.map(|result| result.unwrap_or_else(lost)).collect()
 }
 
-/// What was not removed; `again`: the command that tries again.
-pub(super) fn left(container: &str, stopped: &Stopped, kind: EngineKind, again: &str) -> Trouble {
-    let why = match &stopped.end {
-        End::LeftAlone(why) => format!("container '{container}' was left alone: {why}"),
-        End::Interrupted => {
-            format!("container '{container}' was not waited for any longer: its end was not seen")
-        }
-        End::StillRuns => format!("container '{container}' still runs: {stopped}"),
+/// Why this container is not removed.
+pub(super) fn left(whom: &str, stopped: &Stopped) -> Trouble {
+    Trouble::new(match &stopped.end {
+        End::LeftAlone(why) => format!("{whom} was left alone: {why}"),
+        End::Interrupted => format!("{whom} was not waited for any longer: its end was not seen"),
+        End::StillRuns => format!("{whom} still runs: {stopped}"),
         End::AlreadyStopped | End::Graceful | End::Forced => {
-            format!("container '{container}' is down, and not removed: {stopped}")
+            format!("{whom} is down, and not removed: {stopped}")
         }
-    };
-    Trouble::new(why).hint(format!("'{kind} rm -f {container}'; {again} tries again"))
+    })
 }
 
 impl std::fmt::Display for Down {

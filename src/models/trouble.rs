@@ -63,7 +63,7 @@ impl From<RegistryError> for Trouble {
 
 impl From<NoAnswer> for Trouble {
     fn from(why: NoAnswer) -> Self {
-        Self::unknown(why.to_string())
+        Self { is_unknown: true, ..Self::of(&why) }
     }
 }
 

@@ -57,7 +57,9 @@ impl Keeper<'_> {
         let names = std::iter::once(one.name.clone());
         let down = Down { stopped: names.zip(stopped).collect() };
         if let Some((name, stopped)) = down.stopped.iter().find(|(_, one)| !one.is_removed) {
-            return Err(left(name, stopped, engine.name.kind, "'portreeve model clean'"));
+            let kind = engine.name.kind;
+            let hint = format!("'{kind} rm -f {name}'; 'portreeve model clean' tries again");
+            return Err(left("it", stopped).hint(hint));
         }
         self.put_on_record(one, &down)?;
         let spec = self.models.iter().find(|(name, _)| Some(name) == one.model.as_ref());
