@@ -10,7 +10,7 @@ use std::{
 use super::{
     cards, guard,
     health::{self, Health, Served},
-    plan::{self, Cards, INSTANCE_LABEL, Launch, MODEL_LABEL},
+    plan::{self, BACKEND_LABEL, Cards, INSTANCE_LABEL, Launch, MODEL_LABEL, container_name},
     receipt::{Contained, Main, Receipt, boot_id},
     trouble::{Trouble, how_it_ended, undone},
 };
@@ -19,12 +19,12 @@ use crate::{
         container::{self, Stopped, Target},
         interrupt::Interrupt,
     },
-    backend::{Readiness, Refusal, Spec, claims, spec},
+    backend::{BackendName, Readiness, Refusal, Spec, claims, spec},
     config::settings::Settings,
     engine::{self, Deed, Engine, Listed, Made, NoAnswer, Phase, Refused, Until},
     gate::{Gate, Gated, Wishes},
     host::Host,
-    ident::{ContainerId, ModelName},
+    ident::{ContainerId, EngineKind, ModelName},
     judge::{
         gate::{Accepts, Answer, asks_for_bind},
         verdict::ContainerRef,
@@ -140,7 +140,9 @@ impl<'a> Prepared<'a> {
         interrupt: &mut Interrupt,
         say: &mut dyn FnMut(&str),
     ) -> Result<Vec<Stopped>, Trouble> {
-        let stopped = end(&self.order, &self.engine, all, self.launch.reach.grace, interrupt, say)?;
+        let Order { settings, until, .. } = self.order;
+        let grace = self.launch.reach.grace;
+        let stopped = end(settings, until, &self.engine, all, grace, interrupt, say)?;
         for (one, stopped) in all.iter().zip(&stopped) {
             if !stopped.is_removed {
                 let why =
@@ -228,10 +230,18 @@ impl<'a> Prepared<'a> {
     }
 }
 
-/// Whether a container is this installation's, and of this model.
+/// Whether a container is this installation's, and of this model. By its name too: an image that somebody made of it ('docker
+/// commit') hands its labels on to whatever is run from that.
 pub fn is_of(one: &Listed, instance: &str, name: &ModelName) -> bool {
     let label = |key: &str| one.labels.get(key).map(String::as_str);
-    label(INSTANCE_LABEL) == Some(instance) && label(MODEL_LABEL) == Some(&name.0)
+    label(INSTANCE_LABEL) == Some(instance)
+        && label(MODEL_LABEL) == Some(&name.0)
+        && backend_of(one).is_some_and(|backend| one.name == container_name(name, backend))
+}
+
+/// The backend that a container of ours was made for: its model may have another by now.
+pub fn backend_of(one: &Listed) -> Option<BackendName> {
+    one.labels.get(BACKEND_LABEL)?.parse().ok()
 }
 
 fn not_ours(name: &str, other: &Listed, instance: &str) -> Trouble {
@@ -252,7 +262,8 @@ fn not_ours(name: &str, other: &Listed, instance: &str) -> Trouble {
 
 /// Ends these containers of ours by the ladder, side by side, and removes them.
 pub fn end(
-    order: &Order<'_>,
+    settings: &Settings,
+    until: Option<Instant>,
     engine: &Engine,
     all: &[Listed],
     grace: Duration,
@@ -261,9 +272,9 @@ pub fn end(
 ) -> Result<Vec<Stopped>, Trouble> {
     let mut targets = Vec::new();
     // Half of what is left is for the rungs that follow.
-    let left = order.until.map(|until| until.saturating_duration_since(Instant::now()) / 2);
+    let left = until.map(|until| until.saturating_duration_since(Instant::now()) / 2);
     let grace = left.map_or(grace, |left| grace.min(left));
-    let timeout = order.settings.engines.timeout;
+    let timeout = settings.engines.timeout;
     for one in all {
         let made = engine::find(engine, &one.id.0, timeout)?;
         let main = made.and_then(|made| made.main_pid).and_then(super::receipt::key_of);
@@ -271,8 +282,13 @@ pub fn end(
             ContainerRef { engine: engine.name, id: one.id.clone(), name: one.name.clone() };
         targets.push(Target { container, engine: engine.clone(), main, grace, is_ours: true });
     }
-    let ladder = order.settings.engines.ladder;
-    Ok(container::stop(&targets, ladder, timeout, order.until, interrupt, say))
+    let ladder = settings.engines.ladder;
+    Ok(container::stop(&targets, ladder, timeout, until, interrupt, say))
+}
+
+/// What is said of a start that a signal ended.
+pub fn told_to_stop() -> Trouble {
+    Trouble::new("a signal ended the start")
 }
 
 /// What a gate that stayed shut says.
@@ -312,6 +328,16 @@ impl<'a> Created<'a> {
             unit: None,
             instance_id: order.instance.to_owned(),
         }
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        &self.prepared.launch.container
+    }
+
+    /// Whose it is.
+    pub fn kind(&self) -> EngineKind {
+        self.prepared.engine.name.kind
     }
 
     /// Starts it, and makes sure that it has its devices.
@@ -408,7 +434,8 @@ impl<'a> Created<'a> {
             image: String::new(),
             networks: Vec::new(),
         };
-        let mut stopped = end(order, engine, &[one], launch.reach.grace, interrupt, say)?;
+        let (Order { settings, until, .. }, grace) = (*order, launch.reach.grace);
+        let mut stopped = end(settings, until, engine, &[one], grace, interrupt, say)?;
         stopped.pop().ok_or_else(|| Trouble::unknown("its end was not seen"))
     }
 }
@@ -455,8 +482,9 @@ impl<'a> Started<'a> {
 
     /// Waits this long, or until it ends or we are told to stop: the last two are troubles.
     fn lives_for(&self, time: Duration, interrupt: &mut Interrupt) -> Result<(), Trouble> {
-        if interrupt.wait_beside(Some(self.pidfd.as_fd()), time) {
-            return Err(Trouble::new("a signal ended the start"));
+        // It may have come while an answer was waited for.
+        if interrupt.count() > 0 || interrupt.wait_beside(Some(self.pidfd.as_fd()), time) {
+            return Err(told_to_stop());
         }
         if !processes::has_ended(&self.pidfd) {
             return Ok(());
