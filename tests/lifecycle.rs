@@ -191,6 +191,10 @@ on_both! {
     a_port_that_is_held_is_named_and_nothing_is_made held_port;
     an_image_that_is_not_there_is_said_with_what_to_do no_image;
     what_runs_is_stopped_before_it_is_unregistered unregistered;
+    a_signal_while_its_health_is_asked_ends_a_start told_to_stop;
+    what_an_image_handed_labels_on_to_is_not_ours handed_on;
+    two_stops_side_by_side_both_see_it_down two_stops;
+    what_is_declared_no_more_is_stopped_and_forgotten declared_no_more;
 }
 
 fn started(house: &House) {
@@ -477,6 +481,77 @@ fn unregistered(house: &House) {
     assert_eq!(house.events("brief").last().unwrap(), "unregistered");
 }
 
+/// Its health endpoint takes the question and says nothing: nearly all the time an answer is waited for.
+fn told_to_stop(house: &House) {
+    house.register("mute", 8215, &["--hang-health-after", "0"]);
+    let start = house.begins_to_start("mute");
+    let pid = "pgrep -f -x '/build/portreeve model start mute'";
+    house.test_box().sh(&format!("sleep 1; kill -INT $({pid})"));
+    let said = Ran::of(&start.wait_with_output().unwrap()).ends_with(1);
+    said.complains("a signal ended the start");
+    house.is("mute", "failed", "a signal ended the start");
+    house.nothing_is_left("mute");
+}
+
+/// Who runs an image that was made of a model's container has its labels, too.
+fn handed_on(house: &House) {
+    house.register("origin", 8216, &[]);
+    house.model(&["start", "origin"]).ends_with(0);
+    let labels = house.engine.inspect("vllm-model-origin")["Config"]["Labels"].clone();
+    let labels: Vec<String> = labels
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(key, value)| format!("--label={key}={}", value.as_str().unwrap()))
+        .collect();
+    let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+    let run = ["run", "-d", "--name", "somebodys-copy"];
+    let server = ["model-vllm", "org/other", "--host", "0.0.0.0", "--port", "8000"];
+    house.engine.must(&[&run, &labels[..], &server].concat());
+    house.model(&["stop", "origin"]).ends_with(0);
+    house.nothing_is_left("origin");
+    house.model(&["start", "origin"]).ends_with(0);
+    house.model(&["stop", "origin"]).ends_with(0);
+    assert_eq!(house.engine.status("somebodys-copy"), "running");
+    house.engine.must(&["rm", "-f", "somebodys-copy"]);
+}
+
+fn two_stops(house: &House) {
+    house.register("twice", 8217, &["--slow-stop", "1"]);
+    house.model(&["start", "twice"]).ends_with(0);
+    let mut first = house.command(&["stop", "twice"]);
+    let piped = first.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let first = piped.spawn().unwrap();
+    house.wait_for("twice", "is stopping", |status| status["state"] == "stopping");
+    house.model(&["stop", "twice"]).ends_with(0);
+    Ran::of(&first.wait_with_output().unwrap()).ends_with(0);
+    house.is("twice", "stopped", "");
+    house.nothing_is_left("twice");
+}
+
+/// Its declaration is taken out while it runs.
+fn declared_no_more(house: &House) {
+    let file = format!("/etc/{}.yaml", house.kind);
+    let model = "backend: vllm, model: org/qwen, container: true, image: model-vllm, port: 8218";
+    let test_box = house.test_box();
+    let declared = format!("{CONFIG}models:\n  lent: {{ {model}, engine: {} }}\n", house.kind);
+    test_box.write(&file, &declared);
+    let model = |words: &[&str]| {
+        let words = [&["/build/portreeve", "--config", &file, "model"], words].concat();
+        Ran::of(&test_box.command(&words).stdin(Stdio::null()).output().unwrap())
+    };
+    model(&["start", "lent"]).ends_with(0);
+    let said = model(&["unregister", "lent"]).ends_with(2);
+    said.complains("not registered, but declared");
+    test_box.write(&file, CONFIG);
+    // The others of this box are other scenes'.
+    let said = model(&["stop", "lent"]).ends_with(0).out;
+    assert!(said.contains("left within its grace period"), "{said}");
+    house.nothing_is_left("lent");
+    model(&["unregister", "lent"]).ends_with(0);
+    model(&["start", "lent"]).ends_with(2).complains("no model 'lent'");
+}
+
 // ---- what befalls all of them: in boxes of their own
 
 /// All at once: the shutdown hook.
@@ -516,7 +591,56 @@ fn engine_restarts(house: &House) {
     assert!(said.out.contains("what it is doing is not known"), "{}", said.out);
     house.model(&["start", "idle"]).ends_with(2).complains("no engine answers");
     house.is("idle", "failed", "no engine answers");
+    // Nothing of it was ever started.
+    house.model(&["unregister", "idle"]).ends_with(0);
     test_box.sh("systemctl start docker");
+}
+
+/// While its engine hangs, nobody says that a model runs, or that it does not; not even where another engine answers.
+fn engine_hangs(house: &House) {
+    let test_box = house.test_box();
+    let words =
+        "register hung --backend vllm --model org/qwen --container --image model-vllm --port 8305";
+    house.model(&words.split(' ').collect::<Vec<_>>()).ends_with(0);
+    house.model(&["start", "hung"]).ends_with(0);
+    let podman = Engine::start(test_box, Kind::Podman);
+    podman.serve();
+    let daemon = test_box.sh("systemctl show -P MainPID docker");
+    test_box.sh(&format!("kill -STOP {daemon}"));
+    let said = house.model(&["start", "hung"]).ends_with(2);
+    said.complains("recorded as running, and whether it is cannot be seen");
+    for _ in 0..2 {
+        let stop = house.model(&["stop", "hung"]).ends_with(2);
+        stop.complains("no engine answers: docker");
+        house.is("hung", "failed", "no engine answers");
+    }
+    house.model(&["unregister", "hung"]).ends_with(2).complains("stays registered");
+    test_box.sh(&format!("kill -CONT {daemon}"));
+    assert_eq!(house.engine.status("vllm-model-hung"), "running");
+    house.model(&["stop", "hung"]).ends_with(0);
+    house.nothing_is_left("hung");
+}
+
+/// A model takes several descriptors, and a service has 1,024 unless it asks for more.
+fn many_are_stopped(house: &House) {
+    let register = "for n in $(seq 60); do /build/portreeve model register many$n --backend vllm --model org/qwen \
+                    --container --port $((20000 + n)); done";
+    house.test_box().sh(register);
+    let stop = house.test_box().sh("ulimit -Sn 200; /build/portreeve model stop --all");
+    assert!(stop.contains("none is left"), "{stop}");
+}
+
+/// What is declared no more is part of all that may run.
+fn all_are_more_than_are_wanted(house: &House) {
+    let test_box = house.test_box();
+    let model = "backend: vllm, model: org/qwen, container: true, image: model-vllm, port: 8306";
+    let config = "/etc/portreeve/config.yaml";
+    test_box.write(config, &format!("{CONFIG}models:\n  lent: {{ {model} }}\n"));
+    house.model(&["start", "lent"]).ends_with(0);
+    test_box.write(config, CONFIG);
+    let said = house.model(&["stop", "--all"]).ends_with(0).out;
+    assert!(said.contains("Models stopped: 1; none is left"), "{said}");
+    house.nothing_is_left("lent");
 }
 
 /// A new boot: nothing runs, and nothing is started.
@@ -536,6 +660,9 @@ fn all_are_stopped_together_and_no_restart_of_engine_or_host_starts_one() {
             stops_all(&house);
             engine_restarts(&house);
             host_reboots(&house);
+            engine_hangs(&house);
+            all_are_more_than_are_wanted(&house);
+            many_are_stopped(&house);
         }
         Err(why) => skip(&why),
     }

@@ -96,8 +96,8 @@ pub fn end(
         .collect()
 }
 
-/// A pidfd per target; the soft limit of 1,024 is a default, not a wish (getrlimit(2)).
-fn allow_many_descriptors() {
+/// A descriptor or some per target; the soft limit of 1,024 is a default, not a wish (getrlimit(2)).
+pub fn allow_many_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }

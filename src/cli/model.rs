@@ -428,7 +428,8 @@ fn register(
 fn unregister(stack: &Stack, name: &ModelName, out: &mut dyn Write) -> Result<u8, Failure> {
     let mut registry = stack.registry()?.ok_or_else(|| stack.unknown(name))?;
     let record = registry.get(name)?;
-    if record.spec.is_none() {
+    let is_declared = stack.settings.models.iter().any(|(declared, _)| declared == name);
+    if record.spec.is_none() && is_declared {
         let why = format!("model '{name}' is not registered, but declared in the settings");
         return Err(Failure::Usage(format!("{why}\nhint: take it out there")));
     }

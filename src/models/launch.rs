@@ -11,7 +11,7 @@ use super::{
     cards::{self, Chosen},
     guard,
     health::{self, Health, Served},
-    plan::{self, INSTANCE_LABEL, Launch, MODEL_LABEL},
+    plan::{self, BACKEND_LABEL, INSTANCE_LABEL, Launch, MODEL_LABEL, container_name},
     receipt::{Contained, Main, Receipt, boot_id},
     trouble::{Trouble, how_it_ended, undone},
 };
@@ -20,7 +20,7 @@ use crate::{
         container::{self, Stopped, Target},
         interrupt::Interrupt,
     },
-    backend::{Readiness, Refusal, Spec, claims, spec},
+    backend::{BackendName, Readiness, Refusal, Spec, claims, spec},
     config::settings::Settings,
     engine::{self, Deed, Engine, Listed, Made, NoAnswer, Phase, Refused, Until},
     gate::{Gate, Gated, Wishes},
@@ -283,10 +283,18 @@ fn toolkit(kind: EngineKind) -> String {
     format!("{kind} needs NVIDIA's Container Toolkit: '{command}'")
 }
 
-/// Whether a container is this installation's, and of this model.
+/// Whether a container is this installation's, and of this model. By its name too: an image that somebody made of it ('docker
+/// commit') hands its labels on to whatever is run from that.
 pub fn is_of(one: &Listed, instance: &str, name: &ModelName) -> bool {
     let label = |key: &str| one.labels.get(key).map(String::as_str);
-    label(INSTANCE_LABEL) == Some(instance) && label(MODEL_LABEL) == Some(&name.0)
+    label(INSTANCE_LABEL) == Some(instance)
+        && label(MODEL_LABEL) == Some(&name.0)
+        && backend_of(one).is_some_and(|backend| one.name == container_name(name, backend))
+}
+
+/// The backend that a container of ours was made for: its model may have another by now.
+pub fn backend_of(one: &Listed) -> Option<BackendName> {
+    one.labels.get(BACKEND_LABEL)?.parse().ok()
 }
 
 fn not_ours(name: &str, other: &Listed, instance: &str) -> Trouble {
@@ -331,6 +339,11 @@ pub fn end(
     Ok(container::stop(&targets, ladder, timeout, until, interrupt, say))
 }
 
+/// What is said of a start that a signal ended.
+pub fn told_to_stop() -> Trouble {
+    Trouble::new("a signal ended the start")
+}
+
 /// What a gate that stayed shut says.
 fn shut(gated: &Gated) -> Trouble {
     let mut unknown = None;
@@ -368,6 +381,16 @@ impl<'a> Created<'a> {
             unit: None,
             instance_id: order.instance.to_owned(),
         }
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        &self.prepared.launch.container
+    }
+
+    /// Whose it is.
+    pub fn kind(&self) -> EngineKind {
+        self.prepared.engine.name.kind
     }
 
     /// Starts it, and makes sure that it has its devices.
@@ -520,9 +543,9 @@ impl<'a> Started<'a> {
 
     /// Waits this long, or until it ends or we are told to stop: the last two are troubles.
     fn lives_for(&self, time: Duration, interrupt: &mut Interrupt) -> Result<(), Trouble> {
-        // Also one that came between two waits.
+        // It may have come while an answer was waited for.
         if interrupt.count() > 0 || interrupt.wait_beside(Some(self.pidfd.as_fd()), time) {
-            return Err(Trouble::new("a signal ended the start"));
+            return Err(told_to_stop());
         }
         if !processes::has_ended(&self.pidfd) {
             return Ok(());

@@ -11,9 +11,9 @@ use std::{
 use super::{
     Registry, State,
     launch::{self, Created, Order, Prepared, Started},
-    receipt::Worker,
+    receipt::{Contained, Worker},
     reconcile,
-    registry::{Record, RegistryError},
+    registry::RegistryError,
     trouble::Trouble,
 };
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
     config::settings::Settings,
     engine::{self, Listed},
     host::Host,
-    ident::ModelName,
+    ident::{EngineKind, ModelName},
     judge::{
         Also,
         verdict::{Finding, Orphan, Verdict},
@@ -127,7 +127,12 @@ impl Keeper<'_> {
         }
         let mut registry = self.open()?;
         let worker = self.worker()?;
-        reconcile::reconcile(self, &mut registry, Some(std::slice::from_ref(name)))?;
+        let unseen = reconcile::reconcile(self, &mut registry, Some(std::slice::from_ref(name)))?;
+        if let Some(why) = unseen.get(name) {
+            let state = registry.get(name)?.state;
+            let why = format!("it is recorded as {state}, and whether it is cannot be seen: {why}");
+            return Err(Trouble::unknown(why).hint("'portreeve doctor' says which engines answer"));
+        }
         match registry.begin(name, State::begin_start, "asked to start", &worker) {
             Ok(_) => {}
             Err(RegistryError::Forbidden(_, step)) if step.from == State::Running => {
@@ -135,19 +140,41 @@ impl Keeper<'_> {
             }
             Err(error) => return Err(error.into()),
         }
+        self.check_wanted(&mut registry, name, spec, &worker)?;
         let instance = registry.instance_id()?;
         let order = Order { until: None, ..self.order(name, spec, &instance) };
         let way = Way { order, worker: &worker };
         match self.bring_up(&mut registry, way, reaps, interrupt, say) {
             Ok(()) => Ok(Up::Started),
-            Err(trouble) => {
-                match registry.settle(name, &worker, |state| Ok(state.fail()), &trouble.why) {
-                    // Who stopped it meanwhile says how that went.
-                    Ok(_) | Err(RegistryError::TakenOver(..)) => Err(trouble),
-                    Err(error) => Err(error.into()),
-                }
-            }
+            Err(trouble) => Err(put_failure(&mut registry, name, &worker, trouble)),
         }
+    }
+
+    /// That what is to be started is still what is wanted: it may have been unregistered since we read it.
+    fn check_wanted(
+        &self,
+        registry: &mut Registry,
+        name: &ModelName,
+        spec: &Spec,
+        worker: &Worker,
+    ) -> Result<(), Trouble> {
+        if self.is_declared(name) {
+            return Ok(());
+        }
+        let now = registry.get(name)?.spec;
+        if now.as_ref() == Some(spec) {
+            return Ok(());
+        }
+        let trouble = Trouble::new("it was unregistered or registered anew meanwhile");
+        registry.settle(name, worker, |state| Ok(state.come_down()), &trouble.why)?;
+        if now.is_none() {
+            registry.unregister(name)?;
+        }
+        Err(trouble.hint("'portreeve model list' shows which there are now"))
+    }
+
+    fn is_declared(&self, name: &ModelName) -> bool {
+        self.settings.models.iter().any(|(declared, _)| declared == name)
     }
 
     fn worker(&self) -> Result<Worker, Trouble> {
@@ -168,26 +195,28 @@ impl Keeper<'_> {
         let prepared = Prepared::new(order)?;
         let old = prepared.predecessors()?;
         prepared.replace(&old, interrupt, say)?;
-        prepared.pass_gate(reaps, interrupt, say)?;
-        let created = prepared.create()?;
-        for warning in &created.warnings {
-            registry.record(order.name, "warning", warning)?;
-            say(warning);
+        let contained = registry.receipt(order.name)?.and_then(|receipt| receipt.container);
+        if contained.is_some_and(|contained| old.iter().any(|one| one.id == contained.id)) {
+            registry.drop_receipt(order.name, worker)?;
         }
-        let written = registry.put_receipt(order.name, &created.receipt());
-        let created = match written {
-            Ok(()) => created,
-            Err(error) => return Err(clear(&created, error.into(), interrupt, say)),
-        };
+        prepared.pass_gate(reaps, interrupt, say)?;
+        if interrupt.count() > 0 {
+            return Err(launch::told_to_stop());
+        }
+        let way = Way { order, worker };
+        let created = prepared.create()?;
+        if let Err(error) = put_created(registry, way, &created, say) {
+            return Err(clear(registry, way, &created, error.into(), interrupt, say));
+        }
         let started = match created.start() {
             Ok(started) => started,
             Err(undone) => {
                 let (created, trouble) = *undone;
-                return Err(clear(&created, trouble, interrupt, say));
+                return Err(clear(registry, way, &created, trouble, interrupt, say));
             }
         };
-        let up = come_up(registry, Way { order, worker }, &started, interrupt, say);
-        up.map_err(|trouble| clear(&started.into_created(), trouble, interrupt, say))
+        let up = come_up(registry, way, &started, interrupt, say);
+        up.map_err(|trouble| clear(registry, way, &started.into_created(), trouble, interrupt, say))
     }
 
     /// What another model that is up has already: known without a look at the host.
@@ -227,16 +256,25 @@ impl Keeper<'_> {
             Err(RegistryError::Forbidden(..)) => false,
             Err(error) => return Err(error.into()),
         };
-        let mut down = self.bring_down(&registry, name, spec, record.as_ref(), interrupt, say);
-        if !is_begun && down.as_ref().is_err_and(|trouble| trouble.is_unknown) {
-            // It was down already, and that nobody can be asked whether something is left makes no failure of it.
+        let contained = registry.receipt(name)?.and_then(|receipt| receipt.container);
+        // Of what failed without a receipt nothing was ever started.
+        let was_failed = record.as_ref().is_some_and(|record| record.state == State::Failed);
+        let was_down = !is_begun || (was_failed && contained.is_none());
+        let spec = spec.or_else(|| record.as_ref().and_then(|record| record.spec.as_ref()));
+        let mut down = self.bring_down(&registry, name, spec, contained, interrupt, say);
+        if was_down && down.as_ref().is_err_and(|trouble| trouble.is_unknown) {
+            // That nobody can be asked whether something is left makes no failure of it.
             down = Ok(Down { stopped: Vec::new() });
         }
         match &down {
             Ok(down) => {
                 if is_begun {
                     let come_down = |state: State| Ok(state.come_down());
-                    registry.settle(name, &worker, come_down, &down.to_string())?;
+                    match registry.settle(name, &worker, come_down, &down.to_string()) {
+                        // Who stops it beside us says so, too.
+                        Ok(_) | Err(RegistryError::TakenOver(..) | RegistryError::NoModel(..)) => {}
+                        Err(error) => return Err(error.into()),
+                    }
                 } else if !down.stopped.is_empty() {
                     registry.record(
                         name,
@@ -245,11 +283,10 @@ impl Keeper<'_> {
                     )?;
                 }
             }
-            Err(trouble) => {
-                if is_begun {
-                    registry.settle(name, &worker, |state| Ok(state.fail()), &trouble.why)?;
-                }
+            Err(trouble) if is_begun => {
+                return Err(put_failure(&mut registry, name, &worker, trouble.clone()));
             }
+            Err(_) => {}
         }
         down
     }
@@ -259,36 +296,31 @@ impl Keeper<'_> {
         registry: &Registry,
         name: &ModelName,
         spec: Option<&Spec>,
-        record: Option<&Record>,
+        contained: Option<Contained>,
         interrupt: &mut Interrupt,
         say: &mut dyn FnMut(&str),
     ) -> Result<Down, Trouble> {
         let instance = registry.instance_id()?;
-        let receipt = registry.receipt(name)?;
-        let spec = spec.or_else(|| record.and_then(|record| record.spec.as_ref()));
-        let Some(spec) = spec else {
-            let why = "it is neither registered nor declared any more, and how it was launched is not known";
-            return Err(Trouble::new(why).hint("'portreeve model clean' ends what is left of it"));
-        };
-        if !spec.is_container {
+        // What was started tells before what is wanted by now.
+        let is_container = contained.is_some() || spec.is_none_or(|spec| spec.is_container);
+        if !is_container {
             return Ok(Down { stopped: Vec::new() });
         }
-        let wanted = receipt.and_then(|receipt| receipt.container).map(|one| one.engine);
-        let (engine, _) = launch::engine_of(self.host, self.settings, wanted.or(spec.engine))?;
+        let wanted = contained.map(|one| one.engine).or_else(|| spec.and_then(|spec| spec.engine));
+        let (engine, _) = launch::engine_of(self.host, self.settings, wanted)?;
         let all = engine::list(&engine, self.settings.engines.timeout)?;
         let ours: Vec<Listed> =
             all.into_iter().filter(|one| launch::is_of(one, &instance, name)).collect();
-        let grace = spec.backend.backend().grace;
+        let backends = ours.iter().filter_map(launch::backend_of);
+        let grace = backends.map(|one| one.backend().grace).max().unwrap_or_default();
         let Self { settings, until, .. } = *self;
         let stopped = launch::end(settings, until, &engine, &ours, grace, interrupt, say)?;
         let names = ours.iter().map(|one| one.name.clone());
         let stopped: Vec<(String, Stopped)> = names.zip(stopped).collect();
         if let Some((container, stopped)) = stopped.iter().find(|(_, one)| !one.is_removed) {
-            let kind = engine.name.kind;
-            let hint = format!("'{kind} rm -f {container}'; 'portreeve model stop' tries again");
-            return Err(left(&format!("container '{container}'"), stopped).hint(hint));
+            return Err(left_of(container, stopped, engine.name.kind, "'portreeve model stop'"));
         }
-        if !stopped.is_empty() {
+        if let Some(spec) = spec.filter(|_| !stopped.is_empty()) {
             self.prove(spec, &ours)?;
         }
         Ok(Down { stopped })
@@ -331,6 +363,40 @@ struct Way<'a> {
     worker: &'a Worker,
 }
 
+/// What was made, and what its engine has to say about it.
+fn put_created(
+    registry: &mut Registry,
+    Way { order, worker }: Way<'_>,
+    created: &Created<'_>,
+    say: &mut dyn FnMut(&str),
+) -> Result<(), RegistryError> {
+    registry.put_receipt(order.name, worker, &created.receipt())?;
+    for warning in &created.warnings {
+        registry.record(order.name, "warning", warning)?;
+        say(warning);
+    }
+    Ok(())
+}
+
+/// Puts a failure on record, and tells where that was not possible.
+fn put_failure(
+    registry: &mut Registry,
+    name: &ModelName,
+    worker: &Worker,
+    mut trouble: Trouble,
+) -> Trouble {
+    match registry.settle(name, worker, |state| Ok(state.fail()), &trouble.why) {
+        // Who took it over says how that went.
+        Ok(_) | Err(RegistryError::TakenOver(..) | RegistryError::NoModel(..)) => {}
+        Err(error) => {
+            let error = Trouble::from(error);
+            trouble.why = format!("{}; and that is not on record: {}", trouble.why, error.why);
+            trouble.hint = trouble.hint.or(error.hint);
+        }
+    }
+    trouble
+}
+
 fn come_up(
     registry: &mut Registry,
     Way { order, worker }: Way<'_>,
@@ -338,7 +404,7 @@ fn come_up(
     interrupt: &mut Interrupt,
     say: &mut dyn FnMut(&str),
 ) -> Result<(), Trouble> {
-    registry.put_receipt(order.name, &started.receipt())?;
+    registry.put_receipt(order.name, worker, &started.receipt())?;
     started.wait_until_ready(interrupt, say)?;
     registry.settle(order.name, worker, State::come_up, "")?;
     Ok(())
@@ -346,6 +412,8 @@ fn come_up(
 
 /// Takes down what did not come up; the trouble says what could not be taken down.
 fn clear(
+    registry: &mut Registry,
+    Way { order, worker }: Way<'_>,
     created: &Created<'_>,
     mut trouble: Trouble,
     interrupt: &mut Interrupt,
@@ -356,11 +424,16 @@ fn clear(
     }
     say("taking it down again");
     let left = match created.end(interrupt, say) {
-        Ok(stopped) if stopped.is_removed => return trouble,
-        Ok(stopped) => stopped.to_string(),
-        Err(why) => why.why,
+        Ok(stopped) if stopped.is_removed => {
+            // Kept, it would be found to speak of nothing.
+            drop(registry.drop_receipt(order.name, worker));
+            return trouble;
+        }
+        Ok(stopped) => left_of(created.name(), &stopped, created.kind(), "'portreeve model stop'"),
+        Err(why) => why.hint("'portreeve model stop' tries again"),
     };
-    trouble.why = format!("{}; and its container could not be removed: {left}", trouble.why);
+    trouble.why = format!("{}; and its container could not be removed: {}", trouble.why, left.why);
+    trouble.hint = left.hint;
     trouble
 }
 
@@ -386,6 +459,12 @@ pub(super) fn side_by_side<I: Sync, T: Send>(
     });
     let taken = results.into_iter().map(|result| result.into_inner().ok().flatten());
     taken.map(|result| result.unwrap_or_else(lost)).collect()
+}
+
+/// What was not removed; `again`: the command that tries again.
+fn left_of(container: &str, stopped: &Stopped, kind: EngineKind, again: &str) -> Trouble {
+    let hint = format!("'{kind} rm -f {container}'; {again} tries again");
+    left(&format!("container '{container}'"), stopped).hint(hint)
 }
 
 /// Why this container is not removed.

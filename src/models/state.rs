@@ -13,7 +13,7 @@ pub enum State {
     Running,
     /// On its way down.
     Stopping,
-    /// It ended by itself, or did not come up or down. Its container's name and its port are cleared.
+    /// It ended by itself, or did not come up or down. What may be left of it, its receipt says.
     Failed,
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     io::Write,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -10,10 +11,12 @@ use clap_complete::engine::ArgValueCandidates;
 
 use super::{Stack, model_name};
 use crate::{
-    act::interrupt::Interrupt,
+    act::{interrupt::Interrupt, signal},
+    backend::Spec,
     cli::{Failure, complete},
     ident::ModelName,
     models::{
+        State,
         lifecycle::{Down, Up},
         trouble::Trouble,
     },
@@ -73,7 +76,10 @@ pub(super) fn stop(
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
     let began = Instant::now();
-    let names = stack.names(which);
+    let mut names = stack.names(which);
+    if which.all {
+        names.extend(stack.unwanted()?);
+    }
     let longest = stack.models.iter().map(|(_, spec)| spec.backend.backend().grace).max();
     let most = timeout.unwrap_or(LADDER_TIME + longest.unwrap_or_default());
     let voice = Voice::new();
@@ -137,6 +143,7 @@ pub(super) fn stop_first(stack: &Stack, name: &ModelName) -> Result<Down, u8> {
 }
 
 pub(super) fn interrupts(many: usize) -> Result<Vec<Interrupt>, Failure> {
+    signal::allow_many_descriptors();
     let all = (0..many).map(|_| Interrupt::install());
     all.collect::<Result<_, _>>().map_err(Failure::Interrupt)
 }
@@ -158,9 +165,17 @@ impl Stack {
         names
     }
 
+    /// What may run, though it is neither registered nor declared any more.
+    fn unwanted(&self) -> Result<Vec<ModelName>, Failure> {
+        let all = self.records()?.into_iter();
+        let all = all.filter(|record| record.spec.is_none() && record.state != State::Stopped);
+        Ok(all.map(|record| record.name).collect())
+    }
+
     /// Where it is to be reached, for a person.
     fn place_of(&self, name: &ModelName) -> String {
         let found = self.models.iter().find(|(known, _)| known == name);
-        found.map_or_else(String::new, |(_, spec)| format!(" on {}:{}", spec.host, spec.port()))
+        let address = |spec: &Spec| SocketAddr::new(spec.host, spec.port().number());
+        found.map_or_else(String::new, |(_, spec)| format!(" on {}", address(spec)))
     }
 }

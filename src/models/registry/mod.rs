@@ -403,8 +403,9 @@ impl Registry {
         })
     }
 
-    /// Ends what this worker began: the state in which it came to rest. Where that is down, its receipt goes with it: its
-    /// container's name and its port are nobody's again. Nothing is changed where somebody else has taken it over meanwhile.
+    /// Ends what this worker began: the state in which it came to rest. Where it is stopped, its receipt goes with it: its
+    /// container's name and its port are nobody's again. Of what failed something may be left, and the receipt says on which
+    /// engine. Nothing is changed where somebody else has taken it over meanwhile.
     pub fn settle(
         &mut self,
         name: &ModelName,
@@ -413,10 +414,7 @@ impl Registry {
         why: &str,
     ) -> Result<State> {
         self.change(|transaction, path| {
-            let record = found(transaction, path, name)?;
-            if record.worker.as_ref() != Some(worker) {
-                return Err(RegistryError::TakenOver(name.clone(), record.state));
-            }
+            led(transaction, path, name, worker)?;
             rest(transaction, path, name, step, why)
         })
     }
@@ -534,10 +532,25 @@ fn rest(
     why: &str,
 ) -> Result<State> {
     let state = lead(transaction, path, name, step, why, None)?;
-    if !state.is_up() {
+    if state == State::Stopped {
         receipts::drop_of(transaction, path, name)?;
     }
     Ok(state)
+}
+
+/// That this worker still leads it.
+fn led(
+    transaction: &Transaction<'_>,
+    path: &Path,
+    name: &ModelName,
+    worker: &Worker,
+) -> Result<()> {
+    let record = found(transaction, path, name)?;
+    if record.worker.as_ref() == Some(worker) {
+        Ok(())
+    } else {
+        Err(RegistryError::TakenOver(name.clone(), record.state))
+    }
 }
 
 fn lead(

@@ -4,24 +4,30 @@ use std::path::Path;
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
-use super::{Registry, RegistryError, Result, now_ms};
+use super::{Registry, RegistryError, Result, led, now_ms};
 use crate::{
     backend::spec::Engine,
     ident::{ContainerId, ModelName, Pid, ProcessKey},
-    models::receipt::{Contained, Main, Receipt},
+    models::receipt::{Contained, Main, Receipt, Worker},
 };
 
 const COLUMNS: &str = "model, boot_id, pid, start_ticks, pidfd_inode, exe, uid, engine, container_id, container_name, unit, \
                        instance_id";
 
 impl Registry {
-    /// Writes down what was started for a model, over what stood there.
-    pub fn put_receipt(&mut self, name: &ModelName, receipt: &Receipt) -> Result<()> {
+    /// Writes down what this worker started for a model, over what stood there. Refused where somebody else leads it meanwhile.
+    pub fn put_receipt(
+        &mut self,
+        name: &ModelName,
+        worker: &Worker,
+        receipt: &Receipt,
+    ) -> Result<()> {
         let Receipt { boot_id, container, process, unit, instance_id } = receipt;
         let key = process.as_ref().map(|process| process.key);
         let exe = process.as_ref().and_then(|process| process.exe.as_ref());
         let number = |n: u64| i64::from_ne_bytes(n.to_ne_bytes());
         self.change(|transaction, path| {
+            led(transaction, path, name, worker)?;
             let sql = format!(
                 "INSERT OR REPLACE INTO receipts ({COLUMNS}, at_ms)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"
@@ -43,6 +49,14 @@ impl Registry {
             ];
             let failed = |error| RegistryError::Failed(path.to_owned(), error);
             transaction.execute(&sql, values).map_err(failed).map(drop)
+        })
+    }
+
+    /// Forgets what was started for a model, of which its worker saw that nothing is left.
+    pub fn drop_receipt(&mut self, name: &ModelName, worker: &Worker) -> Result<()> {
+        self.change(|transaction, path| {
+            led(transaction, path, name, worker)?;
+            drop_of(transaction, path, name)
         })
     }
 

@@ -121,15 +121,40 @@ fn a_receipt_is_read_back_and_goes_with_what_it_was_for() {
         unit: Some("a.service".to_owned()),
         instance_id: registry.instance_id().unwrap(),
     };
-    registry.put_receipt(&name("a"), &receipt).unwrap();
+    let other = Worker { start_ticks: 1, ..us() };
+    let error = registry.put_receipt(&name("a"), &other, &receipt).unwrap_err();
+    assert!(matches!(error, RegistryError::TakenOver(_, State::Starting)), "{error}");
+    registry.put_receipt(&name("a"), &us(), &receipt).unwrap();
     registry.settle(&name("a"), &us(), State::come_up, "").unwrap();
     assert_eq!(registry.get(&name("a")).unwrap().worker, None);
     assert_eq!(registry.receipts().unwrap(), [(name("a"), receipt)]);
     registry.begin(&name("a"), State::begin_stop, "", &us()).unwrap();
-    let other = Worker { start_ticks: 1, ..us() };
     let error = registry.settle(&name("a"), &other, |state| Ok(state.fail()), "").unwrap_err();
     assert!(matches!(error, RegistryError::TakenOver(_, State::Stopping)), "{error}");
     registry.settle(&name("a"), &us(), |state| Ok(state.come_down()), "").unwrap();
+    assert_eq!(registry.receipt(&name("a")).unwrap(), None);
+}
+
+#[test]
+fn of_what_failed_the_receipt_is_kept_until_it_is_seen_that_nothing_is_left() {
+    use crate::models::receipt::Receipt;
+    let (_folder, path) = place();
+    let mut registry = Registry::open(&path).unwrap();
+    registry.register(&name("a"), &llama()).unwrap();
+    registry.begin(&name("a"), State::begin_start, "", &us()).unwrap();
+    let receipt = Receipt {
+        boot_id: "a boot".to_owned(),
+        container: None,
+        process: None,
+        unit: None,
+        instance_id: String::new(),
+    };
+    registry.put_receipt(&name("a"), &us(), &receipt).unwrap();
+    registry.settle(&name("a"), &us(), |state| Ok(state.fail()), "").unwrap();
+    assert_eq!(registry.receipt(&name("a")).unwrap(), Some(receipt));
+    assert!(registry.drop_receipt(&name("a"), &us()).is_err(), "nobody leads it any more");
+    registry.begin(&name("a"), State::begin_stop, "", &us()).unwrap();
+    registry.drop_receipt(&name("a"), &us()).unwrap();
     assert_eq!(registry.receipt(&name("a")).unwrap(), None);
 }
 
