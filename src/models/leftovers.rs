@@ -13,7 +13,7 @@ mod tests;
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 pub use clean::Cleaned;
-pub use look::{InUse, Sibling, Sight, look};
+pub use look::{InUse, Open, Sibling, Sight, look};
 pub use networks::{Freed, Tenancy, free, tenancies};
 pub use policies::{Restarting, forbid, restarting};
 pub use scan::scan;

@@ -13,6 +13,7 @@ use crate::{
     cli::{Failure, complete},
     ident::ContainerId,
     models::{
+        Registry,
         leftovers::{self, Leftover, Sight},
         lifecycle::Keeper,
     },
@@ -52,7 +53,7 @@ pub(super) fn clean(
     // Whatever died since is recorded as down.
     stack.reconcile(None)?;
     let keeper = stack.keeper(None);
-    let sight = leftovers::look(&keeper)?;
+    let sight = leftovers::look(&keeper, Registry::open_if_there)?;
     let mut cleaning = wish.asked_about(&keeper, &sight);
     if is_json {
         if wish.yes {

@@ -44,7 +44,7 @@ impl Keeper<'_> {
         let Some(made) = engine::find(engine, &id.0, timeout)? else {
             return Ok(Cleaned::WasGone);
         };
-        is_still_left_over(one, &made, &Ledger::read(self)?)?;
+        is_still_left_over(one, &made, &Ledger::read(self, Registry::open_if_there)?)?;
         if !made.stays_down() {
             // Between two runs it would be back before the order reaches it. Where its engine cannot, its stop still counts.
             drop(engine::forbid_restarts(engine, id, timeout));

@@ -1,6 +1,6 @@
 //! Looks for leftovers with every engine that is here. Changes nothing.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use super::{Entry, Ledger, Leftover, Standing, backend_of, judge, named_like};
 use crate::{
@@ -56,14 +56,17 @@ pub struct Sibling {
     pub instance: String,
 }
 
+/// How the registry is opened: `Registry::look` writes nothing, `Registry::open_if_there` misses nothing of who is writing now.
+pub type Open = fn(&Path) -> Result<Option<Registry>, RegistryError>;
+
 /// Looks. The registry is read after the engines' lists, and what those had then is looked for once more: whatever was started
 /// or stopped in between is not mistaken.
-pub fn look(keeper: &Keeper<'_>) -> Result<Sight, RegistryError> {
+pub fn look(keeper: &Keeper<'_>, open: Open) -> Result<Sight, RegistryError> {
     let which = pipeline::engines(keeper.settings).which;
     let owner = rustix::process::geteuid().as_raw();
     let timeout = keeper.settings.engines.timeout;
     let all = engine::list_everywhere(keeper.host, &which, owner, timeout);
-    let ledger = Ledger::read(keeper)?;
+    let ledger = Ledger::read(keeper, open)?;
     let mut sight = Sight::default();
     for engine::Everything { engine, containers } in all {
         match containers {
@@ -149,8 +152,8 @@ pub(super) fn unseen(engine: EngineRef, why: &NoAnswer) -> Unknown {
 
 impl Ledger {
     /// As the registry has it now; empty where there is none.
-    pub(super) fn read(keeper: &Keeper<'_>) -> Result<Self, RegistryError> {
-        let Some(registry) = Registry::open_if_there(keeper.registry)? else {
+    pub(super) fn read(keeper: &Keeper<'_>, open: Open) -> Result<Self, RegistryError> {
+        let Some(registry) = open(keeper.registry)? else {
             return Ok(Self::default());
         };
         let records = registry.all()?;

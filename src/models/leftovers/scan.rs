@@ -65,7 +65,7 @@ fn find(
     if is_narrow && scope.services.is_empty() {
         return Ok(None);
     }
-    let registry = Registry::open_if_there(path)?;
+    let registry = Registry::look(path)?;
     let records = registry.as_ref().map(Registry::all).transpose()?.unwrap_or_default();
     let was_used = !records.is_empty()
         || registry.as_ref().map(|r| r.events(None, 1)).transpose()?.is_some_and(|e| !e.is_empty());
@@ -80,7 +80,7 @@ fn find(
         return Ok(Some((Vec::new(), Vec::new())));
     }
     let keeper = Keeper { host, settings, registry: path, models: &models, until: None };
-    let sight = look(&keeper)?;
+    let sight = look(&keeper, Registry::look)?;
     let is_meant = |one: &&Leftover| !is_narrow || one.model.as_ref().is_some_and(is_named);
     let orphans = sight.leftovers.iter().filter(|one| one.is_orphan() && one.is_up());
     let orphans = orphans.filter(is_meant).map(OrphanedContainer::from).collect();

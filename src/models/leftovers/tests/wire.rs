@@ -179,7 +179,11 @@ fn what_is_gone_by_the_second_look_was_not_left_over_and_a_named_model_is_told_a
     };
     assert_eq!(house.scan(&everything()), (Some(Vec::new()), 0), "another installation's");
     *instance.lock().unwrap() = house.registry().instance_id().unwrap();
+    let folder = house.path().parent().unwrap().to_owned();
+    let written = || std::fs::metadata(&folder).unwrap().modified().unwrap();
+    let before = written();
     assert_eq!(house.scan(&everything()), (all(&["llama", "phi"]), 0));
+    assert_eq!(written(), before, "no file is made beside the registry, not for a moment");
     assert_eq!(house.scan(&service("phi")), (all(&["phi"]), 0));
 }
 
