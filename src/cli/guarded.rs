@@ -49,7 +49,9 @@ pub(super) fn guard_models(host: &Host, settings: &mut Settings) {
 }
 
 fn registered(host: &Host) -> Result<Vec<Record>, RegistryError> {
-    let registry = Registry::look(&registry::path(host)?)?;
+    // A user without a home has registered nothing.
+    let Ok(path) = registry::path(host) else { return Ok(Vec::new()) };
+    let registry = Registry::look(&path)?;
     Ok(registry.map(|registry| registry.all()).transpose()?.unwrap_or_default())
 }
 

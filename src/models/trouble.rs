@@ -107,6 +107,10 @@ pub fn how_it_ended(made: &Made) -> String {
     if made.oom_killed {
         return format!("the kernel killed it for want of memory (exit code {code})");
     }
+    // Docker's word for one that was dead when it came back (daemon/monitor.go, `ExitCode: 255`).
+    if code == 255 {
+        return "it was dead when its engine looked again, or ended with exit code 255".to_owned();
+    }
     match SIGNALS.iter().find(|(number, _)| number + 128 == code) {
         Some((9, _)) => "somebody killed it with SIGKILL (exit code 137): neither portreeve, nor the kernel for want of memory \
                          in its container ('journalctl -k' tells whether the host was short of it)"
