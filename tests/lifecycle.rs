@@ -537,7 +537,7 @@ fn declared_no_more(house: &House) {
     let declared = format!("{CONFIG}models:\n  lent: {{ {model}, engine: {} }}\n", house.kind);
     test_box.write(&file, &declared);
     let model = |words: &[&str]| {
-        let words = [&["/build/portreeve", "--config", &file, "model"], words].concat();
+        let words = [&["/build/portreeve", "model", "--config", &file], words].concat();
         Ran::of(&test_box.command(&words).stdin(Stdio::null()).output().unwrap())
     };
     model(&["start", "lent"]).ends_with(0);
@@ -639,7 +639,7 @@ fn all_are_more_than_are_wanted(house: &House) {
     house.model(&["start", "lent"]).ends_with(0);
     test_box.write(config, CONFIG);
     let said = house.model(&["stop", "--all"]).ends_with(0).out;
-    assert!(said.contains("Models stopped: 1; none is left"), "{said}");
+    assert!(said.contains("model 'lent' is stopped: it left"), "{said}");
     house.nothing_is_left("lent");
 }
 
