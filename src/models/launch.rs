@@ -54,9 +54,11 @@ pub struct Order<'a> {
 
 /// Creating and starting may take what loading a GPU's driver takes.
 const ORDER_TIME: Duration = Duration::from_secs(60);
-/// Between two questions to its health endpoint while it loads, at first and at last.
+/// Between two questions to its health endpoint while it loads, at first and at last; in between a share of the time that it has
+/// taken so far, so that it is known to be ready soon after it is, and its log is not filled with our questions.
 const FIRST_LOOK: Duration = Duration::from_millis(100);
 const LAST_LOOK: Duration = Duration::from_secs(1);
+const SHARE: u32 = 20;
 /// For one answer of its health endpoint while it loads.
 const HEALTH_TIME: Duration = Duration::from_secs(5);
 /// How long one that is not asked must live to be called running.
@@ -519,7 +521,7 @@ impl<'a> Started<'a> {
         say: &mut dyn FnMut(&str),
     ) -> Result<(), Trouble> {
         let reach = &self.created.prepared.launch.reach;
-        let (began, mut pause) = (Instant::now(), FIRST_LOOK);
+        let began = Instant::now();
         loop {
             let left = reach.load_timeout.saturating_sub(began.elapsed());
             let Some(health) = health::ask(reach, HEALTH_TIME.min(left.max(FIRST_LOOK))) else {
@@ -535,8 +537,8 @@ impl<'a> Started<'a> {
                 return Err(Trouble { log: self.created.last_lines(), ..trouble });
             }
             say(&format!("loading for {} s: {health}", began.elapsed().as_secs()));
+            let pause = (began.elapsed() / SHARE).clamp(FIRST_LOOK, LAST_LOOK);
             self.lives_for(pause.min(left), interrupt)?;
-            pause = (pause * 2).min(LAST_LOOK);
         }
         self.is_itself(interrupt, say)
     }
