@@ -11,6 +11,7 @@
 mod support;
 
 use std::{
+    io::{BufRead, BufReader},
     process::{Child, Output, Stdio},
     sync::LazyLock,
     time::Duration,
@@ -211,6 +212,13 @@ fn started(house: &House) {
     let said = house.model(&["start", "plain"]).ends_with(0);
     assert_eq!(said.out, "model 'plain' is running already on 127.0.0.1:8201\n");
     assert_eq!(house.model(&["health", "plain"]).ends_with(0).out, "plain: healthy\n");
+    let mut watch = house.command(&["health", "plain", "--watch", "--interval", "50ms"]);
+    let mut watch = watch.stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let two: Vec<String> = lines.take(2).map(Result::unwrap).collect();
+    assert_eq!(two, ["plain: healthy", "plain: healthy"]);
+    // Whoever read has seen enough.
+    assert!(watch.wait().unwrap().success());
     let log = house.model(&["logs", "plain", "-n", "1"]).ends_with(0).out;
     assert!(log.contains("ready at 0.0.0.0:8000 with 'org/qwen'"), "{log}");
     let list = house.model(&["list"]).ends_with(0).out;

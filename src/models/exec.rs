@@ -178,10 +178,12 @@ fn load(
         }
         if left.is_zero() {
             let limit = reach.load_timeout.as_secs();
-            let why = format!("it was not ready within {limit} s; at last: {health}");
+            let why =
+                format!("it was not ready within {limit} s; at last: {}", health.while_loading());
             return Ok(Step::Failed(Trouble::new(why).hint("'--load-timeout' gives it more time")));
         }
-        let text = format!("loading for {} s: {health}", began.elapsed().as_secs());
+        let text =
+            format!("loading for {} s: {}", began.elapsed().as_secs(), health.while_loading());
         let more = pause + HEALTH_TIME + EXTENSION;
         let more = u32::try_from(more.as_micros()).unwrap_or(u32::MAX);
         notify(&[NotifyState::ExtendTimeoutUsec(more), NotifyState::Status(&text)]);

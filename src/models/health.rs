@@ -40,6 +40,16 @@ impl fmt::Display for Health {
     }
 }
 
+impl Health {
+    /// The same of one that is still on its way up: that it does not answer yet is no illness.
+    pub fn while_loading(&self) -> String {
+        match self {
+            Self::Silent(why) => format!("no answer yet ({why})"),
+            Self::Answered(_) => self.to_string(),
+        }
+    }
+}
+
 /// What it serves, held against what it should.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Served {

@@ -532,11 +532,18 @@ impl<'a> Started<'a> {
             }
             if left.is_zero() {
                 let limit = reach.load_timeout.as_secs();
-                let why = format!("it was not ready within {limit} s; at last: {health}");
+                let why = format!(
+                    "it was not ready within {limit} s; at last: {}",
+                    health.while_loading()
+                );
                 let trouble = Trouble::new(why).hint("'--load-timeout' gives it more time");
                 return Err(Trouble { log: self.created.last_lines(), ..trouble });
             }
-            say(&format!("loading for {} s: {health}", began.elapsed().as_secs()));
+            say(&format!(
+                "loading for {} s: {}",
+                began.elapsed().as_secs(),
+                health.while_loading()
+            ));
             let pause = (began.elapsed() / SHARE).clamp(FIRST_LOOK, LAST_LOOK);
             self.lives_for(pause.min(left), interrupt)?;
         }
