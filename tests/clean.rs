@@ -33,6 +33,7 @@ use serde_json::{Value, json};
 use support::{
     DEADLINE, Report, TestBox,
     engines::{Engine, Kind},
+    ran::Ran,
     skip, wait_until,
 };
 
@@ -110,43 +111,6 @@ struct House<'a> {
     test_box: &'a TestBox,
     engine: Engine<'a>,
     kind: &'static str,
-}
-
-/// What a run of portreeve came to.
-#[derive(Debug)]
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl Ran {
-    fn of(output: &Output) -> Self {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Self {
-            code: output.status.code().unwrap_or(-1),
-            out: text(&output.stdout),
-            err: text(&output.stderr),
-        }
-    }
-
-    #[track_caller]
-    fn ends_with(self, code: i32) -> Self {
-        assert_eq!(self.code, code, "out: {}\nerr: {}", self.out, self.err);
-        self
-    }
-
-    #[track_caller]
-    fn says(self, text: &str) -> Self {
-        assert!(self.out.contains(text), "wanted '{text}' in: {}\n{}", self.out, self.err);
-        self
-    }
-
-    #[track_caller]
-    fn complains(self, text: &str) -> Self {
-        assert!(self.err.contains(text), "wanted '{text}' in: {}", self.err);
-        self
-    }
 }
 
 impl House<'_> {

@@ -12,7 +12,7 @@ mod support;
 
 use std::{
     io::{BufRead, BufReader},
-    process::{Child, Output, Stdio},
+    process::{Child, Stdio},
     sync::LazyLock,
     time::Duration,
 };
@@ -21,6 +21,7 @@ use serde_json::Value;
 use support::{
     DEADLINE, TestBox,
     engines::{Engine, Kind},
+    ran::Ran,
     skip, wait_until,
 };
 
@@ -48,36 +49,6 @@ static DOCKER: LazyLock<Result<House, String>> =
     LazyLock::new(|| house("lifecycle-docker", Kind::DockerSystemd, "docker"));
 static PODMAN: LazyLock<Result<House, String>> =
     LazyLock::new(|| house("lifecycle-podman", Kind::Podman, "podman"));
-
-/// What a run of portreeve came to.
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl Ran {
-    fn of(output: &Output) -> Self {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Self {
-            code: output.status.code().unwrap_or(-1),
-            out: text(&output.stdout),
-            err: text(&output.stderr),
-        }
-    }
-
-    #[track_caller]
-    fn ends_with(self, code: i32) -> Self {
-        assert_eq!(self.code, code, "out: {}\nerr: {}", self.out, self.err);
-        self
-    }
-
-    #[track_caller]
-    fn complains(self, text: &str) -> Self {
-        assert!(self.err.contains(text), "wanted '{text}' in: {}", self.err);
-        self
-    }
-}
 
 impl House {
     fn test_box(&self) -> &'static TestBox {

@@ -23,6 +23,7 @@ use support::{
     DEADLINE, TestBox,
     engines::{Engine, Kind},
     gpus::{STATE, Stub},
+    ran::Ran,
     skip, wait_until,
 };
 
@@ -74,27 +75,6 @@ struct Scene<'a> {
     name: &'static str,
 }
 
-/// What a run of portreeve came to.
-struct Ran {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-impl Ran {
-    #[track_caller]
-    fn ends_with(self, code: i32) -> Self {
-        assert_eq!(self.code, Some(code), "out: {}\nerr: {}", self.out, self.err);
-        self
-    }
-
-    #[track_caller]
-    fn complains(self, text: &str) -> Self {
-        assert!(self.err.contains(text), "wanted '{text}' in: {}", self.err);
-        self
-    }
-}
-
 impl Scene<'static> {
     /// None where there is no such engine.
     fn set(name: &'static str, port: u16, options: &[&str]) -> Option<Self> {
@@ -134,9 +114,7 @@ impl<'a> Scene<'a> {
         let state = format!("{STATE}=/run/gpus/{}", self.name);
         let first = ["env", &state, "/build/portreeve", "model"];
         let mut command = self.test_box().command(&[&first, words].concat());
-        let output = command.stdin(Stdio::null()).output().unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Ran { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
+        Ran::of(&command.stdin(Stdio::null()).output().unwrap())
     }
 
     fn start(&self) -> Ran {
