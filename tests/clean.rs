@@ -13,7 +13,7 @@ mod support;
 use std::{
     fs,
     io::{Read, Write},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use portreeve::{
