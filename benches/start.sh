@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # How long ten models take that are started side by side, each with a loading time of its own from 0.5 to 5 seconds, beside the
-# slowest of them alone: on a real Docker in the test box, their servers played. docs/performance.md holds the figures.
+# slowest of them alone: on a real Docker in the test box, their servers played; and how long Docker itself takes to create and start
+# one such container and ten. docs/performance.md holds the figures.
 #
-#   benches/start.sh [ROUNDS]                         # 5 rounds, some two minutes; as root
+#   benches/start.sh [ROUNDS]                         # 7 rounds, some two minutes; as root
 #   PORTREEVE=/usr/bin/portreeve benches/start.sh     # this binary, not one built here
 set -euo pipefail
 cd "$(dirname "$0")/.."
-rounds=${1:-5}
+rounds=${1:-7}
 target=${CARGO_TARGET_DIR:-$PWD/target}
 [ -n "${PORTREEVE-}" ] || cargo build --quiet --release --bin portreeve
 portreeve=$(realpath "${PORTREEVE:-$target/release/portreeve}")
@@ -48,6 +49,40 @@ start() {
     /tools/portreeve model stop --all >/dev/null 2>&1
 }
 
+cat >/run/engine.py <<'PYTHON'
+import socket, sys, threading, time
+
+failed = []
+
+def ask(method, path, body=""):
+    engine = socket.socket(socket.AF_UNIX)
+    engine.connect("/run/docker.sock")
+    head = f"{method} /v1.41/containers/{path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    engine.sendall((head + body).encode())
+    text = b"".join(iter(lambda: engine.recv(65536), b""))
+    if text.split()[1][:1] != b"2":
+        failed.append(text.decode())
+
+def start(n):
+    port = f'"PortBindings":{{"8000/tcp":[{{"HostIp":"127.0.0.1","HostPort":"830{n}"}}]}}'
+    told = '"Cmd":["org/qwen","--host","0.0.0.0","--port","8000"],"ExposedPorts":{"8000/tcp":{}}'
+    ask("POST", f"create?name=bare{n}", f'{{"Image":"vllm",{told},"HostConfig":{{{port}}}}}')
+    ask("POST", f"bare{n}/start")
+
+many = int(sys.argv[1])
+began = time.perf_counter()
+threads = [threading.Thread(target=start, args=(n,)) for n in range(many)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+if failed:
+    sys.exit(failed[0])
+print(round((time.perf_counter() - began) * 1000))
+for n in range(many):
+    ask("DELETE", f"bare{n}?force=true")
+PYTHON
+
 # The first one warms the caches.
 start m0 >/dev/null
 for ((round = 0; round < $1; round++)); do
@@ -55,6 +90,8 @@ for ((round = 0; round < $1; round++)); do
     start m9 >>/run/slowest
     # shellcheck disable=SC2086 # words
     start $all >>/run/together
+    python3 /run/engine.py 1 >>/run/one
+    python3 /run/engine.py 10 >>/run/ten
 done
 
 median() {
@@ -65,10 +102,13 @@ row() {
     printf '| %s | %s | %s | %s |\n' "$1" "$(median "$2")" "$(sort -n "$2" | head -n 1)" "$(sort -n "$2" | tail -n 1)"
 }
 
-echo '| started | median ms | least | most |'
+echo '| what | median ms | least | most |'
 echo '|---|---|---|---|'
-row 'the quickest alone (loads for 0.5 s)' /run/quickest
+row 'the quickest model alone (loads for 0.5 s)' /run/quickest
 row 'the slowest alone (loads for 5 s)' /run/slowest
 row 'all ten side by side' /run/together
-printf '\nall ten take %s ms longer than the slowest alone\n' $(($(median /run/together) - $(median /run/slowest)))
+row 'Docker itself: one container' /run/one
+row 'Docker itself: ten side by side' /run/ten
+printf '\nAll ten take %s ms longer than the slowest alone; Docker itself %s ms longer for ten than for one.\n' \
+    $(($(median /run/together) - $(median /run/slowest))) $(($(median /run/ten) - $(median /run/one)))
 END
