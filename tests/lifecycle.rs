@@ -11,7 +11,7 @@
 mod support;
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
     process::{Child, Stdio},
     sync::LazyLock,
     time::Duration,
@@ -221,9 +221,13 @@ fn loading(house: &House) {
     house.tell("slow");
     Ran::of(&start.wait_with_output().unwrap()).ends_with(0);
     house.is("slow", "running", "");
-    let follow = house.command(&["logs", "slow", "-f"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut follow = house.command(&["logs", "slow", "-f"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut written = BufReader::new(follow.stdout.take().unwrap());
+    let mut log = String::new();
+    written.read_line(&mut log).unwrap();
     house.model(&["stop", "slow"]).ends_with(0);
-    let log = String::from_utf8(follow.wait_with_output().unwrap().stdout).unwrap();
+    written.read_to_string(&mut log).unwrap();
+    follow.wait().unwrap();
     assert!(log.contains("ready") && log.contains("SIGTERM"), "{log}");
 
     house.register("sickly", 8203, &["--health-fails-after", "usr1"]);
@@ -598,6 +602,28 @@ fn engine_hangs(house: &House) {
     assert_eq!(house.engine.status("vllm-model-hung"), "running");
     house.model(&["stop", "hung"]).ends_with(0);
     house.nothing_is_left("hung");
+
+    // In the middle of a start: whoever answers then is nobody else for that.
+    house.register("stuck", 8307, &["--load-for", "3"]);
+    let start = house.begins_to_start("stuck");
+    test_box.sh(&format!("kill -STOP {daemon}"));
+    let said = Ran::of(&start.wait_with_output().unwrap()).ends_with(2);
+    said.complains("whether it is the one who answers on 127.0.0.1:8307/tcp is not known")
+        .complains("'portreeve model stop' tries again");
+    test_box.sh(&format!("kill -CONT {daemon}"));
+    house.model(&["stop", "stuck"]).ends_with(0);
+    house.nothing_is_left("stuck");
+}
+
+/// Of a start that a stop took over, nobody says that somebody killed it.
+fn taken_over(house: &House) {
+    house.register("revoked", 8308, &["--load-for", "usr1"]);
+    let start = house.begins_to_start("revoked");
+    house.model(&["stop", "revoked"]).ends_with(0);
+    let said = Ran::of(&start.wait_with_output().unwrap()).ends_with(2);
+    said.complains("another command took model 'revoked' over meanwhile");
+    house.is("revoked", "stopped", "");
+    house.nothing_is_left("revoked");
 }
 
 /// A model takes several descriptors, and a service has 1,024 unless it asks for more.
@@ -640,6 +666,7 @@ fn all_are_stopped_together_and_no_restart_of_engine_or_host_starts_one() {
             engine_restarts(&house);
             host_reboots(&house);
             engine_hangs(&house);
+            taken_over(&house);
             all_are_more_than_are_wanted(&house);
             many_are_stopped(&house);
         }

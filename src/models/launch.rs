@@ -587,6 +587,14 @@ impl<'a> Started<'a> {
             }
             Answer::Open(_) => {}
             Answer::Blocked(block) => {
+                // Only an engine that answers tells its own container from somebody else.
+                self.created.find().map_err(|trouble| {
+                    let why = &trouble.why;
+                    let why = format!(
+                        "whether it is the one who answers on {endpoint} is not known: {why}"
+                    );
+                    Trouble { why, ..trouble }
+                })?;
                 let why = format!(
                     "somebody else answers on {endpoint} in its place: {}",
                     block.why.sentence

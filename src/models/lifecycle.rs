@@ -386,8 +386,11 @@ fn put_failure(
     mut trouble: Trouble,
 ) -> Trouble {
     match registry.settle(name, worker, |state| Ok(state.fail()), &trouble.why) {
-        // Who took it over says how that went.
-        Ok(_) | Err(RegistryError::TakenOver(..) | RegistryError::NoModel(..)) => {}
+        Ok(_) | Err(RegistryError::NoModel(..)) => {}
+        // What befell it since was the other's doing, who says how that went.
+        Err(error @ RegistryError::TakenOver(..)) => {
+            return Trouble { log: trouble.log, ..Trouble::from(error) };
+        }
         Err(error) => {
             let error = Trouble::from(error);
             trouble.why = format!("{}; and that is not on record: {}", trouble.why, error.why);
