@@ -846,7 +846,7 @@ fn a_model_is_declared_by_the_names_of_the_command_line_and_laid_over_key_by_key
              port: 8000\n    host: '::1'\n    gpus: [0, '0000:3b:00.0']\n    memory: 32G\n    cpu: 4.0\n    pids: 4096\n    \
              max_model_len: 8192\n    tensor_parallel: 2\n    quantization: awq\n    extra_args: [--enforce-eager, '--seed', '7']\n    \
              image: vllm/vllm-openai:latest\n    models_dir: /srv/models\n    network: ai\n    engine: podman\n    \
-             health: false\n    load_timeout: 10m\n  tiny: { backend: ollama, model: tiny }\n",
+             health: false\n    health_interval: 5s\n    health_failures: 2\n    load_timeout: 10m\n  tiny: { backend: ollama, model: tiny }\n",
         ),
         (
             "conf.d/10.yaml",
@@ -875,7 +875,11 @@ fn a_model_is_declared_by_the_names_of_the_command_line_and_laid_over_key_by_key
         engine: Some(Engine::Podman),
         skips_health: true,
         load_timeout: Some(Duration::from_secs(600)),
-        watch: portreeve::backend::spec::Watch::default(),
+        watch: portreeve::backend::spec::Watch {
+            interval: Duration::from_secs(5),
+            failures: 2,
+            ..portreeve::backend::spec::Watch::default()
+        },
     };
     assert_eq!(*model(&above, "llama-70b"), expected);
     let by_default = model(&above, "b");
@@ -986,7 +990,7 @@ config.yaml:15:13: expected docker or podman, found the text 'lxc'
   15 |     engine: lxc
      |             ^^^
 
-config.yaml:16:5: unknown key 'modle' in model 'a': expected enabled, backend, model, container, port, host, gpus, memory, cpu, pids, max_model_len, tensor_parallel, quantization, extra_args, image, models_dir, network, engine, health or load_timeout
+config.yaml:16:5: unknown key 'modle' in model 'a': expected enabled, backend, model, container, port, host, gpus, memory, cpu, pids, max_model_len, tensor_parallel, quantization, extra_args, image, models_dir, network, engine, health, health_interval, health_timeout, health_failures, health_delay or load_timeout
   16 |     modle: m
      |     ^^^^^
 hint: did you mean 'model'?"

@@ -292,6 +292,10 @@ fn show_model(
         network,
         engine,
         health,
+        health_interval,
+        health_timeout,
+        health_failures,
+        health_delay,
         load_timeout,
     } = &at.value;
     if let Some(At { value: false, place }) = enabled {
@@ -321,6 +325,10 @@ fn show_model(
         line("network", network.as_ref(), |network| text(network)),
         line("engine", engine.as_ref(), |engine| engine.word().to_owned()),
         line("health", health.as_ref(), bool::to_string),
+        line("health_interval", health_interval.as_ref(), |time| written(*time)),
+        line("health_timeout", health_timeout.as_ref(), |time| written(*time)),
+        line("health_failures", health_failures.as_ref(), u32::to_string),
+        line("health_delay", health_delay.as_ref(), |time| written(*time)),
         line("load_timeout", load_timeout.as_ref(), |time| written(*time)),
     ];
     show_lines(loaded, key, lines.into_iter().flatten().collect(), at.place, out)

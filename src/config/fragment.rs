@@ -259,6 +259,18 @@ pub struct ModelFragment {
     /// `false`: it is not asked whether it is healthy (default true).
     #[schemars(with = "Option<bool>")]
     pub health: Option<At<bool>>,
+    /// Between two questions about its health once it serves (default 30s).
+    #[schemars(with = "Option<DurationText>")]
+    pub health_interval: Option<At<Duration>>,
+    /// For one answer (default 10s).
+    #[schemars(with = "Option<DurationText>")]
+    pub health_timeout: Option<At<Duration>>,
+    /// So many failures in a row, and it is ended (default 3).
+    #[schemars(with = "Option<CountText>")]
+    pub health_failures: Option<At<u32>>,
+    /// The first question comes so long after it was ready (default 60s).
+    #[schemars(with = "Option<DurationText>")]
+    pub health_delay: Option<At<Duration>>,
     /// How long a start may load.
     #[schemars(with = "Option<DurationText>")]
     pub load_timeout: Option<At<Duration>>,

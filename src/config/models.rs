@@ -1,6 +1,6 @@
 //! `models:`, the models that are declared: read, laid over each other, and checked as a registration is.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, str::FromStr};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use super::{
     fragment::{At, Fragment, ModelFragment, Place},
@@ -38,6 +38,10 @@ pub(super) const MODEL_KEYS: &[&str] = &[
     "network",
     "engine",
     "health",
+    "health_interval",
+    "health_timeout",
+    "health_failures",
+    "health_delay",
     "load_timeout",
 ];
 
@@ -94,6 +98,10 @@ impl Reader<'_> {
             network: fields.get("network").and_then(|n| self.word(n, "the name of a network")),
             engine: fields.get("engine").and_then(|n| self.parsed(n, "docker or podman")),
             health: fields.get("health").and_then(|n| self.truth(n)),
+            health_interval: fields.get("health_interval").and_then(|n| self.positive_duration(n)),
+            health_timeout: fields.get("health_timeout").and_then(|n| self.positive_duration(n)),
+            health_failures: fields.get("health_failures").and_then(|n| self.count(n)),
+            health_delay: fields.get("health_delay").and_then(|n| self.positive_duration(n)),
             load_timeout: fields.get("load_timeout").and_then(|n| self.positive_duration(n)),
         }
     }
@@ -166,6 +174,10 @@ pub(super) fn overlay(below: &mut At<ModelFragment>, above: At<ModelFragment>) {
         network,
         engine,
         health,
+        health_interval,
+        health_timeout,
+        health_failures,
+        health_delay,
         load_timeout,
     } = above.value;
     let below = &mut below.value;
@@ -188,6 +200,10 @@ pub(super) fn overlay(below: &mut At<ModelFragment>, above: At<ModelFragment>) {
     replace(&mut below.network, network);
     replace(&mut below.engine, engine);
     replace(&mut below.health, health);
+    replace(&mut below.health_interval, health_interval);
+    replace(&mut below.health_timeout, health_timeout);
+    replace(&mut below.health_failures, health_failures);
+    replace(&mut below.health_delay, health_delay);
     replace(&mut below.load_timeout, load_timeout);
 }
 
@@ -282,8 +298,19 @@ fn spec(model: &ModelFragment) -> Option<Spec> {
         engine: value(model.engine.as_ref()),
         skips_health: !value(model.health.as_ref()).unwrap_or(true),
         load_timeout: value(model.load_timeout.as_ref()),
-        watch: Watch::default(),
+        watch: watch(model),
     })
+}
+
+fn watch(model: &ModelFragment) -> Watch {
+    let time = |at: Option<&At<Duration>>, default| at.map_or(default, |at| at.value);
+    let default = Watch::default();
+    Watch {
+        interval: time(model.health_interval.as_ref(), default.interval),
+        timeout: time(model.health_timeout.as_ref(), default.timeout),
+        failures: model.health_failures.as_ref().map_or(default.failures, |at| at.value),
+        delay: time(model.health_delay.as_ref(), default.delay),
+    }
 }
 
 /// A refusal in the words of the settings: the key that it is about, what is wrong, what to do.
