@@ -467,9 +467,10 @@ fn unregistered(house: &House) {
 /// Its health endpoint takes the question and says nothing: nearly all the time an answer is waited for.
 fn told_to_stop(house: &House) {
     house.register("mute", 8215, &["--hang-health-after", "0"]);
-    let start = house.begins_to_start("mute");
+    let mut start = house.begins_to_start("mute");
     let pid = "pgrep -f -x '/build/portreeve model start mute'";
     house.test_box().sh(&format!("sleep 1; kill -INT $({pid})"));
+    wait_until(DEADLINE, "the start ends", || start.try_wait().unwrap().is_some());
     let said = Ran::of(&start.wait_with_output().unwrap()).ends_with(1);
     said.complains("a signal ended the start");
     house.is("mute", "failed", "a signal ended the start");
