@@ -163,6 +163,7 @@ on_both! {
     a_port_that_is_held_is_named_and_nothing_is_made held_port;
     an_image_that_is_not_there_is_said_with_what_to_do no_image;
     what_runs_is_stopped_before_it_is_unregistered unregistered;
+    a_limit_that_its_engine_would_not_keep_is_no_start lost_limit;
     a_signal_while_its_health_is_asked_ends_a_start told_to_stop;
     what_an_image_handed_labels_on_to_is_not_ours handed_on;
     two_stops_side_by_side_both_see_it_down two_stops;
@@ -454,6 +455,40 @@ fn no_image(house: &House) {
     said.complains("does not have the image 'localhost/nobody-has-this:1'").complains("pull");
 }
 
+/// Either is right: a limit that holds, or no start.
+fn lost_limit(house: &House) {
+    let words = [
+        "register",
+        "bounded",
+        "--backend",
+        "vllm",
+        "--model",
+        "org/qwen",
+        "--container",
+        "--image",
+        "model-vllm",
+        "--port",
+        "8215",
+        "--engine",
+        house.kind,
+        "--memory",
+        "256M",
+    ];
+    house.model(&words).ends_with(0);
+    let controllers = house.test_box().sh("cat /sys/fs/cgroup/cgroup.controllers");
+    if controllers.split_whitespace().any(|controller| controller == "memory") {
+        house.model(&["start", "bounded"]).ends_with(0);
+        let seen = house.engine.inspect(&House::container("bounded"));
+        assert_eq!(seen["HostConfig"]["Memory"], 256 << 20);
+        house.model(&["stop", "bounded"]).ends_with(0);
+    } else {
+        let said = house.model(&["start", "bounded"]).ends_with(1);
+        let words = ["limit", "memory", "cgroup"];
+        assert!(words.iter().any(|word| said.err.contains(word)), "{}", said.err);
+    }
+    house.nothing_is_left("bounded");
+}
+
 fn unregistered(house: &House) {
     house.register("brief", 8214, &[]);
     house.model(&["start", "brief"]).ends_with(0);
@@ -649,6 +684,26 @@ fn all_are_more_than_are_wanted(house: &House) {
     house.nothing_is_left("lent");
 }
 
+/// A registry that cannot be written keeps nobody from stopping a model.
+fn stops_unrecorded(house: &House) {
+    house.model(&["start", "a"]).ends_with(0);
+    let test_box = house.test_box();
+    test_box.sh("mount --bind /var/lib/portreeve /var/lib/portreeve
+                 mount -o remount,bind,ro /var/lib/portreeve");
+    let said = house.model(&["status", "a"]).ends_with(0);
+    assert!(
+        said.out.contains("running") && said.err.contains("not held against what runs"),
+        "{}",
+        said.err
+    );
+    let said = house.model(&["stop", "a"]).ends_with(2);
+    let said = said.complains("it left within its grace period");
+    said.complains("but that could not be put on record");
+    house.nothing_is_left("a");
+    test_box.sh("umount /var/lib/portreeve");
+    house.is("a", "stopped", "somebody removed its container");
+}
+
 /// A new boot: nothing runs, and nothing is started.
 fn host_reboots(house: &House) {
     house.model(&["start", "a"]).ends_with(0);
@@ -666,6 +721,7 @@ fn all_are_stopped_together_and_no_restart_of_engine_or_host_starts_one() {
             stops_all(&house);
             engine_restarts(&house);
             host_reboots(&house);
+            stops_unrecorded(&house);
             engine_hangs(&house);
             taken_over(&house);
             all_are_more_than_are_wanted(&house);

@@ -307,7 +307,7 @@ impl Stack {
 
     /// Every model, registered or declared, as the registry has it now.
     fn records(&self) -> Result<Vec<registry::Record>, RegistryError> {
-        let recorded = self.registry()?.map(|registry| registry.all()).transpose()?;
+        let recorded = Registry::look(&self.path)?.map(|registry| registry.all()).transpose()?;
         Ok(guard::all(&self.settings, recorded.unwrap_or_default()))
     }
 

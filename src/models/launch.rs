@@ -395,6 +395,22 @@ impl<'a> Created<'a> {
         self.prepared.engine.name.kind
     }
 
+    /// A limit that the engine took and does not keep: without the kernel's controller Docker says so in a warning and goes on
+    /// (moby daemon/daemon_unix.go, `verifyPlatformContainerResources`). Never with less than was asked for.
+    pub fn lost_limit(&self) -> Option<Trouble> {
+        let is_lost = |words: &&String| {
+            let words = words.to_lowercase();
+            words.contains("discarded") || words.contains("does not support")
+        };
+        let words = self.warnings.iter().find(is_lost)?;
+        let kind = self.prepared.engine.name.kind;
+        let why = format!("{kind} would run it without a limit that was asked for: {words}");
+        Some(
+            Trouble::new(why)
+                .hint("give this host the control group's controller, or leave the limit out"),
+        )
+    }
+
     /// Starts it, and makes sure that it has its devices.
     pub fn start(self) -> Result<Started<'a>, Box<(Self, Trouble)>> {
         match self.started() {

@@ -208,6 +208,9 @@ impl Keeper<'_> {
         if let Err(error) = put_created(registry, way, &created, say) {
             return Err(clear(registry, way, &created, error.into(), interrupt, say));
         }
+        if let Some(trouble) = created.lost_limit() {
+            return Err(clear(registry, way, &created, trouble, interrupt, say));
+        }
         let started = match created.start() {
             Ok(started) => started,
             Err(undone) => {
@@ -244,7 +247,13 @@ impl Keeper<'_> {
         interrupt: &mut Interrupt,
         say: &mut dyn FnMut(&str),
     ) -> Result<Down, Trouble> {
-        let mut registry = self.open()?;
+        let mut registry = match Registry::open(self.registry) {
+            Ok(registry) => registry,
+            Err(error @ (RegistryError::Failed(..) | RegistryError::Io(..))) => {
+                return Err(self.stop_unrecorded(name, &error, interrupt, say));
+            }
+            Err(error) => return Err(error.into()),
+        };
         let record = registry.get(name).ok();
         let spec = self.spec(name).ok();
         if record.is_none() && spec.is_none() {
@@ -254,6 +263,9 @@ impl Keeper<'_> {
         let is_begun = match registry.begin(name, State::begin_stop, why, &worker) {
             Ok(_) => true,
             Err(RegistryError::Forbidden(..)) => false,
+            Err(error @ (RegistryError::Failed(..) | RegistryError::Io(..))) => {
+                return Err(self.stop_unrecorded(name, &error, interrupt, say));
+            }
             Err(error) => return Err(error.into()),
         };
         let contained = registry.receipt(name)?.and_then(|receipt| receipt.container);
@@ -289,6 +301,32 @@ impl Keeper<'_> {
             Err(_) => {}
         }
         down
+    }
+
+    /// A full disk or a read-only one keeps nobody from stopping a model; that it could not be put on record is the trouble. The
+    /// next command that can write sees that it is down.
+    fn stop_unrecorded(
+        &self,
+        name: &ModelName,
+        error: &RegistryError,
+        interrupt: &mut Interrupt,
+        say: &mut dyn FnMut(&str),
+    ) -> Trouble {
+        let mut stop = || -> Result<Down, Trouble> {
+            let registry = Registry::look(self.registry)?;
+            let registry = registry.ok_or_else(|| Trouble::of(&error))?;
+            let contained = registry.receipt(name)?.and_then(|receipt| receipt.container);
+            self.bring_down(&registry, name, self.spec(name).ok(), contained, interrupt, say)
+        };
+        let cause = Trouble::of(&error);
+        match stop() {
+            Ok(down) => Trouble {
+                why: format!("{down}; but that could not be put on record: {}", cause.why),
+                is_unknown: true,
+                ..cause
+            },
+            Err(trouble) => trouble,
+        }
     }
 
     fn bring_down(

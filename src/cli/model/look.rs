@@ -173,7 +173,15 @@ impl Stack {
         &self,
         only: Option<&[ModelName]>,
     ) -> Result<BTreeMap<ModelName, String>, RegistryError> {
-        match self.registry()? {
+        let registry = match self.registry() {
+            // What is on record can still be told.
+            Err(error @ (RegistryError::Failed(..) | RegistryError::Io(..))) => {
+                crate::cli::warn(&format!("not held against what runs: {error}"));
+                return Ok(BTreeMap::new());
+            }
+            registry => registry?,
+        };
+        match registry {
             Some(mut registry) => reconcile::reconcile(&self.keeper(None), &mut registry, only),
             None => Ok(BTreeMap::new()),
         }
