@@ -123,7 +123,8 @@ impl Keeper<'_> {
         if !spec.is_container {
             let why =
                 format!("model '{name}' runs as a process, and portreeve starts containers only");
-            return Err(Trouble::new(why).hint("register it with --container"));
+            let hint = format!("'portreeve model exec {name}' keeps it in the foreground");
+            return Err(Trouble::new(why).hint(hint));
         }
         let mut registry = self.open()?;
         let worker = self.worker()?;
