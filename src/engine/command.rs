@@ -17,6 +17,7 @@ use super::{
     Answer, Deed, Engine, Part, PartAnswer, Question, Version,
     answer::{self, shown},
     made::{self, Listed},
+    outside,
     way::NoAnswer,
 };
 use crate::{
@@ -47,6 +48,8 @@ pub(super) fn program(host: &Host) -> Option<PathBuf> {
 pub(super) struct Podman {
     name: EngineRef,
     program: PathBuf,
+    /// By whom it is run where our own rights do not do.
+    systemd_run: Option<PathBuf>,
     user: User,
     deadline: Instant,
 }
@@ -71,7 +74,13 @@ impl Podman {
             return Err(NoAnswer::Denied);
         }
         let user = user(host, name.owner)?;
-        Ok(Self { name, program, user, deadline })
+        let is_confined = ourselves == 0 && outside::is_needed(name.owner);
+        let systemd_run = outside::program(host).filter(|_| is_confined);
+        if is_confined && systemd_run.is_none() {
+            let why = "podman cannot be run with these rights, and there is no systemd-run";
+            return Err(NoAnswer::NoWay(why.to_owned()));
+        }
+        Ok(Self { name, program, systemd_run, user, deadline })
     }
 
     pub(super) async fn answer(self, question: &Question) -> Answer {
@@ -181,14 +190,22 @@ impl Podman {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let User { uid, gid, home, runtime_folder } = &self.user;
-        let mut command = Command::new(&self.program);
         // A configured remote is another machine, whose word says nothing of this one's processes.
-        command.arg("--remote=false").args(arguments).current_dir("/");
-        command.env_clear().env("PATH", PATH).env("HOME", home).env("LC_ALL", "C");
+        let arguments = [&["--remote=false"], arguments].concat();
+        let mut environment =
+            vec![("PATH", PATH.into()), ("HOME", home.clone()), ("LC_ALL", "C".into())];
         if let Some(folder) = runtime_folder {
-            command.env("XDG_RUNTIME_DIR", folder);
+            environment.push(("XDG_RUNTIME_DIR", folder.clone()));
         }
-        if rustix::process::geteuid().as_raw() != *uid {
+        let is_other = rustix::process::geteuid().as_raw() != *uid;
+        if let Some(systemd_run) = &self.systemd_run {
+            let user = is_other.then_some((*uid, *gid));
+            let order = outside::Order { user, environment: &environment, deadline: self.deadline };
+            return outside::by_systemd(systemd_run, &order, &self.program, &arguments);
+        }
+        let mut command = Command::new(&self.program);
+        command.args(arguments).current_dir("/").env_clear().envs(environment);
+        if is_other {
             // With a uid, std drops root's supplementary groups as well.
             command.uid(*uid).gid(*gid);
         }

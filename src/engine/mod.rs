@@ -14,6 +14,7 @@ mod logs;
 mod made;
 mod make;
 mod networks;
+mod outside;
 mod socket;
 #[cfg(test)]
 mod tests;
