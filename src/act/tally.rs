@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -70,6 +70,8 @@ pub fn add(host: &Host, stopped: &[Stopped]) -> Result<(), String> {
         // Beside, then renamed: a full disk leaves the old count.
         let beside = folder.join("stops.json.new");
         let mut file = open(beside.clone(), 0o644)?;
+        // Whatever the umask is: who reads the metrics is another user.
+        file.set_permissions(fs::Permissions::from_mode(0o644))?;
         file.set_len(0)?;
         file.write_all(&serde_json::to_vec(&sum)?)?;
         file.sync_all()?;
