@@ -50,6 +50,20 @@ enum Kind {
 }
 
 impl Kind {
+    #[cfg(test)]
+    const ALL: [Self; 10] = [
+        Self::Found,
+        Self::Taken,
+        Self::NotSeen,
+        Self::Blocked,
+        Self::Convicted,
+        Self::Ended,
+        Self::NotEnded,
+        Self::CameBack,
+        Self::Warning,
+        Self::Summary,
+    ];
+
     /// Its word and its id.
     fn name(self) -> (&'static str, &'static str) {
         match self {
@@ -493,6 +507,8 @@ fn summary(code: u8, processes: usize, findings: &Findings) -> Entry {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::{judge::verdict::Orphan, report::sample};
 
@@ -560,25 +576,28 @@ mod tests {
         read(&datagram);
     }
 
+    const CATALOG: &str = include_str!("../../packaging/usr/lib/systemd/catalog/portreeve.catalog");
+
     #[test]
-    fn every_kind_has_an_id_of_its_own_and_stands_in_the_document() {
+    fn every_kind_has_an_id_of_its_own_and_stands_in_the_document_and_in_the_catalog() {
         let document = include_str!("../../docs/report.md");
-        let kinds = [
-            Kind::Found,
-            Kind::Taken,
-            Kind::NotSeen,
-            Kind::Convicted,
-            Kind::Ended,
-            Kind::NotEnded,
-            Kind::CameBack,
-            Kind::Summary,
-        ];
-        let ids: std::collections::BTreeSet<&str> = kinds.iter().map(|k| k.name().1).collect();
-        assert_eq!(ids.len(), kinds.len());
-        for kind in kinds {
+        let ids: BTreeSet<&str> = Kind::ALL.iter().map(|kind| kind.name().1).collect();
+        assert_eq!(ids.len(), Kind::ALL.len());
+        for kind in Kind::ALL {
             let (word, id) = kind.name();
             assert_eq!(id.len(), 32);
             assert!(document.contains(&format!("| `{word}` | `{id}` |")), "{word}");
         }
+        let entries = CATALOG.lines().filter_map(|line| line.strip_prefix("-- "));
+        assert_eq!(entries.collect::<BTreeSet<_>>(), ids);
+    }
+
+    /// `journalctl -x` shows a value as it is.
+    #[test]
+    fn the_catalog_shows_no_field_with_text_of_others() {
+        let ours = ["PID", "ROW", "OUTCOME", "EXIT_CODE"].map(|name| format!("PORTREEVE_{name}"));
+        let shown: BTreeSet<&str> =
+            CATALOG.lines().flat_map(|line| line.split('@').skip(1).step_by(2)).collect();
+        assert_eq!(shown, ours.iter().map(String::as_str).collect());
     }
 }
