@@ -359,7 +359,8 @@ impl<'a> Engine<'a> {
             Kind::SecondDocker => format!("rm -rf {SECOND}/exec 2>/dev/null || true"),
             Kind::Podman => "rm /run/libpod/alive".to_owned(),
             Kind::PodmanOfBob => format!("rm /run/user/{}/libpod/tmp/alive", user("bob")),
-            Kind::PodmanOfAlice => format!("rm /tmp/podman-run-{}/libpod/tmp/alive", user("alice")),
+            // By version: `podman-run-UID` or `storage-run-UID`.
+            Kind::PodmanOfAlice => format!("rm /tmp/*-run-{}/libpod/tmp/alive", user("alice")),
         };
         self.test_box.sh(&script);
     }
