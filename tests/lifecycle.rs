@@ -468,7 +468,7 @@ fn lost_limit(house: &House) {
         "--image",
         "model-vllm",
         "--port",
-        "8215",
+        "8299",
         "--engine",
         house.kind,
         "--memory",
