@@ -63,6 +63,8 @@ const SHARE: u32 = 20;
 const HEALTH_TIME: Duration = Duration::from_secs(5);
 /// How long one that is not asked must live to be called running.
 const UNASKED_TIME: Duration = Duration::from_secs(1);
+/// So often another start may have made the common volume in the very same moment.
+const MOST_VOLUMES_LOST: usize = 5;
 /// How many of its last lines are told.
 const LOG_LINES: usize = 15;
 
@@ -191,7 +193,19 @@ impl<'a> Prepared<'a> {
         let body = serde_json::to_string(&launch.body);
         let body = body.map_err(|error| Trouble::new(error.to_string()))?;
         let kind = engine.name.kind;
-        match engine::create(engine, &launch.container, &body, ORDER_TIME) {
+        let create = || engine::create(engine, &launch.container, &body, ORDER_TIME);
+        let mut created = create();
+        // Podman lets one of two win who make their common volume at the same time, and fails the other (libpod's
+        // sqlite and boltdb states, `AddVolume`): the next time it is there.
+        for _ in 0..MOST_VOLUMES_LOST {
+            match &created {
+                Err(Refused::Failed(_, words)) if words.contains("volume already exists") => {
+                    created = create();
+                }
+                Ok(_) | Err(_) => break,
+            }
+        }
+        match created {
             Ok(created) => {
                 Ok(Created { id: created.id, warnings: created.warnings, prepared: self })
             }
