@@ -84,13 +84,23 @@ fn look(
                     .map(|(e, _)| e)
             });
             match engine {
-                Ok(engine) => engine::find(engine, &contained.id.0, timeout),
+                Ok(engine) => engine::find(engine, &contained.id.0, timeout).and_then(understood),
                 Err(why) => Err(why.clone()),
             }
         }
         None => Ok(None),
     };
     Ok(Sight { receipt, container, is_this_boot, is_led })
+}
+
+/// A word that we do not know says neither that it runs nor that it does not.
+fn understood(made: Option<Made>) -> Result<Option<Made>, NoAnswer> {
+    match made {
+        Some(Made { state: Phase::Other(word), .. }) => {
+            Err(NoAnswer::Strange(format!("its engine calls its container '{word}'")))
+        }
+        made => Ok(made),
+    }
 }
 
 /// What became of a model that the registry calls up; none = nothing contradicts it.
@@ -203,6 +213,16 @@ mod tests {
         for state in State::ALL {
             assert_eq!(became(state, &sight(Err(NoAnswer::Late))), None, "{state}");
         }
+    }
+
+    #[test]
+    fn a_word_of_the_engines_that_is_not_known_changes_nothing() {
+        let strange = made(Phase::Other("hibernating".to_owned()), Some(0));
+        let seen = understood(Some(strange));
+        assert!(seen.is_err());
+        assert_eq!(became(State::Running, &sight(seen)), None);
+        let known = Some(made(Phase::Exited, Some(0)));
+        assert_eq!(understood(known.clone()), Ok(known));
     }
 
     #[test]
