@@ -143,7 +143,18 @@ impl Server {
         // Whose parent is still one of ours once its descriptor is open was ours when it was opened.
         let opened: Vec<(ProcessKey, OwnedFd)> = self.all().into_iter().filter_map(open).collect();
         let still = self.all();
-        opened.into_iter().filter(|(key, _)| still.contains(&key.pid)).collect()
+        let mut all: Vec<(ProcessKey, OwnedFd)> =
+            opened.into_iter().filter(|(key, _)| still.contains(&key.pid)).collect();
+        // The server itself is known though '/proc' shows nothing.
+        let is_missing = !all.iter().any(|(key, _)| key.pid == self.pid());
+        if is_missing
+            && !processes::has_ended(&self.pidfd)
+            && let Ok(pidfd) = self.pidfd.try_clone()
+        {
+            let key = ProcessKey { pid: self.pid(), start_ticks: 0, pidfd_inode: None };
+            all.push((key, pidfd));
+        }
+        all
     }
 
     /// Takes note of ended children that became ours; the server's own end is told by its handle.
