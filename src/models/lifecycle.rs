@@ -255,7 +255,12 @@ impl Keeper<'_> {
             }
             Err(error) => return Err(error.into()),
         };
-        let record = registry.get(name).ok();
+        let record = match registry.get(name) {
+            Ok(record) => Some(record),
+            // It may be declared, and never have had a state.
+            Err(RegistryError::NoModel(..)) => None,
+            Err(error) => return Err(error.into()),
+        };
         let spec = self.spec(name).ok();
         if record.is_none() && spec.is_none() {
             self.spec(name)?;
