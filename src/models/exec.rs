@@ -86,8 +86,11 @@ trait Kept {
     /// What can be read once its server has ended.
     fn ends(&self) -> Vec<BorrowedFd<'_>>;
 
-    /// How its server ended, once it has.
+    /// How its server ended, once that is seen.
     fn left(&mut self) -> io::Result<Option<Left>>;
+
+    /// The same, looked for: it does not answer any more, and may have ended unseen.
+    fn look(&mut self) -> io::Result<Option<Left>>;
 
     /// Somebody answers that it is healthy: is it this one, and this model?
     fn is_itself(
@@ -160,6 +163,9 @@ fn watch(
         tell_status(&text);
         say(&text);
         if failures >= plan.failures {
+            if let Some(left) = kept.look()? {
+                return Ok(Exit::Server(left));
+            }
             let why = format!("{failures} times in a row: {health}");
             return Ok(Exit::Unhealthy(Trouble::new(why)));
         }
