@@ -137,7 +137,9 @@ fn watch(
     if let Some(exit) = loaded {
         return Ok(exit);
     }
-    notify(&[NotifyState::Ready, NotifyState::Status("healthy")]);
+    let is_asked = kept.reach().health.is_some();
+    let status = if is_asked { "healthy" } else { "running, and not asked whether it is healthy" };
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
     say("ready");
     let (mut failures, mut pause) = (0, plan.delay);
     loop {
