@@ -16,6 +16,7 @@ use std::{
     os::unix::net::UnixDatagram,
     process::{Child, Stdio},
     sync::LazyLock,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -149,17 +150,25 @@ impl Kept {
     }
 
     /// Its end, and the last status that the manager was told.
-    fn ends(mut self) -> (Ran, String) {
-        let ran = Ran::of(&self.child.wait_with_output().unwrap());
-        self.manager.set_nonblocking(true).unwrap();
-        let mut bytes = [0; 4096];
-        while let Ok(read) = self.manager.recv(&mut bytes) {
-            self.heard.push_str(&String::from_utf8_lossy(&bytes[..read]));
-        }
-        let status = self.heard.lines().rev().find_map(|line| line.strip_prefix("STATUS="));
+    fn ends(self) -> (Ran, String) {
+        let Self { house, name, child, manager, mut heard } = self;
+        let path = house.test_box().inside(&format!("/run/notify-{name}"));
+        // A manager that does not listen keeps it waiting.
+        let hear = thread::spawn(move || {
+            manager.set_read_timeout(None).unwrap();
+            while !heard.ends_with("THE END\n") {
+                let mut bytes = [0; 4096];
+                let read = manager.recv(&mut bytes).unwrap();
+                heard.push_str(&String::from_utf8_lossy(&bytes[..read]));
+            }
+            heard
+        });
+        let ran = Ran::of(&child.wait_with_output().unwrap());
+        UnixDatagram::unbound().unwrap().send_to(b"THE END\n", &path).unwrap();
+        let heard = hear.join().unwrap();
+        let status = heard.lines().rev().find_map(|line| line.strip_prefix("STATUS="));
         let status = status.unwrap_or_default().to_owned();
-        fs::remove_file(self.house.test_box().inside(&format!("/run/notify-{}", self.name)))
-            .unwrap();
+        fs::remove_file(path).unwrap();
         (ran, status)
     }
 }
