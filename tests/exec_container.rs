@@ -296,7 +296,19 @@ fn sandbox(house: &'static House) {
     assert_eq!(house.engine.status("vllm-model-boxed"), "running");
     let labels = house.engine.inspect("vllm-model-boxed")["Config"]["Labels"].clone();
     assert_eq!(labels["io.portreeve.instance"], "of-a-test");
+    let verify = ["/build/examples/handover", "verify", "boxed", "/etc/boxed.json"];
+    let verify = || Ran::of(&test_box.run(&verify));
+    let main = house.engine.container("vllm-model-boxed").pid;
+    assert_eq!(verify().ends_with(0).out, main.to_string());
+    // One that has its name and labels, and not its port.
+    let handover = test_box.sh("cat /etc/boxed.json");
+    test_box.write("/etc/boxed.json", &handover.replace("8407", "8409"));
+    verify().ends_with(1).complains("nobody listens");
+    test_box.write("/etc/boxed.json", &handover.replace("org/qwen", "org/other"));
+    verify().ends_with(1).complains("it serves org/qwen, not org/other");
+    test_box.write("/etc/boxed.json", &handover);
     test_box.sh("systemctl stop boxed");
+    verify().ends_with(1).complains("has no container 'vllm-model-boxed'");
     assert_eq!(house.show("boxed", "Result"), "success");
     house.nothing_is_left("boxed");
     let written = test_box.sh("journalctl -u boxed -o cat");
