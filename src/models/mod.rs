@@ -4,6 +4,7 @@ pub mod cards;
 pub mod exec;
 pub mod guard;
 pub mod health;
+pub mod journal;
 pub mod launch;
 pub mod leftovers;
 pub mod lifecycle;
@@ -14,6 +15,8 @@ pub mod plan;
 pub mod receipt;
 pub mod reconcile;
 pub mod registry;
+mod run;
+pub mod service;
 pub mod state;
 pub mod trouble;
 

@@ -92,7 +92,7 @@ pub(super) fn stop(
     let mut stopped = 0;
     for (name, result) in names.iter().zip(results) {
         match result {
-            Ok(down) if down.stopped.is_empty() => {
+            Ok(down) if down.is_nothing() => {
                 if !which.all {
                     writeln!(out, "model '{name}' is stopped; nothing of it ran")?;
                 }
