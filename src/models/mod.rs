@@ -3,6 +3,7 @@
 pub mod cards;
 pub mod exec;
 pub mod guard;
+pub mod handover;
 pub mod health;
 pub mod journal;
 pub mod launch;
