@@ -213,12 +213,7 @@ impl Keeper<'_> {
     ) -> Result<(), Trouble> {
         self.check_conflicts(registry, order)?;
         let prepared = Prepared::new(order)?;
-        let old = prepared.predecessors()?;
-        prepared.replace(&old, interrupt, say)?;
-        let contained = registry.receipt(order.name)?.and_then(|receipt| receipt.container);
-        if contained.is_some_and(|contained| old.iter().any(|one| one.id == contained.id)) {
-            registry.drop_receipt(order.name, worker)?;
-        }
+        replace_old(registry, worker, order.name, &prepared, interrupt, say)?;
         prepared.pass_gate(reaps, interrupt, say)?;
         if interrupt.count() > 0 {
             return Err(launch::told_to_stop());
@@ -429,6 +424,24 @@ impl Keeper<'_> {
             None => Ok(()),
         }
     }
+}
+
+/// Ends what is left of an earlier run, and forgets its receipt.
+pub(super) fn replace_old(
+    registry: &mut Registry,
+    worker: &Worker,
+    name: &ModelName,
+    prepared: &Prepared<'_>,
+    interrupt: &mut Interrupt,
+    say: &mut dyn FnMut(&str),
+) -> Result<(), Trouble> {
+    let old = prepared.predecessors()?;
+    prepared.replace(&old, interrupt, say)?;
+    let contained = registry.receipt(name)?.and_then(|receipt| receipt.container);
+    if contained.is_some_and(|contained| old.iter().any(|one| one.id == contained.id)) {
+        registry.drop_receipt(name, worker)?;
+    }
+    Ok(())
 }
 
 /// A start that is on record as ours.

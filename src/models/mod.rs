@@ -20,6 +20,8 @@ mod run;
 pub mod service;
 pub mod state;
 pub mod trouble;
+pub mod unit;
+pub mod unit_file;
 
 pub use registry::Registry;
 pub use state::State;

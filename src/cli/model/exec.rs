@@ -32,7 +32,7 @@ pub(super) fn run(stack: &Stack, name: &ModelName, command: Vec<String>) -> Resu
     }
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         let passed =
-            launch::pass_gate(&stack.host, &stack.settings, spec, &mut interrupt, &mut say);
+            launch::pass_gate(&stack.host, &stack.settings, spec, false, &mut interrupt, &mut say);
         if let Err(trouble) = passed {
             complain(name, "was not started", &trouble);
             return Ok(if trouble.is_unknown { gate::NOT_KNOWN } else { gate::BLOCKED });

@@ -17,9 +17,11 @@ use crate::{
     models::{
         State,
         health::{self, Health},
-        logs, plan, reconcile,
+        journal, logs, plan, reconcile,
         registry::{Record, RegistryError},
+        service,
     },
+    snapshot::Seen,
     report::{Style, escape::escape, exit, models},
 };
 
@@ -144,6 +146,10 @@ pub(super) fn logs(
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
     let model = (name, stack.spec(name)?);
+    let unit = service::unit_of(name);
+    if let Seen::Known(_) = service::look_at(&stack.host, &unit) {
+        return Err(journal::show(&stack.host, &unit, lines, follows).into());
+    }
     let Some(registry) = stack.registry()? else { return Err(stack.unknown(name).into()) };
     let keeper = stack.keeper(None);
     let is_terminal = io::stdout().is_terminal();

@@ -149,7 +149,7 @@ pub(super) fn interrupts(many: usize) -> Result<Vec<Interrupt>, Failure> {
 }
 
 /// Says on standard error what went wrong; the exit code for it.
-fn complain(name: &ModelName, what: &str, trouble: &Trouble) -> u8 {
+pub(super) fn complain(name: &ModelName, what: &str, trouble: &Trouble) -> u8 {
     crate::report::models::complain(name, what, trouble);
     if trouble.is_unknown { exit::COULD_NOT_TELL } else { exit::NOT_CLEAR }
 }
