@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     Registry, State,
-    launch::{self, Created, Order, Prepared, Started},
+    launch::{self, Created, Order, Prepared, Sight, Started},
     receipt::{Contained, Worker},
     reconcile,
     registry::RegistryError,
@@ -87,7 +87,7 @@ impl Keeper<'_> {
 
     pub(super) fn order<'o>(&'o self, name: &'o ModelName, spec: &'o Spec, instance: &'o str) -> Order<'o> {
         let Self { host, settings, until, .. } = *self;
-        Order { host, settings, name, spec, instance, until }
+        Order { host, settings, name, spec, instance, until, sight: Sight::Whole }
     }
 
     pub(super) fn open(&self) -> Result<Registry, Trouble> {

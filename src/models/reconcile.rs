@@ -229,6 +229,8 @@ mod tests {
             finished_at: None,
             health: None,
             device_requests: Vec::new(),
+            network_mode: String::new(),
+            published: Vec::new(),
         }
     }
 
