@@ -197,7 +197,7 @@ impl Keeper<'_> {
             self.check_conflicts(registry, order)?;
             let chosen = launch::cards(self.host, self.settings, spec)?;
             if spec.is_container {
-                let prepared = Prepared::new(order)?;
+                let prepared = Prepared::with(order, chosen.clone())?;
                 replace_old(registry, &worker, name, &prepared, interrupt, say)?;
             }
             handover::give(&Handover { spec: spec.clone(), chosen, instance }).map_err(|error| {
@@ -222,8 +222,8 @@ impl Keeper<'_> {
         let instance = registry.instance_id()?;
         let order = self.order(name, spec, &instance);
         let receipt = if spec.is_container {
-            let _ = (order, interrupt, say);
-            Err(Trouble::unknown("VERIFY"))
+            let chosen = launch::cards(self.host, self.settings, spec);
+            chosen.and_then(|chosen| launch::verify(order, chosen, interrupt, say))
         } else {
             self.receipt_of_process(&instance)
         };
