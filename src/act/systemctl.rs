@@ -134,7 +134,8 @@ fn brief(host: &Host, manager: Manager, words: &[&str]) -> Result<(), NotDone> {
 }
 
 fn systemctl(host: &Host, manager: Manager) -> Result<Command, String> {
-    let program = PLACES.iter().map(|place| host.path(place)).find(|path| command::is_program(path));
+    let program =
+        PLACES.iter().map(|place| host.path(place)).find(|path| command::is_program(path));
     let program = program.ok_or_else(|| "there is no systemctl here".to_owned())?;
     let mut command = Command::new(program);
     command.args(["--no-ask-password", "--no-pager"]);

@@ -59,7 +59,8 @@ fn said(command: Command) -> Result<Vec<String>, Trouble> {
 }
 
 fn journalctl(host: &Host, lines: usize) -> Result<Command, Trouble> {
-    let program = PLACES.iter().map(|place| host.path(place)).find(|path| command::is_program(path));
+    let program =
+        PLACES.iter().map(|place| host.path(place)).find(|path| command::is_program(path));
     let program = program.ok_or_else(|| Trouble::unknown("there is no journalctl here"))?;
     let mut command = Command::new(program);
     command.args(["--quiet", "--no-pager", "--output=cat"]).arg(format!("--lines={lines}"));

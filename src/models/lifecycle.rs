@@ -85,7 +85,12 @@ impl Keeper<'_> {
         })
     }
 
-    pub(super) fn order<'o>(&'o self, name: &'o ModelName, spec: &'o Spec, instance: &'o str) -> Order<'o> {
+    pub(super) fn order<'o>(
+        &'o self,
+        name: &'o ModelName,
+        spec: &'o Spec,
+        instance: &'o str,
+    ) -> Order<'o> {
         let Self { host, settings, until, .. } = *self;
         Order { host, settings, name, spec, instance, until, sight: Sight::Whole }
     }
@@ -238,7 +243,11 @@ impl Keeper<'_> {
     }
 
     /// What another model that is up has already: known without a look at the host.
-    pub(super) fn check_conflicts(&self, registry: &Registry, order: Order<'_>) -> Result<(), Trouble> {
+    pub(super) fn check_conflicts(
+        &self,
+        registry: &Registry,
+        order: Order<'_>,
+    ) -> Result<(), Trouble> {
         let records = registry.all()?;
         let is_up = |name: &ModelName| records.iter().any(|r| r.name == *name && r.state.is_up());
         let others = self.models.iter().filter(|(name, _)| is_up(name));

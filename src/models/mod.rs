@@ -22,6 +22,7 @@ pub mod state;
 pub mod trouble;
 pub mod unit;
 pub mod unit_file;
+pub mod usage;
 
 pub use registry::Registry;
 pub use state::State;

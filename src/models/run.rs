@@ -6,7 +6,8 @@ use std::env;
 use super::{
     Registry, State,
     handover::{self, Handover},
-    journal, launch::{self, Prepared},
+    journal,
+    launch::{self, Prepared},
     lifecycle::{Down, Keeper, Up, put_failure, replace_old},
     native,
     receipt::{Main, Receipt, Worker, boot_id},
@@ -55,7 +56,9 @@ impl Keeper<'_> {
             return Ok(Up::WasUp);
         }
         if unit.needs_reload {
-            say("its unit's file is newer than what systemd has read of it: 'systemctl daemon-reload'");
+            say(
+                "its unit's file is newer than what systemd has read of it: 'systemctl daemon-reload'",
+            );
         }
         if reaps {
             launch::pass_gate(self.host, self.settings, spec, reaps, interrupt, say)?;
@@ -184,9 +187,7 @@ impl Keeper<'_> {
             Ok(_) => {}
             Err(RegistryError::Forbidden(_, step)) if step.from == State::Running => {
                 let why = "it runs already, without its unit";
-                return Err(
-                    Trouble::new(why).hint(format!("'portreeve model stop {name}' first"))
-                );
+                return Err(Trouble::new(why).hint(format!("'portreeve model stop {name}' first")));
             }
             Err(error) => return Err(error.into()),
         }

@@ -33,7 +33,11 @@ pub enum Written {
 }
 
 /// What a unit's text says of where it stands.
-pub fn surroundings(host: &Host, manager: Manager, config: Option<&Path>) -> io::Result<Surroundings> {
+pub fn surroundings(
+    host: &Host,
+    manager: Manager,
+    config: Option<&Path>,
+) -> io::Result<Surroundings> {
     Ok(Surroundings {
         manager,
         program: std::env::current_exe()?,
@@ -134,7 +138,9 @@ fn on_gpus_by_hook(host: &Host, settings: &Settings) -> Vec<String> {
     let is_by_hook = |id: &str| {
         let made = engine::find(&engine, id, timeout).ok().flatten();
         made.is_some_and(|made| {
-            made.device_requests.iter().any(|device| !device.starts_with('/') && !device.contains('='))
+            made.device_requests
+                .iter()
+                .any(|device| !device.starts_with('/') && !device.contains('='))
         })
     };
     runs.filter(|one| is_by_hook(&one.id.0)).map(|one| one.name).collect()
@@ -169,7 +175,8 @@ fn is_ours(path: &Path) -> Result<(), Trouble> {
     if is_ours {
         return Ok(());
     }
-    let why = format!("'{}' is there, and 'portreeve model register' did not write it", path.display());
+    let why =
+        format!("'{}' is there, and 'portreeve model register' did not write it", path.display());
     Err(Trouble::new(why).hint("take it away, or leave the model to it ('--no-unit')"))
 }
 
@@ -180,8 +187,7 @@ fn put(path: &Path, text: &str) -> io::Result<()> {
     let beside = folder.join(format!(".portreeve-{}.tmp", std::process::id()));
     let _ = fs::remove_file(&beside);
     let written = || {
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(0o644).open(&beside)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&beside)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&beside, path)?;

@@ -103,9 +103,7 @@ fn unanswered(questions: &Questions, why: &str) -> Answers {
 pub fn properties(host: &Host, unit: &UnitRef) -> Seen<HashMap<String, Value>> {
     let (connection, name) = connect(host, unit.manager);
     match connection {
-        Ok((mut connection, destination)) => {
-            ask_unit(&mut connection, destination, unit, &name)
-        }
+        Ok((mut connection, destination)) => ask_unit(&mut connection, destination, unit, &name),
         Err(error) => refusal(&error, &name),
     }
 }

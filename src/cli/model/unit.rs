@@ -43,7 +43,9 @@ pub(super) fn set_enabled(
             match service::look_at(host, &unit) {
                 Seen::Known(_) => {}
                 Seen::Gone => return Err(no_unit(name)),
-                Seen::Denied => return Err(Trouble::unknown("systemd refuses to tell of its unit")),
+                Seen::Denied => {
+                    return Err(Trouble::unknown("systemd refuses to tell of its unit"));
+                }
                 Seen::Unreadable(why) => return Err(Trouble::unknown(why)),
             }
             let boot = UnitName::from(BOOT);
@@ -84,6 +86,8 @@ pub(super) fn warn_of_no_lingering(stack: &Stack, manager: Manager) {
     let questions = Questions { users: [uid].into(), ..Questions::default() };
     let lingers = units::observe(&stack.host, &questions).lingering.remove(&uid);
     if lingers == Some(Seen::Known(false)) {
-        warn("you do not linger: models end with your last login and are not started at boot ('loginctl enable-linger')");
+        warn(
+            "you do not linger: models end with your last login and are not started at boot ('loginctl enable-linger')",
+        );
     }
 }
