@@ -179,6 +179,12 @@ pub(super) struct Wanted {
     /// Run it in a container
     #[arg(long)]
     container: bool,
+    /// As a process: run this program instead of the backend's own, such as /opt/vllm/bin/vllm
+    #[arg(long, value_name = "PATH")]
+    program: Option<PathBuf>,
+    /// As a process in a unit of the system: run as this user (default: one of its own)
+    #[arg(long, value_name = "USER")]
+    run_as: Option<String>,
     /// The port of this host that it serves (default: the backend's)
     #[arg(long, value_parser = port)]
     port: Option<Port>,
@@ -247,6 +253,8 @@ impl Wanted {
             backend: self.backend,
             model: self.model,
             is_container: self.container,
+            program: self.program,
+            run_as: self.run_as,
             port: self.port,
             host: self.host,
             gpus: self.gpus,

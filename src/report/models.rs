@@ -448,6 +448,8 @@ fn wanted(spec: &Spec) -> Vec<(&'static str, String)> {
         ("backend", Some(spec.backend.to_string())),
         ("model", Some(spec.model.clone())),
         ("runs as", Some(place.to_owned())),
+        ("program", spec.program.as_ref().map(|path| path.display().to_string())),
+        ("user", spec.run_as.clone()),
         (
             "serves",
             Some(match spec.port {
