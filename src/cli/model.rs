@@ -33,6 +33,7 @@ mod exec;
 mod clean;
 mod look;
 mod run;
+mod unit;
 
 /// What `model` does.
 #[derive(Debug, Subcommand)]
@@ -136,6 +137,12 @@ pub(super) enum ModelVerb {
         /// Its name
         #[arg(value_parser = model_name, add = ArgValueCandidates::new(complete::models))]
         name: ModelName,
+        /// Print its systemd unit, and nothing else
+        #[arg(long, conflicts_with = "json")]
+        unit: bool,
+        /// As it is for a user's manager (default: where another than root asks)
+        #[arg(long, requires = "unit")]
+        user: bool,
         #[command(flatten)]
         form: Form,
     },
@@ -287,14 +294,17 @@ struct Stack {
     settings: Settings,
     path: PathBuf,
     models: Vec<(ModelName, Spec)>,
+    /// What `--config` named.
+    config: Option<PathBuf>,
 }
 
 impl Stack {
     fn load(file: ConfigFile) -> Result<Self, Failure> {
         let host = Host::live();
+        let config = file.config.clone();
         let settings = file.load()?.settings;
         let path = registry::path(&host)?;
-        Ok(Self { host, settings, path, models: Vec::new() })
+        Ok(Self { host, settings, path, models: Vec::new(), config })
     }
 
     /// The models are wanted and guarded; whoever only reads does without.
@@ -305,7 +315,7 @@ impl Stack {
     }
 
     fn keeper(&self, until: Option<Instant>) -> Keeper<'_> {
-        let Self { host, settings, path, models } = self;
+        let Self { host, settings, path, models, config: _ } = self;
         Keeper { host, settings, registry: path, models, until }
     }
 
@@ -366,7 +376,10 @@ pub(super) fn run(file: ConfigFile, verb: ModelVerb, out: &mut dyn Write) -> Res
             }
             list(&stack, form, out)?;
         }
-        ModelVerb::Show { name, form } => {
+        ModelVerb::Show { name, unit: true, user, form: _ } => {
+            out.write_all(unit::text(&stack, &name, user)?.as_bytes())?;
+        }
+        ModelVerb::Show { name, unit: false, user: _, form } => {
             let record = stack.records()?.into_iter().find(|record| record.name == name);
             let record = record.ok_or_else(|| stack.unknown(&name))?;
             if form.json {

@@ -334,7 +334,9 @@ fn in_settings(refusal: &Refusal) -> (String, String, Option<String>) {
         None => (text, None),
     };
     match refusal {
-        Refusal::Number { flag, .. } | Refusal::Cannot { flag, .. } => {
+        Refusal::Number { flag, .. }
+        | Refusal::Cannot { flag, .. }
+        | Refusal::InContainer(flag) => {
             let key = key_of(flag);
             let message = message.replace(flag, &format!("'{key}'"));
             (key, message, hint)
@@ -343,11 +345,6 @@ fn in_settings(refusal: &Refusal) -> (String, String, Option<String>) {
             let key = key_of(flag);
             let message = message.replace(flag, &format!("'{key}'"));
             (key, message, Some("leave it out, or set 'container: true'".to_owned()))
-        }
-        Refusal::InContainer(flag) => {
-            let key = key_of(flag);
-            let message = message.replace(flag, &format!("'{key}'"));
-            (key, message, hint)
         }
         Refusal::NoModelsDir(_) => {
             let hint = "name the folder that it is in with 'models_dir'".to_owned();

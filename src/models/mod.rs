@@ -16,6 +16,7 @@ pub mod reconcile;
 pub mod registry;
 pub mod state;
 pub mod trouble;
+pub mod unit;
 
 pub use registry::Registry;
 pub use state::State;
