@@ -15,7 +15,6 @@ use std::{
     collections::BTreeSet,
     fs,
     os::fd::AsRawFd,
-    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 

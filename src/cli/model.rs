@@ -24,6 +24,7 @@ use crate::{
         receipt::Receipt,
         registry::{self, RegistryError},
         service,
+        unit::unit_of,
         unit_file::{self, Written},
     },
     report::{Style, exit, models},
@@ -164,6 +165,12 @@ pub(super) enum ModelVerb {
         /// Its name
         #[arg(value_parser = model_name, add = ArgValueCandidates::new(complete::models))]
         name: ModelName,
+        /// Print its systemd unit, and nothing else
+        #[arg(long, conflicts_with = "json")]
+        unit: bool,
+        /// As it is for a user's manager (default: where another than root asks)
+        #[arg(long, requires = "unit")]
+        user: bool,
         #[command(flatten)]
         form: Form,
     },
@@ -207,6 +214,12 @@ pub(super) struct Wanted {
     /// Run it in a container
     #[arg(long)]
     container: bool,
+    /// As a process: run this program instead of the backend's own, such as /opt/vllm/bin/vllm
+    #[arg(long, value_name = "PATH")]
+    program: Option<PathBuf>,
+    /// As a process in a unit of the system: run as this user (default: one of its own)
+    #[arg(long, value_name = "USER")]
+    run_as: Option<String>,
     /// The port of this host that it serves (default: the backend's)
     #[arg(long, value_parser = port)]
     port: Option<Port>,
@@ -275,6 +288,8 @@ impl Wanted {
             backend: self.backend,
             model: self.model,
             is_container: self.container,
+            program: self.program,
+            run_as: self.run_as,
             port: self.port,
             host: self.host,
             gpus: self.gpus,
@@ -394,7 +409,10 @@ pub(super) fn run(file: ConfigFile, verb: ModelVerb, out: &mut dyn Write) -> Res
             }
             list(&stack, form, out)?;
         }
-        ModelVerb::Show { name, form } => {
+        ModelVerb::Show { name, unit: true, user, form: _ } => {
+            out.write_all(unit::text(&stack, &name, user)?.as_bytes())?;
+        }
+        ModelVerb::Show { name, unit: false, user: _, form } => {
             let record = stack.records()?.into_iter().find(|record| record.name == name);
             let record = record.ok_or_else(|| stack.unknown(&name))?;
             if form.json {
@@ -489,7 +507,7 @@ fn unregister(stack: &Stack, name: &ModelName, out: &mut dyn Write) -> Result<u8
         let why = format!("model '{name}' is not registered, but declared in the settings");
         return Err(Failure::Usage(format!("{why}\nhint: take it out there")));
     }
-    let unit = service::look_at(&stack.host, &service::unit_of(name));
+    let unit = service::look_at(&stack.host, &unit_of(name));
     let runs = unit.known().is_some_and(|unit| unit.is_up() || unit.waits_for_restart());
     if record.state != State::Stopped || runs {
         match run::stop_first(stack, name) {

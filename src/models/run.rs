@@ -12,8 +12,9 @@ use super::{
     native,
     receipt::{Main, Receipt, Worker, boot_id},
     registry::{Record, RegistryError},
-    service::{self, Service, gate_of, unit_of},
+    service::{self, Service},
     trouble::Trouble,
+    unit::{gate_of, unit_of},
 };
 use crate::{
     act::{

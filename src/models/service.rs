@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use crate::{
     host::Host,
-    ident::{Manager, ModelName, UnitName, UnitRef},
+    ident::{Manager, UnitName, UnitRef},
     observe::{self, dbus::Value, units},
     snapshot::Seen,
 };
@@ -81,16 +81,6 @@ impl Service {
             control_group: text("ControlGroup").unwrap_or_default(),
         })
     }
-}
-
-/// The unit of a model.
-pub fn unit_of(name: &ModelName) -> UnitName {
-    UnitName(format!("portreeve-model-{name}.service"))
-}
-
-/// The gate that stands before it.
-pub fn gate_of(name: &ModelName) -> UnitName {
-    UnitName(format!("portreeve-gate@{name}.service"))
 }
 
 /// Who keeps the models of whoever runs this: root's are the system's.

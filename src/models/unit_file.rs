@@ -8,10 +8,9 @@ use std::{
 };
 
 use super::{
-    launch,
-    service::{self, gate_of, unit_of},
+    launch, service,
     trouble::Trouble,
-    unit::{self, Groups, Surroundings},
+    unit::{self, GPU_GROUPS, Surroundings, gate_of, unit_of},
 };
 use crate::{
     act::systemctl,
@@ -22,6 +21,9 @@ use crate::{
     ident::{Manager, ModelName, UnitName},
     snapshot::Seen,
 };
+
+/// How a file of ours begins.
+const MARK: &str = "# Written by 'portreeve model register'";
 
 /// What came of a wish for a unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,12 +40,22 @@ pub fn surroundings(
     manager: Manager,
     config: Option<&Path>,
 ) -> io::Result<Surroundings> {
-    Ok(Surroundings {
-        manager,
-        program: std::env::current_exe()?,
-        config: config.map(Path::to_owned),
-        groups: Groups::of(host),
-    })
+    let program = installed(std::env::current_exe()?);
+    Ok(Surroundings { manager, program, config: config.map(Path::to_owned), groups: groups(host) })
+}
+
+/// As it is called, though an update has put another in its place meanwhile (proc_pid_exe(5)).
+fn installed(program: PathBuf) -> PathBuf {
+    let path = program.to_str().and_then(|path| path.strip_suffix(" (deleted)"));
+    path.map(PathBuf::from).unwrap_or(program)
+}
+
+/// By `/etc/group` (group(5)) alone: NSS would ask others, and wait for them.
+fn groups(host: &Host) -> Vec<&'static str> {
+    let text = host.read_text("etc/group");
+    let text = text.known().map(String::as_str).unwrap_or_default();
+    let is_there = |name: &str| text.lines().any(|line| line.split(':').next() == Some(name));
+    GPU_GROUPS.into_iter().filter(|name| is_there(name)).collect()
 }
 
 /// Writes a model's unit, over an older one of ours.
@@ -168,7 +180,7 @@ fn is_ours(path: &Path) -> Result<(), Trouble> {
     let is_ours = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => true,
         Ok(data) if data.is_file() => {
-            fs::read_to_string(path).is_ok_and(|text| text.starts_with(unit::MARK))
+            fs::read_to_string(path).is_ok_and(|text| text.starts_with(MARK))
         }
         Ok(_) | Err(_) => false,
     };
@@ -198,4 +210,30 @@ fn put(path: &Path, text: &str) -> io::Result<()> {
         let _ = fs::remove_file(&beside);
     }
     done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_was_replaced_while_it_ran_is_where_it_was() {
+        for path in ["/usr/bin/portreeve (deleted)", "/usr/bin/portreeve"] {
+            assert_eq!(installed(path.into()), PathBuf::from("/usr/bin/portreeve"));
+        }
+    }
+
+    #[test]
+    fn groups_are_those_that_there_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let host = Host::fixture(folder.path());
+        assert_eq!(groups(&host), [""; 0]);
+        std::fs::create_dir(folder.path().join("etc")).unwrap();
+        std::fs::write(
+            folder.path().join("etc/group"),
+            "root:x:0:\nvideo:x:44:a,b\nrenderer:x:9:\n",
+        )
+        .unwrap();
+        assert_eq!(groups(&host), ["video"]);
+    }
 }

@@ -24,8 +24,9 @@ use crate::{
         health::Health,
         receipt::Receipt,
         registry::{Event, Record},
-        service::{Service, unit_of},
+        service::Service,
         trouble::Trouble,
+        unit::unit_of,
         usage::Usage,
     },
 };
@@ -531,6 +532,8 @@ fn wanted(spec: &Spec) -> Vec<(&'static str, String)> {
         ("backend", Some(spec.backend.to_string())),
         ("model", Some(spec.model.clone())),
         ("runs as", Some(place.to_owned())),
+        ("program", spec.program.as_ref().map(|path| path.display().to_string())),
+        ("user", spec.run_as.clone()),
         (
             "serves",
             Some(match spec.port {

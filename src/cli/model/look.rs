@@ -20,6 +20,7 @@ use crate::{
         journal, logs, plan, reconcile,
         registry::{Record, RegistryError},
         service,
+        unit::unit_of,
         usage::Meter,
     },
     report::{Style, escape::escape, exit, models},
@@ -51,7 +52,7 @@ pub(super) fn status(
     };
     let meter = Meter::new(&stack.host, &stack.settings, asked.iter().any(is_on_gpus));
     let row = |mut record: Record| {
-        let unit = service::look_at(&stack.host, &service::unit_of(&record.name)).known().cloned();
+        let unit = service::look_at(&stack.host, &unit_of(&record.name)).known().cloned();
         if unit.as_ref().is_some_and(|unit| unit.active_state == "deactivating") {
             record.state = State::Stopping;
         }
@@ -158,7 +159,7 @@ pub(super) fn logs(
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
     let model = (name, stack.spec(name)?);
-    let unit = service::unit_of(name);
+    let unit = unit_of(name);
     if let Seen::Known(_) = service::look_at(&stack.host, &unit) {
         return Err(journal::show(&stack.host, &unit, lines, follows).into());
     }

@@ -1,4 +1,4 @@
-//! `portreeve model enable` and `disable`, and the units that registering writes.
+//! `portreeve model enable`, `disable` and `show --unit`, and the units that registering writes.
 
 use std::io::Write;
 
@@ -9,9 +9,9 @@ use crate::{
     cli::{Failure, warn},
     ident::{Manager, ModelName, UnitName},
     models::{
-        Registry,
-        service::{self, unit_of},
+        Registry, service,
         trouble::Trouble,
+        unit::unit_of,
         unit_file::{self, Written},
     },
     observe::units::{self, Questions},
@@ -25,6 +25,15 @@ const BOOT: &str = "portreeve-models.service";
 /// Writes a registered model's unit.
 pub(super) fn write(stack: &Stack, name: &ModelName, spec: &Spec) -> Result<Written, Trouble> {
     unit_file::write(&stack.host, &stack.settings, (name, spec), stack.config.as_deref())
+}
+
+/// The text of a model's unit; for a user's manager where that is asked for, or another than root asks.
+pub(super) fn text(stack: &Stack, name: &ModelName, is_users: bool) -> Result<String, Failure> {
+    let spec = stack.spec(name)?;
+    let uid = rustix::process::geteuid().as_raw();
+    let manager = if is_users { Manager::User(uid) } else { service::manager() };
+    let around = unit_file::surroundings(&stack.host, manager, stack.config.as_deref())?;
+    Ok(crate::models::unit::text(name, spec, &around))
 }
 
 /// Has models started at boot, or no longer.
