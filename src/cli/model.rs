@@ -20,6 +20,7 @@ use crate::{
     ident::{GpuName, ModelName, Port},
     models::{
         Registry, State, guard,
+        handover::Handover,
         lifecycle::Keeper,
         receipt::Receipt,
         registry::{self, RegistryError},
@@ -342,6 +343,14 @@ impl Stack {
         Ok(self)
     }
 
+    /// In a model's unit: the registry is not its main process's to open.
+    fn of_one(file: ConfigFile, name: &ModelName, given: &Handover) -> Result<Self, Failure> {
+        let mut settings = file.load()?.settings;
+        let models = vec![(name.clone(), given.spec.clone())];
+        guard::guard(&mut settings, &models);
+        Ok(Self { host: Host::live(), settings, path: PathBuf::new(), models, config: None })
+    }
+
     fn keeper(&self, until: Option<Instant>) -> Keeper<'_> {
         let Self { host, settings, path, models, config: _ } = self;
         Keeper { host, settings, registry: path, models, until }
@@ -374,6 +383,10 @@ impl Stack {
 
 /// Does it.
 pub(super) fn run(file: ConfigFile, verb: ModelVerb, out: &mut dyn Write) -> Result<u8, Failure> {
+    let given = if let ModelVerb::Exec { name, .. } = &verb { exec::given(name)? } else { None };
+    if let (ModelVerb::Exec { name, command }, Some(given)) = (&verb, given) {
+        return exec::run(&Stack::of_one(file, name, &given)?, name, command, Some(given));
+    }
     let stack = Stack::load(file)?;
     if let ModelVerb::List { as_recorded: true, form } = &verb {
         list(&stack, *form, out)?;
@@ -400,7 +413,7 @@ pub(super) fn run(file: ConfigFile, verb: ModelVerb, out: &mut dyn Write) -> Res
         ModelVerb::Logs { name, follow, lines } => {
             return look::logs(&stack, &name, lines, follow, out);
         }
-        ModelVerb::Exec { name, command } => return exec::run(&stack, &name, command),
+        ModelVerb::Exec { name, command } => return exec::run(&stack, &name, &command, None),
         ModelVerb::List { as_recorded, form } => {
             if !as_recorded {
                 for (name, why) in stack.reconcile(None)? {

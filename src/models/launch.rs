@@ -11,9 +11,9 @@ use super::{
     cards::{self, Chosen},
     guard,
     health::{self, Health, Served},
-    plan::{self, BACKEND_LABEL, INSTANCE_LABEL, Launch, MODEL_LABEL, container_name},
+    plan::{self, BACKEND_LABEL, INSTANCE_LABEL, Launch, MODEL_LABEL, Reach, container_name},
     receipt::{Contained, Main, Receipt, boot_id},
-    trouble::{Trouble, how_it_ended, undone},
+    trouble::{Left, Trouble, how_it_ended, undone},
 };
 use crate::{
     act::{
@@ -147,6 +147,11 @@ impl<'a> Prepared<'a> {
         let launch = plan::container(name, instance, spec, &cards, &version)
             .map_err(|refusal: Refusal| Trouble::of(&refusal))?;
         Ok(Self { order, engine, launch, devices })
+    }
+
+    /// What is wanted of it.
+    pub fn spec(&self) -> &'a Spec {
+        self.order.spec
     }
 
     /// The containers that stand in the way of a new one: of ours, those that are to be replaced. Refused where somebody else's
@@ -458,6 +463,16 @@ impl<'a> Created<'a> {
         &self.prepared.launch.container
     }
 
+    /// How it is spoken to.
+    pub fn reach(&self) -> Reach {
+        self.prepared.launch.reach
+    }
+
+    /// Where it is.
+    pub fn place(&self) -> (Engine, ContainerId) {
+        (self.prepared.engine.clone(), self.id.clone())
+    }
+
     /// Whose it is.
     pub fn kind(&self) -> EngineKind {
         self.prepared.engine.name.kind
@@ -559,12 +574,30 @@ impl<'a> Created<'a> {
     }
 
     /// Its process is gone. The kernel is quicker than the engine's books.
-    fn how_it_ended(&self) -> Trouble {
+    fn found_ended(&self) -> Result<Made, Trouble> {
         let Prepared { order, engine, .. } = &self.prepared;
         let timeout = order.settings.engines.timeout;
         // Whatever comes of it, its books are asked.
         let _: Deed = engine::wait(engine, &self.id, Until::NotRunning, timeout);
-        self.find().map_or_else(|trouble| trouble, |made| self.ended(&made))
+        self.find()
+    }
+
+    fn how_it_ended(&self) -> Trouble {
+        self.found_ended().map_or_else(|trouble| trouble, |made| self.ended(&made))
+    }
+
+    /// How its server ended, where it ran and has ended; by its engine's books.
+    pub fn left(&self) -> Option<Left> {
+        let made = match self.found_ended() {
+            Ok(made) => made,
+            Err(trouble) => return Some(Left { code: None, how: trouble.why }),
+        };
+        if made.state != Phase::Exited {
+            return None;
+        }
+        let how = how_it_ended(&made);
+        let how = how.strip_prefix("it ended by itself, with ").unwrap_or(&how).to_owned();
+        Some(Left { code: made.exit_code.and_then(|code| u8::try_from(code).ok()), how })
     }
 
     /// It ended before it served.
@@ -608,6 +641,11 @@ impl<'a> Started<'a> {
     }
 
     /// What was created.
+    pub fn created(&self) -> &Created<'a> {
+        &self.created
+    }
+
+    /// The same, where it is to be taken down.
     pub fn into_created(self) -> Created<'a> {
         self.created
     }
