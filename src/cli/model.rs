@@ -127,13 +127,13 @@ pub(super) enum ModelVerb {
         #[arg(long, short = 'n', value_name = "N", default_value_t = 100)]
         lines: usize,
     },
-    /// Keep a model that runs as a process in the foreground: the main process of its unit
+    /// Keep a model in the foreground: the main process of its unit
     #[command(after_help = EXEC_EXIT_CODES)]
     Exec {
         /// Its name
         #[arg(value_parser = model_name, add = ArgValueCandidates::new(complete::models))]
         name: ModelName,
-        /// Instead of its backend's own command
+        /// Instead of its backend's own command; not of a container
         #[arg(last = true, value_name = "COMMAND")]
         command: Vec<String>,
     },
@@ -199,7 +199,7 @@ pub(super) struct Form {
 const EXEC_EXIT_CODES: &str = "Exit codes:
   0   told to stop, and down
   69  could not tell whether its ports and GPUs are free, before it was started
-  70  it did not come up, or was unhealthy too often: taken down
+  70  it did not come up, or was unhealthy too often: taken down; or it could not be taken down
   75  its ports or GPUs are not free, before it was started
 Else its server's own; 128 + N where signal N ended it";
 

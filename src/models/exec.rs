@@ -86,8 +86,11 @@ trait Kept {
     /// What can be read once its server has ended.
     fn ends(&self) -> Vec<BorrowedFd<'_>>;
 
-    /// How its server ended, once it has.
+    /// How its server ended, once that is seen.
     fn left(&mut self) -> io::Result<Option<Left>>;
+
+    /// The same, looked for: it does not answer any more, and may have ended unseen.
+    fn look(&mut self) -> io::Result<Option<Left>>;
 
     /// Somebody answers that it is healthy: is it this one, and this model?
     fn is_itself(
@@ -134,7 +137,9 @@ fn watch(
     if let Some(exit) = loaded {
         return Ok(exit);
     }
-    notify(&[NotifyState::Ready, NotifyState::Status("healthy")]);
+    let is_asked = kept.reach().health.is_some();
+    let status = if is_asked { "healthy" } else { "running, and not asked whether it is healthy" };
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
     say("ready");
     let (mut failures, mut pause) = (0, plan.delay);
     loop {
@@ -160,6 +165,9 @@ fn watch(
         tell_status(&text);
         say(&text);
         if failures >= plan.failures {
+            if let Some(left) = kept.look()? {
+                return Ok(Exit::Server(left));
+            }
             let why = format!("{failures} times in a row: {health}");
             return Ok(Exit::Unhealthy(Trouble::new(why)));
         }

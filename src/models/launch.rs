@@ -586,6 +586,11 @@ impl<'a> Created<'a> {
         self.found_ended().map_or_else(|trouble| trouble, |made| self.ended(&made))
     }
 
+    /// Whether it ran and has ended, by its engine's books; not so where the engine does not say.
+    pub fn has_exited(&self) -> bool {
+        self.find().is_ok_and(|made| made.state == Phase::Exited)
+    }
+
     /// How its server ended, where it ran and has ended; by its engine's books.
     pub fn left(&self) -> Option<Left> {
         let made = match self.found_ended() {

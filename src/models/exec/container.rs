@@ -219,6 +219,11 @@ impl Kept for Contained<'_> {
         Ok(Some(self.started.created().left().unwrap_or_else(unknown)))
     }
 
+    fn look(&mut self) -> io::Result<Option<Left>> {
+        let created = self.started.created();
+        Ok(if created.has_exited() { created.left() } else { None })
+    }
+
     fn is_itself(
         &self,
         interrupt: &mut Interrupt,

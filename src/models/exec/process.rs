@@ -67,6 +67,10 @@ impl Kept for Below<'_> {
         }))
     }
 
+    fn look(&mut self) -> io::Result<Option<Left>> {
+        self.left()
+    }
+
     /// Its own sockets it can see without any right.
     fn is_itself(&self, _: &mut Interrupt, _: &mut dyn FnMut(&str)) -> Result<(), Trouble> {
         let Foreground { host, settings, spec, process } = self.foreground;
