@@ -13,6 +13,7 @@ use super::{
     trouble::how_it_ended,
 };
 use crate::{
+    backend::spec::Engine,
     engine::{self, Made, NoAnswer, Phase},
     ident::{ModelName, UnitName},
     snapshot::Seen,
@@ -105,20 +106,31 @@ fn look(
             return Ok(Sight { receipt, container, is_this_boot, is_led, run: None });
         }
     };
-    let container = match receipt.as_ref().and_then(|receipt| receipt.container.as_ref()) {
-        Some(contained) => {
-            let timeout = keeper.settings.engines.timeout;
-            let engine = engines.entry(contained.engine.word()).or_insert_with(|| {
-                launch::engine_of(keeper.host, keeper.settings, Some(contained.engine))
-                    .map(|(e, _)| e)
-            });
-            match engine {
-                Ok(engine) => engine::find(engine, &contained.id.0, timeout).and_then(understood),
-                Err(why) => Err(why.clone()),
-            }
-        }
-        None => Ok(None),
+    let timeout = keeper.settings.engines.timeout;
+    let mut engine = |which: Option<Engine>| {
+        let word = which.map_or("", Engine::word);
+        let found = engines.entry(word).or_insert_with(|| {
+            launch::engine_of(keeper.host, keeper.settings, which).map(|(engine, _)| engine)
+        });
+        found.clone()
     };
+    let contained = receipt.as_ref().and_then(|receipt| receipt.container.as_ref());
+    // A unit's main process writes nothing down: what it made is found by its label.
+    let spec = keeper.spec(&record.name).ok().filter(|spec| spec.is_container && !is_led);
+    let container = match (contained, spec) {
+        (Some(contained), _) => engine(Some(contained.engine))
+            .and_then(|engine| engine::find(&engine, &contained.id.0, timeout)),
+        (None, Some(spec)) if record.state != State::Running => {
+            let instance = registry.instance_id()?;
+            engine(spec.engine).and_then(|engine| {
+                let all = engine::list(&engine, timeout)?;
+                let one = all.into_iter().find(|one| launch::is_of(one, &instance, &record.name));
+                one.map_or(Ok(None), |one| engine::find(&engine, &one.id.0, timeout))
+            })
+        }
+        (None, _) => Ok(None),
+    };
+    let container = container.and_then(understood);
     Ok(Sight { receipt, container, is_this_boot, is_led, run })
 }
 
