@@ -186,8 +186,12 @@ impl House {
         let server = format!(
             "/build/examples/plant --as stranger --listen {port} --ready /run/planted/stranger-{port}"
         );
+        self.test_box().write(
+            &format!("/run/systemd/system/stranger-{port}.service"),
+            &format!("[Service]\nExecStart={server}\n"),
+        );
         self.test_box()
-            .unit(&format!("stranger-{port}.service"), &format!("[Service]\nExecStart={server}\n"));
+            .sh(&format!("rm -f /run/planted/stranger-{port}; systemctl start stranger-{port}"));
         self.test_box().planted(&format!("stranger-{port}"))
     }
 }
