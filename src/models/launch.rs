@@ -300,10 +300,11 @@ pub fn pass_gate(
     host: &Host,
     settings: &Settings,
     spec: &Spec,
+    reaps: bool,
     interrupt: &mut Interrupt,
     say: &mut dyn FnMut(&str),
 ) -> Result<(), Trouble> {
-    let gated = keep_gate(host, settings, spec, at_the_gate(settings, false), interrupt, say)?;
+    let gated = keep_gate(host, settings, spec, at_the_gate(settings, reaps), interrupt, say)?;
     if gated.is_open() { Ok(()) } else { Err(shut(&gated)) }
 }
 

@@ -186,6 +186,18 @@ impl Server {
     }
 }
 
+/// The child that a process has had the longest: of one that keeps a server, that server.
+pub fn first_child(host: &Host, parent: Pid) -> Option<Pid> {
+    let of = |pid: &Pid| match processes::read_stat(host, *pid) {
+        Seen::Known(stat) if u32::try_from(stat.ppid) == Ok(parent.0) && stat.state != 'Z' => {
+            Some((stat.starttime, *pid))
+        }
+        Seen::Known(_) | Seen::Gone | Seen::Denied | Seen::Unreadable(_) => None,
+    };
+    let pids = host.pids();
+    pids.known().into_iter().flatten().filter_map(of).min().map(|(_, pid)| pid)
+}
+
 /// Everything below a process, by `ppid` of proc_pid_stat(5); zombies are left out.
 fn below(host: &Host, root: Pid) -> Vec<Pid> {
     let mut children: BTreeMap<Pid, Vec<Pid>> = BTreeMap::new();

@@ -175,7 +175,7 @@ impl Kept<'_> {
         if self.given.is_some() || std::env::var_os("NOTIFY_SOCKET").is_some() {
             return Ok(());
         }
-        launch::pass_gate(&self.stack.host, &self.stack.settings, self.spec, interrupt, say)
+        launch::pass_gate(&self.stack.host, &self.stack.settings, self.spec, false, interrupt, say)
     }
 }
 
