@@ -463,6 +463,11 @@ fn register(
     wants_unit: bool,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
+    if spec.run_as.is_some() && !rustix::process::geteuid().is_root() {
+        let why =
+            "--run-as is for models of the system, and a user's manager runs all as that user";
+        return Err(Failure::Usage(format!("{why}\nhint: leave it out, or register it as root")));
+    }
     let refused = backend::check(name, spec);
     if !refused.is_empty() {
         let all: Vec<String> = refused.iter().map(ToString::to_string).collect();
