@@ -105,7 +105,13 @@ impl Keeper<'_> {
             && let Some(record) = now.filter(|record| !record.state.is_up())
         {
             let log = journal::of_this_run(self.host, &unit, LOG_LINES);
-            return Trouble { log, ..Trouble::new(record.why) };
+            let trouble = Trouble { log, ..Trouble::new(record.why) };
+            let is_tried_again = match service::look_at(self.host, &unit) {
+                Seen::Known(unit) => unit.is_up() || unit.waits_for_restart(),
+                Seen::Gone | Seen::Denied | Seen::Unreadable(_) => false,
+            };
+            let hint = format!("systemd tries it again; 'portreeve model stop {name}' ends that");
+            return is_tried_again.then_some(hint).into_iter().fold(trouble, Trouble::hint);
         }
         let gate = gate_of(name);
         let is_shut = match service::look_at(self.host, &gate) {
@@ -167,7 +173,8 @@ impl Keeper<'_> {
         let worker = self.this_run(name)?;
         let mut registry = self.open()?;
         self.reconcile_one(&mut registry, name)?;
-        let restarts = service::of_model(self.host, name)?.map(|unit| unit.restarts).unwrap_or_default();
+        let restarts =
+            service::of_model(self.host, name)?.map(|unit| unit.restarts).unwrap_or_default();
         let why = match (restarts, recorded(&registry, name)?) {
             (0, _) | (_, None) => "its unit was started".to_owned(),
             (restarts, Some(last)) => {

@@ -96,8 +96,9 @@ impl Unit<'_> {
         page.why("The engine is asked over AF_UNIX, the model for its health at its own address.");
         page.set("RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6");
         page.set("IPAddressDeny", "any");
+        page.why("Where a port is forwarded by a rule, the filter sees its container's address: those of private networks (RFC 1918, RFC 4193).");
         let address = plan::reach_of(self.spec).address.ip();
-        let mut allowed = "localhost".to_owned();
+        let mut allowed = "localhost 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 fc00::/7".to_owned();
         if !address.is_loopback() {
             allowed = format!("{allowed} {address}");
         }

@@ -78,7 +78,7 @@ fn a_process_is_gated_kept_watched_and_started_again() {
     ] {
         assert_eq!(one(&text, key), expected);
     }
-    assert_eq!(name(&"llama-70b_1.x".into()).0, "portreeve-model-llama-70b_1.x.service");
+    assert_eq!(unit_of(&"llama-70b_1.x".into()).0, "portreeve-model-llama-70b_1.x.service");
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn changes() -> Vec<(Change, bool, Option<&'static str>)> {
         (
             |s| s.host = IpAddr::from([10, 0, 0, 9]),
             container,
-            Some("IPAddressAllow=localhost 10.0.0.9"),
+            Some("IPAddressAllow=localhost 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 fc00::/7 10.0.0.9"),
         ),
         (|s| s.gpus = vec![GpuName::Index(0)], process, Some("DeviceAllow=char-nvidia* rw")),
         (|s| s.memory_bytes = Some(32 << 30), process, Some("MemoryMax=32G")),
@@ -447,7 +447,7 @@ proptest! {
         }
         let description = one(&text, "Description").replace("%%", "");
         prop_assert!(!description.contains('%'), "{}", description);
-        prop_assert!(super::name(&name).0.bytes().all(|b| b.is_ascii_alphanumeric() || b"\\._-".contains(&b)));
+        prop_assert!(super::unit_of(&name).0.bytes().all(|b| b.is_ascii_alphanumeric() || b"\\._-".contains(&b)));
     }
 }
 
