@@ -68,7 +68,7 @@ pub(super) fn run(
         ));
     }
     let host = Host::live();
-    let settings = file.guarded(&host)?;
+    let (settings, receipts) = file.guarded(&host)?;
     let subject = match asked {
         Asked::Only(subject) => subject,
         Asked::Pid(pid) => Subject::Process(pid),
@@ -87,7 +87,7 @@ pub(super) fn run(
             }
         }
     };
-    let explained = pipeline::explain(&host, &settings, &subject)?;
+    let explained = pipeline::explain(&host, &settings, &subject, &receipts)?;
     if let (Subject::Process(pid), true) = (&subject, explained.processes.is_empty()) {
         return Err(Failure::Usage(format!(
             "no process {pid} is to be seen here\nhint: it may have ended, or run outside this pid namespace"

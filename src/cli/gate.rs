@@ -72,9 +72,10 @@ pub(super) fn run(
 ) -> Result<u8, Failure> {
     // A reap raises it for its pidfds; the command is to have what it would have had without us.
     let limit = getrlimit(Resource::Nofile);
-    let scope = target.scope();
+    let mut scope = target.scope();
     let host = Host::live();
-    let settings = target.file.guarded(&host)?;
+    let (settings, receipts) = target.file.guarded(&host)?;
+    scope.receipts = receipts;
     if let Some(unread) = settings.unread_models.clone().filter(|_| scope.is_everything()) {
         return Err(Failure::UnreadModels(unread));
     }

@@ -383,6 +383,7 @@ impl Target {
             services: self.services.iter().map(|s| ServiceName(s.clone())).collect(),
             ports: self.ports.clone(),
             gpus: self.gpus.clone(),
+            ..Scope::default()
         }
     }
 }

@@ -23,10 +23,9 @@ pub(super) fn run(
     verbosity: Verbosity,
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
-    let scope = target.scope();
-    let also = deed.also(&scope)?;
+    let also = deed.also(&target.scope())?;
     let hand_over = if deed.no_wait { command_of(&target, deed) } else { None };
-    let mut settings = target.guarded(&Host::live())?;
+    let (mut settings, scope) = target.guarded(&Host::live())?;
     if let Some(grace) = deed.grace {
         settings.override_grace(grace);
     }

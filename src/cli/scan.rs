@@ -24,8 +24,7 @@ pub(super) fn run(
     verbosity: Verbosity,
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
-    let scope = target.scope();
-    let settings = target.guarded(&Host::live())?;
+    let (settings, scope) = target.guarded(&Host::live())?;
     let command = json::Command::Scan;
     report_findings(&settings, &scope, Also::default(), command, output, verbosity, out)
 }
