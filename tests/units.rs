@@ -1,4 +1,4 @@
-//! The units that are shipped (`packaging/`), on a machine with systemd, logins and engines: each does inside its sandbox what it
+//! The units that are shipped (`packaging/usr/`), on a machine with systemd, logins and engines: each does inside its sandbox what it
 //! is for, and has no right that it could do without.
 
 #![allow(
@@ -59,7 +59,7 @@ fn packaging() -> PathBuf {
 /// Every file of the shipped tree, as a path from the root.
 fn shipped() -> Vec<String> {
     let mut files = Vec::new();
-    let mut folders = vec![packaging()];
+    let mut folders = vec![packaging().join("usr")];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).expect("packaging") {
             let path = entry.unwrap().path();

@@ -53,10 +53,9 @@ pub fn render_gated(
     };
     let (open, shut): (Vec<_>, Vec<_>) =
         gate::places(gated).partition(|place| matches!(place.answer, Answer::Open(_)));
-    let counts = [said(shut.len(), "not open", "not open"), said(open.len(), "open", "open")];
-    let counts: Vec<String> = counts.into_iter().flatten().collect();
+    let counts = format!("{} of {} open", open.len(), open.len() + shut.len());
     let shut: Vec<String> = shut.into_iter().map(|place| place.name).collect();
-    write_line(answer, &counts, &shut, out)
+    write_line(answer, &[counts], &shut, out)
 }
 
 /// Writes what `doctor` found.
