@@ -859,6 +859,8 @@ fn a_model_is_declared_by_the_names_of_the_command_line_and_laid_over_key_by_key
         backend: BackendName::Vllm,
         model: "meta-llama/Llama-2-70b-hf".to_owned(),
         is_container: true,
+        program: None,
+        run_as: None,
         port: Port::new(8000),
         host: "::1".parse().unwrap(),
         gpus: vec![GpuName::All],
@@ -990,7 +992,7 @@ config.yaml:15:13: expected docker or podman, found the text 'lxc'
   15 |     engine: lxc
      |             ^^^
 
-config.yaml:16:5: unknown key 'modle' in model 'a': expected enabled, backend, model, container, port, host, gpus, memory, cpu, pids, max_model_len, tensor_parallel, quantization, extra_args, image, models_dir, network, engine, health, health_interval, health_timeout, health_failures, health_delay or load_timeout
+config.yaml:16:5: unknown key 'modle' in model 'a': expected enabled, backend, model, container, program, run_as, port, host, gpus, memory, cpu, pids, max_model_len, tensor_parallel, quantization, extra_args, image, models_dir, network, engine, health, health_interval, health_timeout, health_failures, health_delay or load_timeout
   16 |     modle: m
      |     ^^^^^
 hint: did you mean 'model'?"

@@ -68,6 +68,9 @@ pub enum Refusal {
         "{0} is for containers, and this model is a process\nhint: leave it out, or add --container"
     )]
     NotAContainer(&'static str),
+    /// An option of processes for a container.
+    #[error("{0} is for processes, and this model is a container\nhint: leave it out")]
+    InContainer(&'static str),
     /// A container's plan for a process.
     #[error("this model is a process, not a container")]
     NotAProcess,
@@ -120,8 +123,11 @@ pub fn check(name: &ModelName, spec: &Spec) -> Vec<Refusal> {
         all.extend(check_image(spec).err());
         all.extend(check_network(spec).err());
         all.extend(check_models_dir(spec).and_then(|()| model_in_container(spec).map(drop)).err());
+        all.extend(says_nothing_of_processes(spec).err());
     } else {
         all.extend(is_process(spec).err());
+        all.extend(check_program(spec).err());
+        all.extend(check_user(spec).err());
     }
     all
 }
@@ -276,6 +282,41 @@ pub(crate) fn model_in_container(spec: &Spec) -> Result<String, Refusal> {
         }
     }
     Ok(target)
+}
+
+fn says_nothing_of_processes(spec: &Spec) -> Result<(), Refusal> {
+    let of_processes = [("--program", spec.program.is_some()), ("--run-as", spec.run_as.is_some())];
+    let found = of_processes.into_iter().find(|(_, is_set)| *is_set);
+    found.map_or(Ok(()), |(flag, _)| Err(Refusal::InContainer(flag)))
+}
+
+/// In a unit there is no folder that a relative path could start from.
+fn check_program(spec: &Spec) -> Result<(), Refusal> {
+    let Some(program) = &spec.program else { return Ok(()) };
+    let shown = program.to_string_lossy();
+    let refused = |why| Err(text("program", &shown, why));
+    match program.to_str() {
+        None => refused("expected UTF-8"),
+        Some(path) if !path.starts_with('/') => refused("expected an absolute path"),
+        Some(path) if path.contains(char::is_control) || path.ends_with('/') => {
+            refused("expected the path of a program")
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// As systemd takes it for `User=` (its basic/user-util.c, `valid_user_group_name`). A number would name whoever gets it next.
+fn check_user(spec: &Spec) -> Result<(), Refusal> {
+    let Some(user) = &spec.run_as else { return Ok(()) };
+    let refused = |why| Err(text("user", user, why));
+    let is_name = user.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && user.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
+        && user.len() <= 31;
+    match user.as_str() {
+        "root" => refused("its server would have every right on this host"),
+        _ if !is_name => refused("expected the name of a user"),
+        _ => Ok(()),
+    }
 }
 
 /// That it is to be a process, and says nothing that only containers have.

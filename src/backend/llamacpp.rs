@@ -21,6 +21,8 @@ pub(super) const BACKEND: Backend = Backend {
     grace: Duration::from_secs(10),
     shm_bytes: None,
     cache: Cache { volume: None, path: "", variable: None },
+    // common/common.cpp: what `-hf` downloads.
+    caches: &[("LLAMA_CACHE", "llama.cpp")],
     models: Models::Files,
     ours: &["--host", "--port", "--model", "-m"],
     cannot: &[

@@ -107,6 +107,8 @@ pub struct Backend {
     pub shm_bytes: Option<i64>,
     /// What it downloads and keeps, in a container.
     pub cache: Cache,
+    /// Variables that name its caches as a process, and the folder of each below one that is kept for the model.
+    pub caches: &'static [(&'static str, &'static str)],
     /// What a spec's model is to it.
     pub models: Models,
     /// Arguments that are ours to set: `extra_args` may not.
@@ -262,6 +264,11 @@ const HF_CACHE: Cache = Cache {
     path: "/root/.cache/huggingface",
     variable: Some("HF_HOME"),
 };
+
+/// What PyTorch's compilers keep.
+const HF_FOLDER: (&str, &str) = ("HF_HOME", "huggingface");
+const TRITON_FOLDER: (&str, &str) = ("TRITON_CACHE_DIR", "triton");
+const INDUCTOR_FOLDER: (&str, &str) = ("TORCHINDUCTOR_CACHE_DIR", "torchinductor");
 
 /// Arguments, flag by flag. Each value is an argument of its own, so that no text can become two.
 #[derive(Debug, Default)]

@@ -21,6 +21,7 @@ pub(super) const BACKEND: Backend = Backend {
     grace: Duration::from_secs(10),
     shm_bytes: None,
     cache: Cache { volume: Some("portreeve-ollama"), path: "/root/.ollama", variable: None },
+    caches: &[("OLLAMA_MODELS", "ollama")],
     models: Models::Names,
     ours: &[],
     cannot: &[

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Backend, HF_CACHE, Health, Helper, Line, Models, Quantization, Served, Spec, TORCH, Told,
-    extra, extra_port, openai_ids, port,
+    Backend, HF_CACHE, HF_FOLDER, Health, Helper, INDUCTOR_FOLDER, Line, Models, Quantization,
+    Served, Spec, TORCH, TRITON_FOLDER, Told, extra, extra_port, openai_ids, port,
 };
 
 const COMMAND: &[&str] = &["python3", "-m", "sglang.launch_server"];
@@ -23,6 +23,7 @@ pub(super) const BACKEND: Backend = Backend {
     // docker/compose.yaml: that is for RDMA between machines, and engines without root's rights may not grant it.
     shm_bytes: Some(32 << 30),
     cache: HF_CACHE,
+    caches: &[HF_FOLDER, TRITON_FOLDER, INDUCTOR_FOLDER],
     models: Models::Both,
     ours: &["--host", "--port", "--model-path", "--model"],
     cannot: &[],

@@ -51,6 +51,12 @@ pub struct Spec {
     pub model: String,
     /// Runs in a container; else as a process.
     pub is_container: bool,
+    /// As a process: the program that is run, instead of the backend's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<PathBuf>,
+    /// As a process in a unit of the system: the user that it runs as; none = one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_as: Option<String>,
     /// The port of the host.
     pub port: Option<Port>,
     /// The address of the host.
@@ -227,6 +233,8 @@ impl Spec {
             backend,
             model: "meta-llama/Llama-2-70b-hf".to_owned(),
             is_container: true,
+            program: None,
+            run_as: None,
             port: Port::new(8000),
             host: IpAddr::from([127, 0, 0, 1]),
             gpus: Vec::new(),
@@ -260,6 +268,21 @@ mod tests {
         spec.load_timeout = Some(Duration::from_millis(90_500));
         let text = serde_json::to_string(&spec).unwrap();
         assert_eq!(serde_json::from_str::<Spec>(&text).unwrap(), spec);
+        let process = Spec {
+            is_container: false,
+            program: Some("/opt/vllm/bin/vllm".into()),
+            run_as: Some("vllm".to_owned()),
+            ..spec
+        };
+        let text = serde_json::to_string(&process).unwrap();
+        assert_eq!(serde_json::from_str::<Spec>(&text).unwrap(), process);
+    }
+
+    #[test]
+    fn a_spec_of_an_earlier_version_is_read() {
+        let text = r#"{"backend": "vllm", "model": "m", "is_container": false, "port": null, "host": "127.0.0.1"}"#;
+        let spec: Spec = serde_json::from_str(text).unwrap();
+        assert_eq!((spec.program, spec.run_as, spec.watch), (None, None, Watch::default()));
     }
 
     #[test]

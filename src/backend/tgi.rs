@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{
-    Backend, Cache, HUGGINGFACE, Health, Helper, Line, Models, Quantization, Served, Spec, TORCH,
-    Told, extra, extra_port, port,
+    Backend, Cache, HF_FOLDER, HUGGINGFACE, Health, Helper, Line, Models, Quantization, Served,
+    Spec, TORCH, TRITON_FOLDER, Told, extra, extra_port, port,
 };
 use crate::ident::GpuName;
 
@@ -24,6 +24,7 @@ pub(super) const BACKEND: Backend = Backend {
     shm_bytes: Some(1 << 30),
     // `HF_HOME=/data` of its Dockerfile.
     cache: Cache { volume: Some(HUGGINGFACE), path: "/data", variable: Some("HF_HOME") },
+    caches: &[HF_FOLDER, TRITON_FOLDER],
     models: Models::Both,
     ours: &["--hostname", "--port", "-p", "--model-id"],
     cannot: &[],

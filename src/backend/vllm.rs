@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Backend, HF_CACHE, Health, Helper, Line, Models, Quantization, Served, Spec, TORCH, Told,
-    extra, extra_port, openai_ids, port,
+    Backend, HF_CACHE, HF_FOLDER, Health, Helper, INDUCTOR_FOLDER, Line, Models, Quantization,
+    Served, Spec, TORCH, TRITON_FOLDER, Told, extra, extra_port, openai_ids, port,
 };
 
 pub(super) const BACKEND: Backend = Backend {
@@ -21,6 +21,8 @@ pub(super) const BACKEND: Backend = Backend {
     // too: what a killed server leaves in its own goes with the container.
     shm_bytes: Some(10 << 30),
     cache: HF_CACHE,
+    // vllm/envs.py.
+    caches: &[HF_FOLDER, ("VLLM_CACHE_ROOT", "vllm"), TRITON_FOLDER, INDUCTOR_FOLDER],
     models: Models::Both,
     ours: &["--host", "--port", "--model", "--uds"],
     cannot: &[],

@@ -177,7 +177,8 @@ pub(super) fn append_summary(text: impl FnOnce(usize) -> String) {
 /// Appends to the outputs of a GitHub step, where there are some: `NAME=NUMBER` a line. The platform takes 1 MiB of a job's.
 pub(super) fn append_outputs(outputs: &[github::StepOutput]) {
     append_to("GITHUB_OUTPUT", "the step's outputs", 1 << 20, |_| {
-        outputs.iter().map(|(name, value)| format!("{name}={value}\n")).collect()
+        let lines: Vec<String> = outputs.iter().map(|(name, n)| format!("{name}={n}\n")).collect();
+        lines.concat()
     });
 }
 

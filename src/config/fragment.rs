@@ -214,6 +214,12 @@ pub struct ModelFragment {
     /// It runs in a container (default false: as a process).
     #[schemars(with = "Option<bool>")]
     pub container: Option<At<bool>>,
+    /// As a process: the program that is run, instead of the backend's own.
+    #[schemars(with = "Option<FolderText>")]
+    pub program: Option<At<PathBuf>>,
+    /// As a process in a unit of the system: the user that it runs as (default: one of its own).
+    #[schemars(with = "Option<UserText>")]
+    pub run_as: Option<At<String>>,
     /// The port of this host that it serves (default: the backend's).
     #[schemars(with = "Option<PortNumberText>")]
     pub port: Option<At<Port>>,
@@ -372,6 +378,7 @@ written! {
     QuantizationText = "Quantization" { "enum": ["awq", "gptq"] }
     ImageText = "Image" { "type": "string", "pattern": "^[^-\\s]\\S*$" }
     FolderText = "Folder" { "type": "string", "pattern": "^/.", "maxLength": 4096 }
+    UserText = "User" { "type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_.-]{0,30}$" }
     NetworkText = "Network" { "type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]*$" }
     EngineText = "EngineName" { "enum": ["docker", "podman"] }
     DurationText = "Duration" {

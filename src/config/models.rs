@@ -23,6 +23,8 @@ pub(super) const MODEL_KEYS: &[&str] = &[
     "backend",
     "model",
     "container",
+    "program",
+    "run_as",
     "port",
     "host",
     "gpus",
@@ -79,6 +81,10 @@ impl Reader<'_> {
             backend: fields.get("backend").and_then(|n| self.parsed(n, BACKEND)),
             model: fields.get("model").and_then(|n| self.word(n, "a name or a path")),
             container: fields.get("container").and_then(|n| self.truth(n)),
+            program: fields
+                .get("program")
+                .and_then(|n| self.absolute_path(n, "the path of a program")),
+            run_as: fields.get("run_as").and_then(|n| self.word(n, "the name of a user")),
             port: fields.get("port").and_then(|n| self.port(n)),
             host: fields.get("host").and_then(|n| self.address(n)),
             gpus: fields.get("gpus").and_then(|n| self.gpus(n)),
@@ -159,6 +165,8 @@ pub(super) fn overlay(below: &mut At<ModelFragment>, above: At<ModelFragment>) {
         backend,
         model,
         container,
+        program,
+        run_as,
         port,
         host,
         gpus,
@@ -185,6 +193,8 @@ pub(super) fn overlay(below: &mut At<ModelFragment>, above: At<ModelFragment>) {
     replace(&mut below.backend, backend);
     replace(&mut below.model, model);
     replace(&mut below.container, container);
+    replace(&mut below.program, program);
+    replace(&mut below.run_as, run_as);
     replace(&mut below.port, port);
     replace(&mut below.host, host);
     replace(&mut below.gpus, gpus);
@@ -282,6 +292,8 @@ fn spec(model: &ModelFragment) -> Option<Spec> {
         backend: value(model.backend.as_ref())?,
         model: value(model.model.as_ref())?,
         is_container: value(model.container.as_ref()).unwrap_or(false),
+        program: value(model.program.as_ref()),
+        run_as: value(model.run_as.as_ref()),
         port: value(model.port.as_ref()),
         host: value(model.host.as_ref()).unwrap_or(IpAddr::from([127, 0, 0, 1])),
         gpus: list(model.gpus.as_ref()),
@@ -322,7 +334,9 @@ fn in_settings(refusal: &Refusal) -> (String, String, Option<String>) {
         None => (text, None),
     };
     match refusal {
-        Refusal::Number { flag, .. } | Refusal::Cannot { flag, .. } => {
+        Refusal::Number { flag, .. }
+        | Refusal::Cannot { flag, .. }
+        | Refusal::InContainer(flag) => {
             let key = key_of(flag);
             let message = message.replace(flag, &format!("'{key}'"));
             (key, message, hint)
@@ -345,6 +359,7 @@ fn in_settings(refusal: &Refusal) -> (String, String, Option<String>) {
             let key = match *what {
                 "extra argument" => "extra_args",
                 "folder of models" => "models_dir",
+                "user" => "run_as",
                 what => what,
             };
             (key.to_owned(), message, hint)
@@ -374,6 +389,8 @@ fn place_of(model: &ModelFragment, key: &str) -> Option<Place> {
     }
     match key {
         "model" => place(model.model.as_ref()),
+        "program" => place(model.program.as_ref()),
+        "run_as" => place(model.run_as.as_ref()),
         "port" => place(model.port.as_ref()),
         "memory" => place(model.memory.as_ref()),
         "cpu" => place(model.cpu.as_ref()),

@@ -12,6 +12,7 @@ use std::{
 };
 
 pub use body::{Create, DeviceRequest, HostConfig, Mount, PortBinding, RestartPolicy};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -38,7 +39,8 @@ const LOAD_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 const PODMAN_WITH_GPUS: (u32, u32) = (5, 4);
 
 /// The GPUs that a spec's names stand for on this host.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Cards {
     /// NVIDIA's by UUID, `GPU-…` or `MIG-…`: numbers mean one thing to CUDA and another to engines.
     pub nvidia: Vec<String>,
@@ -141,7 +143,7 @@ pub fn process(name: &ModelName, spec: &Spec, cards: &Cards) -> Result<Process, 
     check::is_process(spec)?;
     let backend = spec.backend.backend();
     let told = Told { model: spec.model.clone(), address: spec.host, port: spec.port() };
-    let mut command = words(backend.command);
+    let mut command = own_command(spec, backend);
     command.extend((backend.arguments)(spec, &told));
     command.extend(spec.extra_args.iter().cloned());
     let mut environment = environment(spec, backend, &told);
@@ -189,6 +191,15 @@ fn is_container(spec: &Spec, engine: &Version) -> Result<(), Refusal> {
         }
         Some(_) | None => Ok(()),
     }
+}
+
+/// The backend's command, with the spec's program in the place of its own: `/opt/vllm/bin/vllm serve`.
+fn own_command(spec: &Spec, backend: &Backend) -> Vec<String> {
+    let mut command = words(backend.command);
+    if let (Some(program), Some(first)) = (&spec.program, command.first_mut()) {
+        *first = program.to_string_lossy().into_owned();
+    }
+    command
 }
 
 fn words(all: &[&str]) -> Vec<String> {

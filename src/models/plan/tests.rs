@@ -313,6 +313,22 @@ fn each_backend_starts_as_a_process_by_its_own_command() {
     }
 }
 
+#[test]
+fn a_program_stands_in_the_place_of_the_backends_own() {
+    for (backend, expected) in [
+        (BackendName::Vllm, "/opt/a b/run serve meta-llama"),
+        (BackendName::LlamaCpp, "/opt/a b/run --model"),
+        (BackendName::Ollama, "/opt/a b/run serve"),
+        (BackendName::Tgi, "/opt/a b/run --model-id"),
+        (BackendName::SgLang, "/opt/a b/run -m sglang.launch_server --model-path"),
+    ] {
+        let spec = Spec { program: Some("/opt/a b/run".into()), ..native(backend) };
+        let process = process(&name("a"), &spec, &Cards::default()).unwrap();
+        assert_eq!(process.command[0], "/opt/a b/run");
+        assert!(process.command.join(" ").starts_with(expected), "{:?}", process.command);
+    }
+}
+
 // ---- every field of a spec
 
 type Change = fn(&mut Spec);
@@ -324,6 +340,9 @@ fn changes() -> Vec<(&'static str, Change)> {
         backend: _,
         model: _,
         is_container: _,
+        program: _,
+        // Its unit's to tell.
+        run_as: _,
         port: _,
         host: _,
         gpus: _,
@@ -345,6 +364,7 @@ fn changes() -> Vec<(&'static str, Change)> {
     } = Spec::sample(BackendName::Vllm);
     vec![
         ("model", |s| s.model = "other".to_owned()),
+        ("program", |s| s.program = Some("/opt/vllm/bin/vllm".into())),
         ("port", |s| s.port = Port::new(8011)),
         ("host", |s| s.host = IpAddr::from([127, 0, 0, 9])),
         ("gpus", |s| s.gpus = vec![GpuName::Index(0)]),
@@ -395,6 +415,40 @@ fn what_only_containers_have_is_refused_for_a_process() {
         let mut spec = native(BackendName::Vllm);
         change(&mut spec);
         assert!(refused(&spec).starts_with(flag), "{flag}");
+    }
+}
+
+#[test]
+fn what_only_processes_have_is_refused_for_a_container() {
+    for (flag, change) in [
+        ("--program", (|s| s.program = Some("/opt/vllm/bin/vllm".into())) as Change),
+        ("--run-as", |s| s.run_as = Some("vllm".to_owned())),
+    ] {
+        let mut spec = Spec::sample(BackendName::Vllm);
+        change(&mut spec);
+        assert!(refused(&spec).starts_with(flag), "{flag}");
+    }
+}
+
+#[test]
+fn a_program_is_an_absolute_path_and_nothing_that_a_unit_could_misread() {
+    for path in ["vllm", "./vllm", "", "/opt/", "/", "/opt/v\nllm", "/opt/v\u{7f}"] {
+        let spec = Spec { program: Some(path.into()), ..native(BackendName::Vllm) };
+        assert!(refused(&spec).starts_with("the program "), "{path}");
+    }
+    let good = Spec { program: Some("/opt/a b/100%/$x".into()), ..native(BackendName::Vllm) };
+    assert_eq!(check(&name("a"), &good), []);
+}
+
+#[test]
+fn a_model_runs_as_a_user_by_name_and_never_as_root() {
+    for user in ["root", "0", "1000", "", "a b", "%u", "-x", "a:b", "ä", "a\nUser=root"] {
+        let spec = Spec { run_as: Some(user.to_owned()), ..native(BackendName::Vllm) };
+        assert!(refused(&spec).starts_with("the user "), "{user}");
+    }
+    for user in ["vllm", "_vllm", "svc-model", "first.last"] {
+        let spec = Spec { run_as: Some(user.to_owned()), ..native(BackendName::Vllm) };
+        assert_eq!(check(&name("a"), &spec), [], "{user}");
     }
 }
 

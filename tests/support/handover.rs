@@ -1,0 +1,37 @@
+//! Plays the commands of a model's unit that hand over and take: `give FILE` gives the handover that stands in FILE as JSON, `take`
+//! writes what it was given and who it is, and
+//! stays.
+
+use std::{
+    env,
+    error::Error,
+    fs,
+    io::{self, Write},
+};
+
+use portreeve::models::handover::{self, Handover};
+use serde_json::json;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let words: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        ["give", file] => {
+            let handover: Handover = serde_json::from_slice(&fs::read(file)?)?;
+            Ok(handover::give(&handover)?)
+        }
+        ["take"] => {
+            let taken = handover::take()?;
+            let again = handover::take()?.is_some();
+            let uid = rustix::process::geteuid().as_raw();
+            let names = env::var("LISTEN_FDNAMES").ok();
+            let said = json!({ "taken": taken, "again": again, "uid": uid, "names": names });
+            serde_json::to_writer(io::stdout(), &said)?;
+            io::stdout().flush()?;
+            loop {
+                std::thread::park();
+            }
+        }
+        _ => Err("expected: give FILE, take".into()),
+    }
+}
