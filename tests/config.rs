@@ -850,7 +850,7 @@ fn a_model_is_declared_by_the_names_of_the_command_line_and_laid_over_key_by_key
         ),
         (
             "conf.d/10.yaml",
-            "models: { llama-70b: { memory: 7, cpu: '1.25', gpus: all }, tiny: { enabled: false }, b: { backend: llama.cpp, model: /m.gguf, port: 8081 } }\n",
+            "models: { llama-70b: { memory: 7, cpu: '1.25', gpus: all }, tiny: { enabled: false }, b: { backend: llama.cpp, model: /m.gguf, port: 8081, program: '/opt/a b/llama-server', run_as: llama } }\n",
         ),
     ]);
     let names: Vec<&str> = above.settings.models.iter().map(|(name, _)| name.0.as_str()).collect();
@@ -886,6 +886,8 @@ fn a_model_is_declared_by_the_names_of_the_command_line_and_laid_over_key_by_key
     assert_eq!(*model(&above, "llama-70b"), expected);
     let by_default = model(&above, "b");
     assert_eq!((by_default.backend, by_default.is_container), (BackendName::LlamaCpp, false));
+    assert_eq!(by_default.program.as_deref(), Some(Path::new("/opt/a b/llama-server")));
+    assert_eq!(by_default.run_as.as_deref(), Some("llama"));
     assert_eq!(by_default.host.to_string(), "127.0.0.1");
     assert!(!by_default.skips_health);
     assert_show_is_loadable(&above);
@@ -1009,6 +1011,8 @@ models:
   gguf: { backend: llamacpp, model: /m, port: 1002, quantization: awq }
   ours: { backend: vllm, model: m, port: 1003, extra_args: [--port=1] }
   empty: { backend: vllm, model: '-m', port: 1004 }
+  box: { backend: vllm, model: m, port: 1005, container: true, program: /opt/vllm }
+  root: { backend: vllm, model: m, port: 1006, run_as: root }
 ";
     assert_eq!(
         errors(text),
@@ -1043,7 +1047,16 @@ hint: say it with a key of the model
 
 config.yaml:7:34: model 'empty': the model '-m' cannot be used: its server would take it for an option
   7 |   empty: { backend: vllm, model: '-m', port: 1004 }
-    |                                  ^^^^"
+    |                                  ^^^^
+
+config.yaml:8:73: model 'box': 'program' is for processes, and this model is a container
+  8 | …kend: vllm, model: m, port: 1005, container: true, program: /opt/vllm }
+    |                                                              ^^^^^^^^^
+hint: leave it out
+
+config.yaml:9:56: model 'root': the user 'root' cannot be used: its server would have every right on this host
+  9 |   root: { backend: vllm, model: m, port: 1006, run_as: root }
+    |                                                        ^^^^"
     );
 }
 
@@ -1445,6 +1458,8 @@ fn the_schema_refuses_what_loading_refuses() {
         "models: { a: { memory: lots } }",
         "models: { a: { engine: lxc } }",
         "models: { a: { models_dir: models } }",
+        "models: { a: { program: vllm } }",
+        "models: { a: { run_as: 'a b' } }",
         "models: { a: { extra_args: --x } }",
         "models: { 'a b': {} }",
         "services: { a: { prots: [1] } }",

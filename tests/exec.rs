@@ -210,13 +210,19 @@ fn the_last_status_is_why_it_ended_in_one_line() {
         let kept = scene.keep(|command| {
             command.env("NOTIFY_SOCKET", &path);
         });
+        // A manager that does not listen keeps it waiting.
+        let hear = std::thread::spawn(move || {
+            let mut heard = String::new();
+            while !heard.ends_with("THE END\n") {
+                let mut bytes = [0; 4096];
+                let read = socket.recv(&mut bytes).unwrap();
+                heard.push_str(&String::from_utf8_lossy(&bytes[..read]));
+            }
+            heard
+        });
         let (_, said) = kept.ends();
-        socket.set_nonblocking(true).unwrap();
-        let mut heard = String::new();
-        let mut bytes = [0; 4096];
-        while let Ok(read) = socket.recv(&mut bytes) {
-            heard.push_str(&String::from_utf8_lossy(&bytes[..read]));
-        }
+        UnixDatagram::unbound().unwrap().send_to(b"THE END\n", &path).unwrap();
+        let heard = hear.join().unwrap();
         let last = heard.lines().rev().find_map(|line| line.strip_prefix("STATUS="));
         assert_eq!(last, Some(expected), "{heard}{said}");
     }

@@ -16,6 +16,7 @@ use std::{
     os::unix::net::UnixDatagram,
     process::{Child, Stdio},
     sync::LazyLock,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -149,17 +150,25 @@ impl Kept {
     }
 
     /// Its end, and the last status that the manager was told.
-    fn ends(mut self) -> (Ran, String) {
-        let ran = Ran::of(&self.child.wait_with_output().unwrap());
-        self.manager.set_nonblocking(true).unwrap();
-        let mut bytes = [0; 4096];
-        while let Ok(read) = self.manager.recv(&mut bytes) {
-            self.heard.push_str(&String::from_utf8_lossy(&bytes[..read]));
-        }
-        let status = self.heard.lines().rev().find_map(|line| line.strip_prefix("STATUS="));
+    fn ends(self) -> (Ran, String) {
+        let Self { house, name, child, manager, mut heard } = self;
+        let path = house.test_box().inside(&format!("/run/notify-{name}"));
+        // A manager that does not listen keeps it waiting.
+        let hear = thread::spawn(move || {
+            manager.set_read_timeout(None).unwrap();
+            while !heard.ends_with("THE END\n") {
+                let mut bytes = [0; 4096];
+                let read = manager.recv(&mut bytes).unwrap();
+                heard.push_str(&String::from_utf8_lossy(&bytes[..read]));
+            }
+            heard
+        });
+        let ran = Ran::of(&child.wait_with_output().unwrap());
+        UnixDatagram::unbound().unwrap().send_to(b"THE END\n", &path).unwrap();
+        let heard = hear.join().unwrap();
+        let status = heard.lines().rev().find_map(|line| line.strip_prefix("STATUS="));
         let status = status.unwrap_or_default().to_owned();
-        fs::remove_file(self.house.test_box().inside(&format!("/run/notify-{}", self.name)))
-            .unwrap();
+        fs::remove_file(path).unwrap();
         (ran, status)
     }
 }
@@ -287,7 +296,19 @@ fn sandbox(house: &'static House) {
     assert_eq!(house.engine.status("vllm-model-boxed"), "running");
     let labels = house.engine.inspect("vllm-model-boxed")["Config"]["Labels"].clone();
     assert_eq!(labels["io.portreeve.instance"], "of-a-test");
+    let verify = ["/build/examples/handover", "verify", "boxed", "/etc/boxed.json"];
+    let verify = || Ran::of(&test_box.run(&verify));
+    let main = house.engine.container("vllm-model-boxed").pid;
+    assert_eq!(verify().ends_with(0).out, main.to_string());
+    // One that has its name and labels, and not its port.
+    let handover = test_box.sh("cat /etc/boxed.json");
+    test_box.write("/etc/boxed.json", &handover.replace("8407", "8409"));
+    verify().ends_with(1).complains("nobody listens");
+    test_box.write("/etc/boxed.json", &handover.replace("org/qwen", "org/other"));
+    verify().ends_with(1).complains("it serves org/qwen, not org/other");
+    test_box.write("/etc/boxed.json", &handover);
     test_box.sh("systemctl stop boxed");
+    verify().ends_with(1).complains("has no container 'vllm-model-boxed'");
     assert_eq!(house.show("boxed", "Result"), "success");
     house.nothing_is_left("boxed");
     let written = test_box.sh("journalctl -u boxed -o cat");

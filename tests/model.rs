@@ -137,6 +137,48 @@ fn a_model_is_registered_listed_shown_and_taken_out_again() {
 }
 
 #[test]
+fn the_unit_of_a_model_is_shown_and_nothing_else() {
+    let Some(place) = Place::set() else { return };
+    place.must(&[
+        "register",
+        "llama",
+        "--backend",
+        "vllm",
+        "--path",
+        "org/model",
+        "--program",
+        "/opt/vllm/bin/vllm",
+        "--run-as",
+        "vllm",
+    ]);
+    let shown = place.must(&["show", "llama"]);
+    for part in ["/opt/vllm/bin/vllm", "user"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let unit = place.must(&["show", "llama", "--unit"]);
+    assert!(unit.starts_with("# Written by 'portreeve model register'"), "{unit}");
+    for part in
+        ["/portreeve model exec llama\n", "\nUser=vllm\n", "\nWantedBy=portreeve-models.target\n"]
+    {
+        assert!(unit.contains(part), "{part}: {unit}");
+    }
+    let users = place.must(&["show", "llama", "--unit", "--user"]);
+    assert!(!users.contains("\nUser=") && !users.contains("\nProtectSystem="), "{users}");
+    let config = place.0.path("lib/some.yaml");
+    fs::write(&config, "").unwrap();
+    let config = config.to_str().unwrap();
+    let unit = place.must(&["show", "llama", "--unit", "--config", config]);
+    assert!(unit.contains(&format!(" model --config {config} exec llama\n")), "{unit}");
+    for words in [
+        &["show", "llama", "--user"][..],
+        &["show", "llama", "--unit", "--json"],
+        &["show", "x", "--unit"],
+    ] {
+        assert_eq!(place.run(words).status.code(), Some(2), "{words:?}");
+    }
+}
+
+#[test]
 fn what_names_no_model_or_no_amount_is_refused_before_anything_is_written() {
     let Some(place) = Place::set() else { return };
     for words in [

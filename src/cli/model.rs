@@ -25,7 +25,6 @@ use crate::{
         receipt::Receipt,
         registry::{self, RegistryError},
         service,
-        unit::unit_of,
         unit_file::{self, Written},
     },
     report::{Style, exit, models},
@@ -464,6 +463,11 @@ fn register(
     wants_unit: bool,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
+    if spec.run_as.is_some() && !rustix::process::geteuid().is_root() {
+        let why =
+            "--run-as is for models of the system, and a user's manager runs all as that user";
+        return Err(Failure::Usage(format!("{why}\nhint: leave it out, or register it as root")));
+    }
     let refused = backend::check(name, spec);
     if !refused.is_empty() {
         let all: Vec<String> = refused.iter().map(ToString::to_string).collect();
@@ -520,8 +524,8 @@ fn unregister(stack: &Stack, name: &ModelName, out: &mut dyn Write) -> Result<u8
         let why = format!("model '{name}' is not registered, but declared in the settings");
         return Err(Failure::Usage(format!("{why}\nhint: take it out there")));
     }
-    let unit = service::look_at(&stack.host, &unit_of(name));
-    let runs = unit.known().is_some_and(|unit| unit.is_up() || unit.waits_for_restart());
+    let unit = service::of_model(&stack.host, name)?;
+    let runs = unit.is_some_and(|unit| unit.is_up() || unit.waits_for_restart());
     if record.state != State::Stopped || runs {
         match run::stop_first(stack, name) {
             Ok(down) => writeln!(out, "model '{name}' is stopped: {down}")?,

@@ -14,6 +14,7 @@ use super::{
     receipt::{Contained, Worker},
     reconcile,
     registry::RegistryError,
+    service,
     trouble::Trouble,
 };
 use crate::{
@@ -134,7 +135,7 @@ impl Keeper<'_> {
         say: &mut dyn FnMut(&str),
     ) -> Result<Up, Trouble> {
         let spec = self.spec(name)?;
-        if let Some(unit) = self.unit(name)? {
+        if let Some(unit) = service::of_model(self.host, name)? {
             return self.start_unit(name, spec, &unit, reaps, interrupt, say);
         }
         if !spec.is_container {

@@ -30,16 +30,6 @@ use crate::{
 const LOG_LINES: usize = 15;
 
 impl Keeper<'_> {
-    /// Its unit, where it has one.
-    pub(super) fn unit(&self, name: &ModelName) -> Result<Option<Service>, Trouble> {
-        match service::look_at(self.host, &unit_of(name)) {
-            Seen::Known(unit) => Ok(Some(unit)),
-            Seen::Gone => Ok(None),
-            Seen::Denied => Err(not_told("systemd refuses to tell")),
-            Seen::Unreadable(why) => Err(not_told(&why)),
-        }
-    }
-
     /// Has its unit started, and waits until it serves.
     pub(super) fn start_unit(
         &self,
@@ -145,7 +135,7 @@ impl Keeper<'_> {
         say: &mut dyn FnMut(&str),
     ) -> Result<Option<String>, Trouble> {
         let is_meant = |unit: &Service| unit.is_up() || unit.waits_for_restart();
-        if self.unit(name)?.filter(is_meant).is_none() {
+        if service::of_model(self.host, name)?.filter(is_meant).is_none() {
             return Ok(None);
         }
         let (host, manager, unit) = (self.host, service::manager(), unit_of(name));
@@ -177,7 +167,7 @@ impl Keeper<'_> {
         let worker = self.this_run(name)?;
         let mut registry = self.open()?;
         self.reconcile_one(&mut registry, name)?;
-        let restarts = self.unit(name)?.map(|unit| unit.restarts).unwrap_or_default();
+        let restarts = service::of_model(self.host, name)?.map(|unit| unit.restarts).unwrap_or_default();
         let why = match (restarts, recorded(&registry, name)?) {
             (0, _) | (_, None) => "its unit was started".to_owned(),
             (restarts, Some(last)) => {
@@ -289,7 +279,7 @@ impl Keeper<'_> {
     /// As systemd has it: `$SERVICE_RESULT` and its like (systemd.exec(5)), and what its main process said last.
     fn how_it_ended(&self, name: &ModelName) -> End {
         let variable = |name: &str| env::var(name).unwrap_or_default();
-        let said = self.unit(name).ok().flatten().map(|unit| unit.status_text);
+        let said = service::of_model(self.host, name).ok().flatten().map(|unit| unit.status_text);
         let said = said.filter(|said| !said.is_empty());
         let (result, code) = (variable("SERVICE_RESULT"), variable("EXIT_CODE"));
         let status = variable("EXIT_STATUS");
@@ -335,8 +325,4 @@ fn recorded(registry: &Registry, name: &ModelName) -> Result<Option<Record>, Reg
         Err(RegistryError::NoModel(..)) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-fn not_told(why: &str) -> Trouble {
-    Trouble::unknown(format!("whether it has a unit is not known: {why}"))
 }

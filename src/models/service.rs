@@ -2,10 +2,15 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use super::{trouble::Trouble, unit::unit_of};
 use crate::{
     host::Host,
-    ident::{Manager, UnitName, UnitRef},
-    observe::{self, dbus::Value, units},
+    ident::{Manager, ModelName, UnitName, UnitRef},
+    observe::{
+        self,
+        dbus::Value,
+        units::{self, Questions},
+    },
     snapshot::Seen,
 };
 
@@ -115,4 +120,22 @@ pub fn look_at(host: &Host, unit: &UnitName) -> Seen<Service> {
         Seen::Denied => Seen::Denied,
         Seen::Unreadable(why) => Seen::Unreadable(why),
     }
+}
+
+/// The unit of a model, where it has one.
+pub fn of_model(host: &Host, name: &ModelName) -> Result<Option<Service>, Trouble> {
+    let not_told = |why: &str| Trouble::unknown(format!("whether it has a unit is not known: {why}"));
+    match look_at(host, &unit_of(name)) {
+        Seen::Known(unit) => Ok(Some(unit)),
+        Seen::Gone => Ok(None),
+        Seen::Denied => Err(not_told("systemd refuses to tell")),
+        Seen::Unreadable(why) => Err(not_told(&why)),
+    }
+}
+
+/// Whether our manager goes with our last login, and all that it keeps (loginctl(1), `enable-linger`).
+pub fn ends_with_login(host: &Host) -> bool {
+    let Manager::User(uid) = manager() else { return false };
+    let questions = Questions { users: [uid].into(), ..Questions::default() };
+    units::observe(host, &questions).lingering.remove(&uid) == Some(Seen::Known(false))
 }

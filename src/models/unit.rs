@@ -43,6 +43,8 @@ pub const GPU_GROUPS: [&str; 2] = ["render", "video"];
 const START_BURST: u32 = 5;
 /// Between an end and the next start.
 const RESTART_TIME: Duration = Duration::from_secs(10);
+/// systemd counts microseconds in 64 bits; nobody waits longer than this.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// For what a start does beside loading, which asks for more time as it goes on.
 const START_TIME: Duration = Duration::from_secs(120);
 /// For what a stop does behind the grace period.
@@ -170,7 +172,8 @@ impl Unit<'_> {
             self.grace().as_secs(),
             RESTART_TIME.as_secs()
         ));
-        let interval = one.saturating_mul(START_BURST).saturating_add(Duration::from_secs(60));
+        let all = one.saturating_mul(START_BURST).saturating_add(Duration::from_secs(60));
+        let interval = all.min(LONGEST);
         page.set("StartLimitIntervalSec", &seconds(interval));
         page.set("StartLimitBurst", &START_BURST.to_string());
     }

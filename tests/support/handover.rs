@@ -1,6 +1,6 @@
 //! Plays the commands of a model's unit that hand over and take: `give FILE` gives the handover that stands in FILE as JSON, `take`
-//! writes what it was given and who it is, and
-//! stays.
+//! writes what it was given and who it is, and stays; `verify NAME FILE` makes sure of the model's container and writes its main
+//! process.
 
 use std::{
     env,
@@ -9,7 +9,16 @@ use std::{
     io::{self, Write},
 };
 
-use portreeve::models::handover::{self, Handover};
+use portreeve::{
+    act::interrupt::Interrupt,
+    config::{self, Sources},
+    host::Host,
+    ident::ModelName,
+    models::{
+        handover::{self, Handover},
+        launch::{self, Order, Sight},
+    },
+};
 use serde_json::json;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -32,6 +41,23 @@ fn main() -> Result<(), Box<dyn Error>> {
                 std::thread::park();
             }
         }
-        _ => Err("expected: give FILE, take".into()),
+        ["verify", name, file] => {
+            let Handover { spec, chosen, instance } = serde_json::from_slice(&fs::read(file)?)?;
+            let (host, name) = (&Host::live(), &ModelName(name.to_owned()));
+            let settings = &config::load(&Sources::default())?.settings;
+            let sight = Sight::Whole;
+            let order = Order {
+                host,
+                settings,
+                name,
+                spec: &spec,
+                instance: &instance,
+                until: None,
+                sight,
+            };
+            let receipt = launch::verify(order, chosen, &mut Interrupt::install()?, &mut |_| ())?;
+            Ok(write!(io::stdout(), "{}", receipt.process.map_or(0, |main| main.key.pid.0))?)
+        }
+        _ => Err("expected: give FILE, take, verify NAME FILE".into()),
     }
 }

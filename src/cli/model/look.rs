@@ -24,7 +24,6 @@ use crate::{
         usage::Meter,
     },
     report::{Style, escape::escape, exit, models},
-    snapshot::Seen,
 };
 
 /// For one answer of a health endpoint.
@@ -52,7 +51,7 @@ pub(super) fn status(
     };
     let meter = Meter::new(&stack.host, &stack.settings, asked.iter().any(is_on_gpus));
     let row = |mut record: Record| {
-        let unit = service::look_at(&stack.host, &unit_of(&record.name)).known().cloned();
+        let unit = service::of_model(&stack.host, &record.name).ok().flatten();
         if unit.as_ref().is_some_and(|unit| unit.active_state == "deactivating") {
             record.state = State::Stopping;
         }
@@ -160,7 +159,7 @@ pub(super) fn logs(
 ) -> Result<u8, Failure> {
     let model = (name, stack.spec(name)?);
     let unit = unit_of(name);
-    if let Seen::Known(_) = service::look_at(&stack.host, &unit) {
+    if service::of_model(&stack.host, name)?.is_some() {
         return Err(journal::show(&stack.host, &unit, lines, follows).into());
     }
     let Some(registry) = stack.registry()? else { return Err(stack.unknown(name).into()) };

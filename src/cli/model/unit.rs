@@ -14,9 +14,7 @@ use crate::{
         unit::unit_of,
         unit_file::{self, Written},
     },
-    observe::units::{self, Questions},
     report::exit,
-    snapshot::Seen,
 };
 
 /// Starts the target of enabled models at boot.
@@ -49,14 +47,7 @@ pub(super) fn set_enabled(
         stack.spec(name)?;
         let unit = unit_of(name);
         let change = || -> Result<(), Trouble> {
-            match service::look_at(host, &unit) {
-                Seen::Known(_) => {}
-                Seen::Gone => return Err(no_unit(name)),
-                Seen::Denied => {
-                    return Err(Trouble::unknown("systemd refuses to tell of its unit"));
-                }
-                Seen::Unreadable(why) => return Err(Trouble::unknown(why)),
-            }
+            service::of_model(host, name)?.ok_or_else(|| no_unit(name))?;
             let boot = UnitName::from(BOOT);
             let units = if enabled { vec![&unit, &boot] } else { vec![&unit] };
             systemctl::set_enabled(host, manager, enabled, &units)
@@ -77,7 +68,7 @@ pub(super) fn set_enabled(
         codes.push(exit::CLEAR);
     }
     if enabled && codes.contains(&exit::CLEAR) {
-        warn_of_no_lingering(stack, manager);
+        warn_of_logout(stack);
     }
     Ok(exit::worst(codes))
 }
@@ -89,14 +80,11 @@ fn no_unit(name: &ModelName) -> Trouble {
     ))
 }
 
-/// A user's manager goes with the last login, and all that it keeps (loginctl(1), `enable-linger`).
-pub(super) fn warn_of_no_lingering(stack: &Stack, manager: Manager) {
-    let Manager::User(uid) = manager else { return };
-    let questions = Questions { users: [uid].into(), ..Questions::default() };
-    let lingers = units::observe(&stack.host, &questions).lingering.remove(&uid);
-    if lingers == Some(Seen::Known(false)) {
+/// Of models that go with their user.
+pub(super) fn warn_of_logout(stack: &Stack) {
+    if service::ends_with_login(&stack.host) {
         warn(
-            "you do not linger: models end with your last login and are not started at boot ('loginctl enable-linger')",
+            "you do not linger: your models end with your last login, and none is started at boot ('loginctl enable-linger')",
         );
     }
 }

@@ -192,13 +192,11 @@ fn read_beside(
 
 /// Waits this long where its process is not to be seen.
 fn has_ended_within(pidfd: Option<&OwnedFd>, time: Duration) -> bool {
-    match pidfd {
-        Some(pidfd) => processes::ends_within(pidfd, time),
-        None => {
-            thread::sleep(time);
-            false
-        }
+    if let Some(pidfd) = pidfd {
+        return processes::ends_within(pidfd, time);
     }
+    thread::sleep(time);
+    false
 }
 
 impl Kept for Contained<'_> {

@@ -8,16 +8,12 @@ pub(super) struct Page(pub(super) String);
 
 impl Page {
     pub(super) fn section(&mut self, name: &str) {
-        self.gap();
+        self.0.push('\n');
         let _ = writeln!(self.0, "[{name}]");
     }
 
-    /// An empty line, but not below a heading or a comment.
     pub(super) fn gap(&mut self) {
-        let last = self.0.lines().last().unwrap_or("#");
-        if !last.starts_with(['#', '[']) {
-            self.0.push('\n');
-        }
+        self.0.push('\n');
     }
 
     /// A line for the reader.

@@ -65,8 +65,8 @@ impl Unit<'_> {
         page.set("PrivateIPC", "yes");
         page.why("Netlink is for the network's interfaces, and for whose its port is.");
         page.set("RestrictAddressFamilies", "AF_UNIX AF_NETLINK AF_INET AF_INET6");
-        page.why("@resources is for processors and memory that are near each other; pidfd_getfd for memory of GPUs that workers share.");
-        page.set("SystemCallFilter", "@system-service pidfd_getfd");
+        page.why("@resources places threads and memory near each other.");
+        page.set("SystemCallFilter", "@system-service");
         page.set("SystemCallFilter", "~@privileged");
         page.why("Other users' processes are none of its.");
         page.set("ProtectProc", "invisible");
@@ -76,7 +76,7 @@ impl Unit<'_> {
 
     fn caches(&self, page: &mut Page) {
         let folder = format!("portreeve/{}", unit_word(&self.model.0));
-        let at = |below: &str| format!("%C/{}{below}", folder.replace('%', "%%"));
+        let at = |below: &str| format!("%C/{folder}{below}");
         page.why("What it downloads and makes is kept here; no home is written to. CUDA_VISIBLE_DEVICES and its like are set by 'model exec'.");
         page.set("CacheDirectory", &folder);
         page.set("CacheDirectoryMode", "0700");
@@ -117,8 +117,8 @@ impl Unit<'_> {
         } else {
             page.why("Netlink is for the network's interfaces, and for whose its port is.");
             page.set("RestrictAddressFamilies", "AF_UNIX AF_NETLINK AF_INET AF_INET6");
-            page.why("@resources is for processors and memory that are near each other; pidfd_getfd for memory of GPUs that workers share.");
-            page.set("SystemCallFilter", "@system-service pidfd_getfd");
+            page.why("@resources places threads and memory near each other.");
+            page.set("SystemCallFilter", "@system-service");
             page.set("SystemCallFilter", "~@privileged");
         }
         everybodys(page);
