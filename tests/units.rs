@@ -1,4 +1,4 @@
-//! The units that are shipped (`packaging/`), on a machine with systemd, logins and engines: each does inside its sandbox what it
+//! The units that are shipped (`packaging/usr/`), on a machine with systemd, logins and engines: each does inside its sandbox what it
 //! is for, and has no right that it could do without.
 
 #![allow(

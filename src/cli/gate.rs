@@ -17,13 +17,13 @@ use crate::{
     host::Host,
     judge::gate::{Accepts, Answer},
     pipeline::Event,
-    report::{Style, exit, gate, github, journal::Record, prometheus},
+    report::{Style, exit, gate, github, journal::Record, line, prometheus},
     sys,
 };
 
 use super::{
     Failure, Target, Verbosity, guarded,
-    output::{Destination, Format, Output, append_summary},
+    output::{Destination, Format, Output, append_outputs, append_summary},
     put,
 };
 
@@ -110,6 +110,7 @@ pub(super) fn run(
             }
         }
         let text = rendered(gated, on_blocked, output, verbosity, !wish.command.is_empty())?;
+        output.put_document(|out| gate::render_json(gated, on_blocked, out))?;
         if wish.command.is_empty() || file.is_some() {
             return put(&text, code, output, file);
         }
@@ -201,7 +202,9 @@ fn rendered(
         Format::Github => {
             github::render_gated(gated, on_blocked, &mut text)?;
             append_summary(|room| github::summary_of_gated(gated, on_blocked, room));
+            append_outputs(&github::outputs_of_gated(gated, on_blocked));
         }
+        Format::Line => line::render_gated(gated, on_blocked, &mut text)?,
         Format::Prometheus => prometheus::render_gated(gated, on_blocked, &mut text)?,
     }
     Ok(text)

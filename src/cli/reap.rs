@@ -6,12 +6,12 @@ use crate::{
     act::{interrupt::Interrupt, tally},
     host::Host,
     pipeline::{self, Event, Orders},
-    report::{self, exit, github, journal::Record, json, prometheus},
+    report::{self, exit, github, journal::Record, json, line, prometheus},
 };
 
 use super::{
     Deed, Failure, Target, Verbosity,
-    output::{Format, Output, append_summary},
+    output::{Format, Output, append_outputs, append_summary},
     scan,
 };
 
@@ -46,11 +46,14 @@ pub(super) fn run(
         Format::Github => {
             github::render_reaped(&reaped, out)?;
             append_summary(|room| github::summary_of_reaped(&reaped, room));
+            append_outputs(&github::outputs_of_reaped(&reaped));
         }
+        Format::Line => line::render_reaped(&reaped, out)?,
         Format::Prometheus => {
             prometheus::render_reaped(&reaped, tally::read(&Host::live()).ok(), out)?;
         }
     }
+    output.put_document(|out| json::render_reaped(&reaped, out))?;
     Ok(exit::of_reaped(&reaped))
 }
 

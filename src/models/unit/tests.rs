@@ -188,7 +188,9 @@ fn changes() -> Vec<(Change, bool, Option<&'static str>)> {
         (
             |s| s.host = IpAddr::from([10, 0, 0, 9]),
             container,
-            Some("IPAddressAllow=localhost 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 fc00::/7 10.0.0.9"),
+            Some(
+                "IPAddressAllow=localhost 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 fc00::/7 10.0.0.9",
+            ),
         ),
         (|s| s.gpus = vec![GpuName::Index(0)], process, Some("DeviceAllow=char-nvidia* rw")),
         (|s| s.memory_bytes = Some(32 << 30), process, Some("MemoryMax=32G")),
@@ -396,7 +398,7 @@ fn split(line: &str) -> Vec<String> {
                 assert_eq!(rest.next(), Some(byte), "{line}");
                 word.push(byte);
             }
-            byte => (any, _) = (true, word.push(byte)),
+            byte => (any, ()) = (true, word.push(byte)),
         }
     }
     assert!(!is_in, "{line}");
