@@ -396,7 +396,10 @@ fn split(line: &str) -> Vec<String> {
                 assert_eq!(rest.next(), Some(byte), "{line}");
                 word.push(byte);
             }
-            byte => (any, _) = (true, word.push(byte)),
+            byte => {
+                word.push(byte);
+                any = true;
+            }
         }
     }
     assert!(!is_in, "{line}");
