@@ -188,7 +188,62 @@ fn the_manager_is_told_of_loading_of_being_ready_and_of_the_end() {
     kept.says("ready");
     kept.signal(Signal::TERM);
     hear_until(&mut heard, "STOPPING=1");
+    hear_until(&mut heard, "STATUS=told to stop\n");
     assert_eq!(kept.ends().0.code(), Some(0));
+}
+
+#[test]
+fn the_last_status_is_why_it_ended_in_one_line() {
+    let ends: [(&[&str], &str); 4] = [
+        (
+            &["--crash-after", "0.5", "--crash-code", "9"],
+            "its server ended by itself: exit status: 9",
+        ),
+        (&["--crash-at-start", "no-such-layer"], "its server ended by itself: exit status: 3"),
+        (&["--health-fails-after", "0.5"], "2 times in a row: unhealthy: it answers 500"),
+        (&["--serve-id", "org/other"], "it serves org/other, not org/qwen"),
+    ];
+    for (options, expected) in ends {
+        let scene = Scene::set(options);
+        let path = scene.home.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let kept = scene.keep(|command| {
+            command.env("NOTIFY_SOCKET", &path);
+        });
+        // A manager that does not listen keeps it waiting.
+        let hear = std::thread::spawn(move || {
+            let mut heard = String::new();
+            while !heard.ends_with("THE END\n") {
+                let mut bytes = [0; 4096];
+                let read = socket.recv(&mut bytes).unwrap();
+                heard.push_str(&String::from_utf8_lossy(&bytes[..read]));
+            }
+            heard
+        });
+        let (_, said) = kept.ends();
+        UnixDatagram::unbound().unwrap().send_to(b"THE END\n", &path).unwrap();
+        let heard = hear.join().unwrap();
+        let last = heard.lines().rev().find_map(|line| line.strip_prefix("STATUS="));
+        assert_eq!(last, Some(expected), "{heard}{said}");
+    }
+}
+
+#[test]
+fn its_server_is_not_taken_for_the_service_itself() {
+    let scene = Scene::set(&[]);
+    let path = scene.home.path().join("notify");
+    let _socket = UnixDatagram::bind(&path).unwrap();
+    let mut kept = scene.keep(|command| {
+        command.args([
+            "--",
+            "sh",
+            "-c",
+            "echo it has ${NOTIFY_SOCKET-nothing} ${WATCHDOG_USEC-either}",
+        ]);
+        command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "60000000");
+    });
+    kept.says("it has nothing either");
+    kept.ends();
 }
 
 #[test]

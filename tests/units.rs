@@ -15,7 +15,6 @@ use std::{
     collections::BTreeSet,
     fs,
     os::fd::AsRawFd,
-    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -25,6 +24,7 @@ use support::{
     DEADLINE, Report, Terminal, TestBox,
     engines::{Container, Engine, Kind},
     gpus::{STATE, Stub},
+    packaging::{self, shipped},
     skip, wait_until,
 };
 
@@ -59,29 +59,6 @@ services:
   low: { ports: [508] }
 ";
 
-fn packaging() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging")
-}
-
-/// Every file of the shipped tree, as a path from the root.
-fn shipped() -> Vec<String> {
-    let mut files = Vec::new();
-    let mut folders = vec![packaging()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).expect("packaging") {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                let path = path.strip_prefix(packaging()).unwrap().to_str().unwrap();
-                files.push(format!("/{path}"));
-            }
-        }
-    }
-    files.sort();
-    files
-}
-
 /// A box in which the shipped tree is installed.
 struct Installed {
     test_box: TestBox,
@@ -90,12 +67,7 @@ struct Installed {
 impl Installed {
     fn boot(name: &str) -> Option<Self> {
         let test_box = TestBox::boot(name).map_err(|reason| skip(&reason)).ok()?;
-        for file in shipped() {
-            let text = fs::read_to_string(packaging().join(&file[1..])).unwrap();
-            test_box.write(&file, &text);
-        }
-        test_box.write("/etc/portreeve/config.yaml", CONFIG);
-        test_box.sh("ln -s /build/portreeve /usr/bin/portreeve; systemctl daemon-reload");
+        packaging::install(&test_box, CONFIG);
         Some(Self { test_box })
     }
 
@@ -449,7 +421,7 @@ fn every_unit_is_sound_and_no_more_exposed_than_its_budget() {
 
 /// What stands below a heading of a unit's file, comments left out.
 fn settings(unit: &str, heading: &str) -> Vec<String> {
-    let text = fs::read_to_string(packaging().join(UNITS).join(unit)).unwrap();
+    let text = fs::read_to_string(packaging::folder().join(UNITS).join(unit)).unwrap();
     let lines = text.lines().skip_while(|line| *line != format!("[{heading}]")).skip(1);
     let lines = lines.take_while(|line| !line.starts_with('['));
     lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
@@ -563,7 +535,7 @@ fn the_timer_reaps() {
 fn a_foreign_holder_keeps_a_gated_unit_from_starting_and_nothing_loops() {
     let Some(installed) = Installed::boot("units-loop") else { return };
     let test_box = &installed.test_box;
-    let drop_in = packaging().join("usr/share/doc/portreeve/examples/gate.conf");
+    let drop_in = packaging::folder().join("usr/share/doc/portreeve/examples/gate.conf");
     let drop_in = fs::read_to_string(drop_in).unwrap();
     test_box.write("/etc/systemd/system/web.service.d/gate.conf", &drop_in);
     installed.unit("web", 8508, "Restart=on-failure\nRestartSec=200ms");

@@ -68,6 +68,11 @@ impl Interrupt {
 
     /// The same, or until this descriptor can be read: a pidfd's process has ended then.
     pub fn wait_beside(&mut self, other: Option<BorrowedFd<'_>>, time: Duration) -> bool {
+        self.wait_among(other.as_slice(), time)
+    }
+
+    /// The same, or until one of these can be read.
+    pub fn wait_among(&mut self, others: &[BorrowedFd<'_>], time: Duration) -> bool {
         let before = self.count();
         let deadline = Instant::now() + time;
         loop {
@@ -76,9 +81,9 @@ impl Interrupt {
                 return false;
             }
             let mut fds = vec![PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN)];
-            fds.extend(other.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+            fds.extend(others.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
             let _ = poll(&mut fds, Some(&timespec(left)));
-            let is_other = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
+            let is_other = fds.iter().skip(1).any(|fd| !fd.revents().is_empty());
             if self.count() > before {
                 return true;
             }

@@ -4,6 +4,7 @@ pub mod container;
 pub mod interrupt;
 pub mod respawn;
 pub mod signal;
+pub mod systemctl;
 pub mod tally;
 pub mod unit;
 

@@ -20,9 +20,12 @@ use crate::{
     ident::{GpuName, ModelName, Port},
     models::{
         Registry, State, guard,
+        handover::Handover,
         lifecycle::Keeper,
         receipt::Receipt,
         registry::{self, RegistryError},
+        service,
+        unit_file::{self, Written},
     },
     report::{Style, exit, models},
 };
@@ -33,6 +36,7 @@ mod exec;
 mod clean;
 mod look;
 mod run;
+mod step;
 mod unit;
 
 /// What `model` does.
@@ -45,6 +49,9 @@ pub(super) enum ModelVerb {
         name: ModelName,
         #[command(flatten)]
         wanted: Box<Wanted>,
+        /// Write no unit for it, also where systemd runs
+        #[arg(long)]
+        no_unit: bool,
     },
     /// Take a model out of the registry
     Unregister {
@@ -73,6 +80,18 @@ pub(super) enum ModelVerb {
         #[command(flatten)]
         which: run::Which,
     },
+    /// Start models at each boot from now on, by their units
+    Enable {
+        /// Their names
+        #[arg(required = true, value_parser = model_name, add = ArgValueCandidates::new(complete::models))]
+        names: Vec<ModelName>,
+    },
+    /// Start models at boot no longer; what runs goes on
+    Disable {
+        /// Their names
+        #[arg(required = true, value_parser = model_name, add = ArgValueCandidates::new(complete::models))]
+        names: Vec<ModelName>,
+    },
     /// Say what models are doing, by their engines and their health endpoints
     Status {
         /// Only these
@@ -95,7 +114,7 @@ pub(super) enum ModelVerb {
         #[command(flatten)]
         form: Form,
     },
-    /// Show what a model's container wrote
+    /// Show what a model wrote: its unit's journal, or its container's log
     Logs {
         /// Its name
         #[arg(value_parser = model_name, add = ArgValueCandidates::new(complete::models))]
@@ -107,15 +126,24 @@ pub(super) enum ModelVerb {
         #[arg(long, short = 'n', value_name = "N", default_value_t = 100)]
         lines: usize,
     },
-    /// Keep a model that runs as a process in the foreground: the main process of its unit
+    /// Keep a model in the foreground: the main process of its unit
     #[command(after_help = EXEC_EXIT_CODES)]
     Exec {
         /// Its name
         #[arg(value_parser = model_name, add = ArgValueCandidates::new(complete::models))]
         name: ModelName,
-        /// Instead of its backend's own command
+        /// Instead of its backend's own command; not of a container
         #[arg(last = true, value_name = "COMMAND")]
         command: Vec<String>,
+    },
+    /// A command of a model's unit, around its main process
+    #[command(hide = true)]
+    Step {
+        /// Which
+        step: step::Step,
+        /// Its name
+        #[arg(value_parser = model_name)]
+        name: ModelName,
     },
     /// List the models
     List {
@@ -170,7 +198,7 @@ pub(super) struct Form {
 const EXEC_EXIT_CODES: &str = "Exit codes:
   0   told to stop, and down
   69  could not tell whether its ports and GPUs are free, before it was started
-  70  it did not come up, or was unhealthy too often: taken down
+  70  it did not come up, or was unhealthy too often: taken down; or it could not be taken down
   75  its ports or GPUs are not free, before it was started
 Else its server's own; 128 + N where signal N ended it";
 
@@ -294,14 +322,14 @@ struct Stack {
     settings: Settings,
     path: PathBuf,
     models: Vec<(ModelName, Spec)>,
-    /// What `--config` named.
+    /// The file that '--config' names, for the commands of units.
     config: Option<PathBuf>,
 }
 
 impl Stack {
     fn load(file: ConfigFile) -> Result<Self, Failure> {
         let host = Host::live();
-        let config = file.config.clone();
+        let config = file.config.as_ref().map(std::path::absolute).transpose()?;
         let settings = file.load()?.settings;
         let path = registry::path(&host)?;
         Ok(Self { host, settings, path, models: Vec::new(), config })
@@ -312,6 +340,14 @@ impl Stack {
         self.models = guard::wanted(&self.settings, &self.records()?);
         guard::guard(&mut self.settings, &self.models);
         Ok(self)
+    }
+
+    /// In a model's unit: the registry is not its main process's to open.
+    fn of_one(file: ConfigFile, name: &ModelName, given: &Handover) -> Result<Self, Failure> {
+        let mut settings = file.load()?.settings;
+        let models = vec![(name.clone(), given.spec.clone())];
+        guard::guard(&mut settings, &models);
+        Ok(Self { host: Host::live(), settings, path: PathBuf::new(), models, config: None })
     }
 
     fn keeper(&self, until: Option<Instant>) -> Keeper<'_> {
@@ -346,6 +382,10 @@ impl Stack {
 
 /// Does it.
 pub(super) fn run(file: ConfigFile, verb: ModelVerb, out: &mut dyn Write) -> Result<u8, Failure> {
+    let given = if let ModelVerb::Exec { name, .. } = &verb { exec::given(name)? } else { None };
+    if let (ModelVerb::Exec { name, command }, Some(given)) = (&verb, given) {
+        return exec::run(&Stack::of_one(file, name, &given)?, name, command, Some(given));
+    }
     let stack = Stack::load(file)?;
     if let ModelVerb::List { as_recorded: true, form } = &verb {
         list(&stack, *form, out)?;
@@ -353,11 +393,16 @@ pub(super) fn run(file: ConfigFile, verb: ModelVerb, out: &mut dyn Write) -> Res
     }
     let stack = stack.guarded()?;
     match verb {
-        ModelVerb::Register { name, wanted } => register(&stack, &name, &wanted.spec(), out)?,
+        ModelVerb::Register { name, wanted, no_unit } => {
+            register(&stack, &name, &wanted.spec(), !no_unit, out)?;
+        }
         ModelVerb::Unregister { name } => return unregister(&stack, &name, out),
         ModelVerb::Start { which, reap } => return run::start(&stack, &which, reap, out),
         ModelVerb::Stop { which, timeout } => return run::stop(&stack, &which, timeout, out),
         ModelVerb::Restart { which } => return run::restart(&stack, &which, out),
+        ModelVerb::Enable { names } => return unit::set_enabled(&stack, &names, true, out),
+        ModelVerb::Disable { names } => return unit::set_enabled(&stack, &names, false, out),
+        ModelVerb::Step { step, name } => return step::run(&stack, step, &name),
         ModelVerb::Status { names, form } => return look::status(&stack, &names, form.json, out),
         ModelVerb::Health { name, watch, interval, form } => {
             let watch = watch.then_some(interval);
@@ -367,7 +412,7 @@ pub(super) fn run(file: ConfigFile, verb: ModelVerb, out: &mut dyn Write) -> Res
         ModelVerb::Logs { name, follow, lines } => {
             return look::logs(&stack, &name, lines, follow, out);
         }
-        ModelVerb::Exec { name, command } => return exec::run(&stack, &name, command),
+        ModelVerb::Exec { name, command } => return exec::run(&stack, &name, &command, None),
         ModelVerb::List { as_recorded, form } => {
             if !as_recorded {
                 for (name, why) in stack.reconcile(None)? {
@@ -415,6 +460,7 @@ fn register(
     stack: &Stack,
     name: &ModelName,
     spec: &Spec,
+    wants_unit: bool,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     if spec.run_as.is_some() && !rustix::process::geteuid().is_root() {
@@ -446,7 +492,26 @@ fn register(
     for shared in registry.register(name, spec)?.into_iter().chain(shared) {
         super::warn(&shared.to_string());
     }
-    writeln!(out, "model '{name}' is registered")?;
+    if !wants_unit {
+        writeln!(out, "model '{name}' is registered")?;
+        return Ok(());
+    }
+    match unit::write(stack, name, spec) {
+        Ok(Written::Unit(unit, remark)) => {
+            writeln!(out, "model '{name}' is registered, as {unit}")?;
+            if let Some(remark) = remark {
+                super::warn(&remark);
+            }
+        }
+        Ok(Written::None(why)) => {
+            writeln!(out, "model '{name}' is registered, without a unit: {why}")?;
+        }
+        // Nothing by halves: what has no unit by mistake would be started without one.
+        Err(trouble) => {
+            registry.unregister(name)?;
+            return Err(trouble.into());
+        }
+    }
     Ok(())
 }
 
@@ -459,12 +524,15 @@ fn unregister(stack: &Stack, name: &ModelName, out: &mut dyn Write) -> Result<u8
         let why = format!("model '{name}' is not registered, but declared in the settings");
         return Err(Failure::Usage(format!("{why}\nhint: take it out there")));
     }
-    if record.state != State::Stopped {
+    let unit = service::of_model(&stack.host, name)?;
+    let runs = unit.is_some_and(|unit| unit.is_up() || unit.waits_for_restart());
+    if record.state != State::Stopped || runs {
         match run::stop_first(stack, name) {
             Ok(down) => writeln!(out, "model '{name}' is stopped: {down}")?,
             Err(code) => return Ok(code),
         }
     }
+    unit_file::remove(&stack.host, name)?;
     registry.unregister(name)?;
     writeln!(out, "model '{name}' is registered no more")?;
     Ok(exit::CLEAR)

@@ -144,11 +144,11 @@ struct NetworkSettings {
 }
 
 /// By `80/tcp`.
-type Bindings = BTreeMap<String, Option<Vec<Binding>>>;
+pub(super) type Bindings = BTreeMap<String, Option<Vec<Binding>>>;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Binding {
+pub(super) struct Binding {
     host_ip: Option<String>,
     host_port: Option<String>,
 }
@@ -249,7 +249,7 @@ fn state(json: &StateJson) -> Option<ContainerState> {
     }
 }
 
-fn published(bindings: &Bindings) -> impl Iterator<Item = Published> {
+pub(super) fn published(bindings: &Bindings) -> impl Iterator<Item = Published> {
     bindings.iter().flat_map(|(inside, outside)| {
         let outside = outside.iter().flatten();
         outside.filter_map(move |binding| one_published(inside, binding))

@@ -13,7 +13,10 @@ use super::{
     socket::{CONTAINER_BYTES, LIST_BYTES, Socket, talk},
     way::NoAnswer,
 };
-use crate::ident::{ContainerId, Pid};
+use crate::{
+    ident::{ContainerId, Pid},
+    snapshot::Published,
+};
 
 /// A container, as its engine describes it to whoever made it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +50,10 @@ pub struct Made {
     /// The devices that it asks for, in the words in which they were asked for: the ids of Docker's requests (`0`, `GPU-…`,
     /// `nvidia.com/gpu=0`; `all` for a request of all), then the paths of devices on the host. Podman 4.3 tells neither.
     pub device_requests: Vec<String>,
+    /// `host`, `bridge`, `none`, `container:ID`, `slirp4netns`, a network's name.
+    pub network_mode: String,
+    /// Ports of the host that are forwarded to it now.
+    pub published: Vec<Published>,
 }
 
 impl Made {

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+
 use super::{plan::Cards, trouble::Trouble};
 use crate::{
     host::Host,
@@ -67,7 +69,8 @@ impl From<CardError> for Trouble {
 }
 
 /// The GPUs to be passed on.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Chosen {
     /// What the engine or CUDA is told.
     pub cards: Cards,

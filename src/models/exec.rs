@@ -1,30 +1,30 @@
 //! `model exec`: a model in the foreground, the main process of its unit. Launch, READY once it serves and is itself, STATUS while it
 //! does; after so many failures the ladder and 70, which a service manager restarts; on SIGTERM the ladder and 0. Writes no
-//! registry and needs no right but to run its server: what needs more stands in the unit's other commands.
+//! registry and needs no right but to run its server, or its engine's socket: what needs more stands in the unit's other commands.
+
+mod container;
+mod process;
 
 use std::{
     io,
-    os::unix::process::ExitStatusExt,
-    process::ExitStatus,
+    os::fd::{AsFd, BorrowedFd},
+    sync::mpsc,
+    thread,
     time::{Duration, Instant},
 };
 
+pub use container::{keep_container, prepare};
+pub use process::{Foreground, keep};
 use sd_notify::NotifyState;
 
 use super::{
-    health::{self, Health, Served},
-    native::{Ended, Server},
-    plan::Process,
-    trouble::Trouble,
+    health::{self, Health},
+    plan::Reach,
+    trouble::{Left, Trouble},
 };
 use crate::{
     act::interrupt::Interrupt,
-    backend::{Readiness, Spec},
-    config::settings::Settings,
-    host::Host,
-    ident::{Endpoint, Pid, Proto},
-    judge::{Also, port::PortState},
-    pipeline::{self, Scope},
+    backend::{Readiness, spec::Watch},
 };
 
 /// EX_SOFTWARE of sysexits.h: it ran, and was no good.
@@ -39,139 +39,156 @@ const HEALTH_TIME: Duration = Duration::from_secs(5);
 const EXTENSION: Duration = Duration::from_secs(30);
 /// How long one that is not asked must live to be called ready.
 const UNASKED_TIME: Duration = Duration::from_secs(1);
+/// Of a status. systemd reads 4096 bytes of a message (`NOTIFY_BUFFER_MAX` of its src/core/manager.c).
+const MOST_CHARACTERS: usize = 500;
 
 /// How it came to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Exit {
-    /// We were told to stop; how its server left.
-    Stopped(Ended),
+    /// We were told to stop.
+    Stopped,
     /// Its server ended by itself.
-    Server(ExitStatus),
+    Server(Left),
     /// It did not come up, or was no good any more: taken down.
     Unhealthy(Trouble),
+    /// Something of it is left. After why it was to end, why that did not succeed.
+    NotDown(String, Trouble),
 }
 
 impl Exit {
     /// The code of this process.
     pub fn code(&self) -> u8 {
         match self {
-            Self::Stopped(_) => 0,
-            // As a shell has it.
-            Self::Server(status) => {
-                let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
-                code.and_then(|code| u8::try_from(code).ok()).unwrap_or(UNHEALTHY)
+            Self::Stopped => 0,
+            Self::Server(left) => left.code.unwrap_or(UNHEALTHY),
+            Self::Unhealthy(_) | Self::NotDown(..) => UNHEALTHY,
+        }
+    }
+
+    /// Why it ended, in a sentence.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Stopped => "told to stop".to_owned(),
+            Self::Server(left) => format!("its server ended by itself: {}", left.how),
+            Self::Unhealthy(trouble) => trouble.why.clone(),
+            Self::NotDown(reason, trouble) => {
+                format!("{reason}; and it could not be taken down: {}", trouble.why)
             }
-            Self::Unhealthy(_) => UNHEALTHY,
         }
     }
 }
 
-/// A model that is to be kept in the foreground.
-pub struct Foreground<'a> {
-    /// This host.
-    pub host: &'a Host,
-    /// The settings.
-    pub settings: &'a Settings,
-    /// What is wanted of it.
-    pub spec: &'a Spec,
-    /// How it is launched.
-    pub process: &'a Process,
+/// A model that was launched, in whichever way, and is ours to end.
+trait Kept {
+    /// How it is spoken to.
+    fn reach(&self) -> Reach;
+
+    /// What can be read once its server has ended.
+    fn ends(&self) -> Vec<BorrowedFd<'_>>;
+
+    /// How its server ended, once that is seen.
+    fn left(&mut self) -> io::Result<Option<Left>>;
+
+    /// The same, looked for: it does not answer any more, and may have ended unseen.
+    fn look(&mut self) -> io::Result<Option<Left>>;
+
+    /// Somebody answers that it is healthy: is it this one, and this model?
+    fn is_itself(
+        &self,
+        interrupt: &mut Interrupt,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<(), Trouble>;
+
+    /// Ends it by the ladder, with all that it started; also where its server has ended already.
+    fn end(&mut self, interrupt: &mut Interrupt, say: &mut dyn FnMut(&str)) -> Result<(), Trouble>;
 }
 
-/// Starts it and stays with it to its end.
-pub fn keep(
-    foreground: &Foreground<'_>,
+/// Stays with it to its end.
+fn stay(
+    mut kept: impl Kept,
+    plan: Watch,
     interrupt: &mut Interrupt,
     say: &mut dyn FnMut(&str),
 ) -> io::Result<Exit> {
-    let grace = foreground.process.reach.grace;
-    let mut server = Server::start(foreground.host, foreground.process)?;
-    let exit = watch(foreground, &mut server, interrupt, say)?;
-    notify(&[NotifyState::Stopping]);
-    // Also where its server ended by itself: its workers may not have.
-    let ended = server.end(grace, interrupt);
-    match &ended {
-        Ended::Graceful(_) => {}
-        Ended::Killed(many) => say(&format!("{many} of its processes had to be killed")),
-        Ended::Left(pids) => {
-            let pids: Vec<String> = pids.iter().map(ToString::to_string).collect();
-            say(&format!("stuck in the kernel, though killed: pid {}", pids.join(", ")));
-        }
+    // Whatever fails on our side, it does not outlive us.
+    let watched = watch(&mut kept, plan, interrupt, say);
+    if let Ok(exit) = &watched {
+        notify(&[NotifyState::Stopping]);
+        tell_status(&exit.reason());
     }
-    Ok(match exit {
-        Exit::Stopped(_) => Exit::Stopped(ended),
-        exit @ (Exit::Server(_) | Exit::Unhealthy(_)) => exit,
-    })
+    let ended = kept.end(interrupt, say);
+    let exit = watched?;
+    let exit = match ended {
+        Ok(()) => exit,
+        Err(trouble) => Exit::NotDown(exit.reason(), trouble),
+    };
+    tell_status(&exit.reason());
+    Ok(exit)
 }
 
 /// Until it is to be ended, or has.
 fn watch(
-    foreground: &Foreground<'_>,
-    server: &mut Server,
+    kept: &mut impl Kept,
+    plan: Watch,
     interrupt: &mut Interrupt,
     say: &mut dyn FnMut(&str),
 ) -> io::Result<Exit> {
-    let told = || Exit::Stopped(Ended::Graceful(Duration::ZERO));
-    match load(foreground, server, interrupt, say)? {
-        Step::Told => return Ok(told()),
-        Step::Ended(status) => return Ok(Exit::Server(status)),
-        Step::Failed(trouble) => return Ok(Exit::Unhealthy(trouble)),
-        Step::On => {}
+    let loaded = load(kept, interrupt, say)?;
+    if let Some(exit) = loaded {
+        return Ok(exit);
     }
-    notify(&[NotifyState::Ready, NotifyState::Status("healthy")]);
+    let is_asked = kept.reach().health.is_some();
+    let status = if is_asked { "healthy" } else { "running, and not asked whether it is healthy" };
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
     say("ready");
-    let (reach, plan) = (&foreground.process.reach, foreground.spec.watch);
     let (mut failures, mut pause) = (0, plan.delay);
     loop {
-        match pass(server, pause, interrupt)? {
-            Step::On => {}
-            Step::Told => return Ok(told()),
-            Step::Ended(status) => return Ok(Exit::Server(status)),
-            Step::Failed(trouble) => return Ok(Exit::Unhealthy(trouble)),
+        if let Some(exit) = pass(kept, pause, interrupt)? {
+            return Ok(exit);
         }
         pause = plan.interval;
-        let Some(health) = health::ask(reach, plan.timeout) else { continue };
+        let health = match ask(kept, plan.timeout, interrupt)? {
+            Asked::Answer(Some(health)) => health,
+            Asked::Answer(None) => continue,
+            Asked::Over(exit) => return Ok(exit),
+        };
         if health == Health::Answered(Readiness::Ready) {
             if failures > 0 {
                 say("healthy again");
             }
             failures = 0;
-            notify(&[NotifyState::Status("healthy")]);
+            tell_status("healthy");
             continue;
         }
         failures += 1;
         let text = format!("{health} ({failures} of {} times)", plan.failures);
-        notify(&[NotifyState::Status(&text)]);
+        tell_status(&text);
         say(&text);
         if failures >= plan.failures {
+            if let Some(left) = kept.look()? {
+                return Ok(Exit::Server(left));
+            }
             let why = format!("{failures} times in a row: {health}");
             return Ok(Exit::Unhealthy(Trouble::new(why)));
         }
     }
 }
 
-/// What a while came to.
-enum Step {
-    On,
-    Told,
-    Ended(ExitStatus),
-    Failed(Trouble),
-}
-
-/// Until it serves and is itself.
+/// Until it serves and is itself; else how that ended.
 fn load(
-    foreground: &Foreground<'_>,
-    server: &mut Server,
+    kept: &mut impl Kept,
     interrupt: &mut Interrupt,
     say: &mut dyn FnMut(&str),
-) -> io::Result<Step> {
-    let reach = &foreground.process.reach;
+) -> io::Result<Option<Exit>> {
+    let reach = kept.reach();
     let (began, mut pause) = (Instant::now(), FIRST_LOOK);
     let mut last = String::new();
     loop {
         let left = reach.load_timeout.saturating_sub(began.elapsed());
-        let Some(health) = health::ask(reach, HEALTH_TIME.min(left.max(FIRST_LOOK))) else {
-            return pass(server, UNASKED_TIME, interrupt);
+        let health = match ask(kept, HEALTH_TIME.min(left.max(FIRST_LOOK)), interrupt)? {
+            Asked::Answer(Some(health)) => health,
+            Asked::Answer(None) => return pass(kept, UNASKED_TIME, interrupt),
+            Asked::Over(exit) => return Ok(Some(exit)),
         };
         if health == Health::Answered(Readiness::Ready) {
             break;
@@ -180,82 +197,107 @@ fn load(
             let limit = reach.load_timeout.as_secs();
             let why =
                 format!("it was not ready within {limit} s; at last: {}", health.while_loading());
-            return Ok(Step::Failed(Trouble::new(why).hint("'--load-timeout' gives it more time")));
+            let trouble = Trouble::new(why).hint("'--load-timeout' gives it more time");
+            return Ok(Some(Exit::Unhealthy(trouble)));
         }
         let text =
             format!("loading for {} s: {}", began.elapsed().as_secs(), health.while_loading());
-        let more = pause + HEALTH_TIME + EXTENSION;
-        let more = u32::try_from(more.as_micros()).unwrap_or(u32::MAX);
-        notify(&[NotifyState::ExtendTimeoutUsec(more), NotifyState::Status(&text)]);
+        extend(pause + HEALTH_TIME);
+        tell_status(&text);
         if last != health.to_string() {
             last = health.to_string();
             say(&text);
         }
-        match pass(server, pause.min(left), interrupt)? {
-            Step::On => {}
-            step @ (Step::Told | Step::Ended(_) | Step::Failed(_)) => return Ok(step),
+        if let Some(exit) = pass(kept, pause.min(left), interrupt)? {
+            return Ok(Some(exit));
         }
         pause = (pause * 2).min(LAST_LOOK);
     }
-    Ok(match is_itself(foreground, server) {
-        Ok(()) => Step::On,
-        Err(trouble) => Step::Failed(trouble),
-    })
+    Ok(kept.is_itself(interrupt, say).err().map(Exit::Unhealthy))
 }
 
-/// Lets time pass; the service manager hears from us meanwhile.
-fn pass(server: &mut Server, time: Duration, interrupt: &mut Interrupt) -> io::Result<Step> {
+/// Lets time pass; how it ended meanwhile.
+fn pass(
+    kept: &mut impl Kept,
+    time: Duration,
+    interrupt: &mut Interrupt,
+) -> io::Result<Option<Exit>> {
     let end = Instant::now() + time;
-    let beat = sd_notify::watchdog_enabled().map(|limit| limit / 2);
     loop {
-        if beat.is_some() {
-            notify(&[NotifyState::Watchdog]);
+        if let Some(exit) = wait(kept, None, end, interrupt)? {
+            return Ok(Some(exit));
         }
-        let left = end.saturating_duration_since(Instant::now());
-        let slice = beat.map_or(left, |beat| beat.min(left));
-        // Also one that came between two waits.
-        if interrupt.count() > 0 || server.wait(slice, interrupt) {
-            return Ok(Step::Told);
-        }
-        if let Some(status) = server.exit()? {
-            return Ok(Step::Ended(status));
-        }
-        if left.is_zero() {
-            return Ok(Step::On);
+        if Instant::now() >= end {
+            return Ok(None);
         }
     }
 }
 
-/// Somebody answers that it is healthy: is it one of its processes, and this model? Its own sockets it can see without any right.
-fn is_itself(foreground: &Foreground<'_>, server: &Server) -> Result<(), Trouble> {
-    let Foreground { host, settings, spec, process } = foreground;
-    let address = Some(spec.host);
-    let endpoint = Endpoint { port: spec.port(), proto: Proto::Tcp, address, is_v6only: false };
-    let scope = Scope { services: Vec::new(), ports: vec![endpoint], gpus: Vec::new() };
-    let found = pipeline::scan(host, settings, &scope, Also::default());
-    let found = found.map_err(|error| Trouble::of(&error))?;
-    let Some(port) = found.ports.first() else {
-        return Err(Trouble::unknown("its port was not looked at"));
-    };
-    let ours = server.all();
-    let is_ours = |pids: &[Pid]| !pids.is_empty() && pids.iter().all(|pid| ours.contains(pid));
-    let PortState::Held(pids) = &port.state else {
-        let why =
-            format!("it says that it is healthy, and does not hold {endpoint}: {}", port.sentence);
-        return Err(Trouble::new(why));
-    };
-    if !is_ours(pids) {
-        let why = format!("somebody else answers on {endpoint} in its place: {}", port.sentence);
-        return Err(Trouble::new(why));
-    }
-    match health::served(&process.reach, spec, &process.told, HEALTH_TIME) {
-        Served::Fits => Ok(()),
-        Served::Other(ids) => {
-            let ids = if ids.is_empty() { "nothing".to_owned() } else { ids.join(", ") };
-            Err(Trouble::new(format!("it serves {ids}, not {}", spec.model)))
+/// What came of a question.
+enum Asked {
+    /// None where it is not to be asked.
+    Answer(Option<Health>),
+    /// It ended before it answered, or is to end.
+    Over(Exit),
+}
+
+/// Asks whether it is healthy, beside us: an answer that does not come keeps nobody from ending it.
+fn ask(kept: &mut impl Kept, most: Duration, interrupt: &mut Interrupt) -> io::Result<Asked> {
+    let reach = kept.reach();
+    let (send, receive) = mpsc::channel();
+    let (reader, writer) = io::pipe()?;
+    thread::Builder::new().name("portreeve-health".to_owned()).spawn(move || {
+        drop(send.send(health::ask(&reach, most)));
+        drop(writer);
+    })?;
+    // It keeps its time by itself.
+    let end = Instant::now() + most + HEALTH_TIME;
+    loop {
+        if let Some(exit) = wait(kept, Some(reader.as_fd()), end, interrupt)? {
+            return Ok(Asked::Over(exit));
         }
-        Served::Unsaid(why) => Err(Trouble::new(format!("it does not say what it serves: {why}"))),
+        match receive.try_recv() {
+            Ok(health) => return Ok(Asked::Answer(health)),
+            Err(mpsc::TryRecvError::Empty) if Instant::now() < end => {}
+            Err(mpsc::TryRecvError::Empty | mpsc::TryRecvError::Disconnected) => {
+                let why = "the question was lost".to_owned();
+                return Ok(Asked::Answer(Some(Health::Silent(why))));
+            }
+        }
     }
+}
+
+/// Waits until then, or until this descriptor can be read, or for as long as the service manager may miss us; how it ended meanwhile.
+fn wait(
+    kept: &mut impl Kept,
+    other: Option<BorrowedFd<'_>>,
+    end: Instant,
+    interrupt: &mut Interrupt,
+) -> io::Result<Option<Exit>> {
+    let mut slice = end.saturating_duration_since(Instant::now());
+    if let Some(limit) = sd_notify::watchdog_enabled() {
+        notify(&[NotifyState::Watchdog]);
+        slice = slice.min(limit / 2);
+    }
+    let fds: Vec<BorrowedFd<'_>> = kept.ends().into_iter().chain(other).collect();
+    // Also one that came between two waits.
+    if interrupt.count() > 0 || interrupt.wait_among(&fds, slice) {
+        return Ok(Some(Exit::Stopped));
+    }
+    Ok(kept.left()?.map(Exit::Server))
+}
+
+/// What it is doing, or why it ended, for the service manager: one line, whoever's words are in it.
+pub fn tell_status(text: &str) {
+    let line: String =
+        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MOST_CHARACTERS).collect();
+    notify(&[NotifyState::Status(&line)]);
+}
+
+/// The start takes this much longer.
+fn extend(time: Duration) {
+    let more = u32::try_from((time + EXTENSION).as_micros()).unwrap_or(u32::MAX);
+    notify(&[NotifyState::ExtendTimeoutUsec(more)]);
 }
 
 /// Where nobody listens, nothing is said.

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -11,9 +11,9 @@ use super::{
     cards::{self, Chosen},
     guard,
     health::{self, Health, Served},
-    plan::{self, BACKEND_LABEL, INSTANCE_LABEL, Launch, MODEL_LABEL, container_name},
+    plan::{self, BACKEND_LABEL, INSTANCE_LABEL, Launch, MODEL_LABEL, Reach, container_name},
     receipt::{Contained, Main, Receipt, boot_id},
-    trouble::{Trouble, how_it_ended, undone},
+    trouble::{Left, Trouble, how_it_ended, undone},
 };
 use crate::{
     act::{
@@ -25,14 +25,14 @@ use crate::{
     engine::{self, Deed, Engine, Listed, Made, NoAnswer, Phase, Refused, Until},
     gate::{Gate, Gated, Wishes},
     host::Host,
-    ident::{ContainerId, EngineKind, ModelName},
+    ident::{ContainerId, EngineKind, ModelName, Proto},
     judge::{
         gate::{Accepts, Answer, asks_for_bind},
         verdict::ContainerRef,
     },
     observe::processes,
     pipeline::{self, Event, Scope},
-    snapshot::Seen,
+    snapshot::{Published, Seen},
 };
 
 /// A model that is to be launched, and from where.
@@ -50,6 +50,17 @@ pub struct Order<'a> {
     pub instance: &'a str,
     /// Nothing of it is waited for longer than this.
     pub until: Option<Instant>,
+    /// What of its container we may look at.
+    pub sight: Sight,
+}
+
+/// What of a container may be looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sight {
+    /// Its devices, its main process and who holds its port.
+    Whole,
+    /// What its engine says of it. Whoever has the rights makes sure of the rest: [`verify`].
+    Engine,
 }
 
 /// Creating and starting may take what loading a GPU's driver takes.
@@ -92,8 +103,8 @@ pub struct Created<'a> {
 #[derive(Debug)]
 pub struct Started<'a> {
     created: Created<'a>,
-    main: Main,
-    pidfd: OwnedFd,
+    /// Its main process. None where that is not to be seen, with [`Sight::Engine`] only.
+    main: Option<(Main, OwnedFd)>,
 }
 
 /// The engine that a model's containers are asked of: the one that its spec names, else the one that answers.
@@ -116,14 +127,31 @@ pub fn engine_of(
 impl<'a> Prepared<'a> {
     /// Finds the GPUs and the engine, and lays the plan. Nothing is changed.
     pub fn new(order: Order<'a>) -> Result<Self, Trouble> {
+        Self::on_engine(order, || cards(order.host, order.settings, order.spec))
+    }
+
+    /// The same with GPUs that were found already.
+    pub fn with(order: Order<'a>, chosen: Chosen) -> Result<Self, Trouble> {
+        Self::on_engine(order, || Ok(chosen))
+    }
+
+    fn on_engine(
+        order: Order<'a>,
+        chosen: impl FnOnce() -> Result<Chosen, Trouble>,
+    ) -> Result<Self, Trouble> {
         let Order { host, settings, name, spec, instance, .. } = order;
         let (engine, version) = engine_of(host, settings, spec.engine).map_err(|why| {
             Trouble::from(why).hint("'portreeve doctor' says which engines answer")
         })?;
-        let Chosen { cards, devices } = cards(host, settings, spec)?;
+        let Chosen { cards, devices } = chosen()?;
         let launch = plan::container(name, instance, spec, &cards, &version)
             .map_err(|refusal: Refusal| Trouble::of(&refusal))?;
         Ok(Self { order, engine, launch, devices })
+    }
+
+    /// What is wanted of it.
+    pub fn spec(&self) -> &'a Spec {
+        self.order.spec
     }
 
     /// The containers that stand in the way of a new one: of ours, those that are to be replaced. Refused where somebody else's
@@ -228,6 +256,30 @@ impl<'a> Prepared<'a> {
     }
 }
 
+/// Makes sure of a model's container that another process of ours started: that it is this model's, has its devices, holds its
+/// port and serves what it should. What is to be written down of it. It must be up already: nothing is waited for.
+pub fn verify(
+    order: Order<'_>,
+    chosen: Chosen,
+    interrupt: &mut Interrupt,
+    say: &mut dyn FnMut(&str),
+) -> Result<Receipt, Trouble> {
+    let prepared = Prepared::with(Order { sight: Sight::Whole, ..order }, chosen)?;
+    let (name, kind) = (&prepared.launch.container, prepared.engine.name.kind);
+    let all = engine::list(&prepared.engine, order.settings.engines.timeout)?;
+    let is_it = |one: &Listed| one.name == *name && is_of(one, order.instance, order.name);
+    let one = all.into_iter().find(is_it);
+    let one = one.ok_or_else(|| Trouble::new(format!("{kind} has no container '{name}' of it")))?;
+    let created = Created { id: one.id, warnings: Vec::new(), prepared };
+    let main = created.checked(&created.find()?)?;
+    let started = Started { created, main: Some(main) };
+    // One that is not asked proves nothing by an answer.
+    if started.created.prepared.launch.reach.health.is_some() {
+        started.is_itself(interrupt, say)?;
+    }
+    Ok(started.receipt())
+}
+
 /// Which GPUs of this host it is to have.
 pub fn cards(host: &Host, settings: &Settings, spec: &Spec) -> Result<Chosen, Trouble> {
     Ok(cards::find(host, pipeline::sources(settings), &spec.gpus)?)
@@ -248,10 +300,11 @@ pub fn pass_gate(
     host: &Host,
     settings: &Settings,
     spec: &Spec,
+    reaps: bool,
     interrupt: &mut Interrupt,
     say: &mut dyn FnMut(&str),
 ) -> Result<(), Trouble> {
-    let gated = keep_gate(host, settings, spec, at_the_gate(settings, false), interrupt, say)?;
+    let gated = keep_gate(host, settings, spec, at_the_gate(settings, reaps), interrupt, say)?;
     if gated.is_open() { Ok(()) } else { Err(shut(&gated)) }
 }
 
@@ -346,7 +399,13 @@ pub fn end(
     let timeout = settings.engines.timeout;
     for one in all {
         let made = engine::find(engine, &one.id.0, timeout)?;
+        let runs = made.as_ref().is_some_and(|made| made.state == Phase::Running);
         let main = made.and_then(|made| made.main_pid).and_then(super::receipt::key_of);
+        if runs && main.is_none() {
+            // The ladder asks only whom it sees to leave. Whatever comes of it, the ladder follows.
+            let _: Deed =
+                engine::stop(engine, &one.id, grace, settings.engines.ladder.stop_timeout);
+        }
         let container =
             ContainerRef { engine: engine.name, id: one.id.clone(), name: one.name.clone() };
         targets.push(Target { container, engine: engine.clone(), main, grace, is_ours: true });
@@ -404,6 +463,16 @@ impl<'a> Created<'a> {
         &self.prepared.launch.container
     }
 
+    /// How it is spoken to.
+    pub fn reach(&self) -> Reach {
+        self.prepared.launch.reach
+    }
+
+    /// Where it is.
+    pub fn place(&self) -> (Engine, ContainerId) {
+        (self.prepared.engine.clone(), self.id.clone())
+    }
+
     /// Whose it is.
     pub fn kind(&self) -> EngineKind {
         self.prepared.engine.name.kind
@@ -428,12 +497,12 @@ impl<'a> Created<'a> {
     /// Starts it, and makes sure that it has its devices.
     pub fn start(self) -> Result<Started<'a>, Box<(Self, Trouble)>> {
         match self.started() {
-            Ok((main, pidfd)) => Ok(Started { created: self, main, pidfd }),
+            Ok(main) => Ok(Started { created: self, main }),
             Err(trouble) => Err(Box::new((self, trouble))),
         }
     }
 
-    fn started(&self) -> Result<(Main, OwnedFd), Trouble> {
+    fn started(&self) -> Result<Option<(Main, OwnedFd)>, Trouble> {
         let Prepared { order, engine, devices, .. } = &self.prepared;
         let deed = engine::start(engine, &self.id, ORDER_TIME);
         if let Some(trouble) = undone("it could not be started", &deed) {
@@ -442,8 +511,21 @@ impl<'a> Created<'a> {
             return Err(hint.into_iter().fold(trouble, Trouble::hint));
         }
         let made = self.find()?;
+        match order.sight {
+            Sight::Whole => self.checked(&made).map(Some),
+            Sight::Engine if made.state != Phase::Running => Err(self.ended(&made)),
+            Sight::Engine => Ok(made.main_pid.and_then(|pid| {
+                let Seen::Known(pidfd) = processes::open_pidfd(pid) else { return None };
+                Some((Main::of(order.host, pid)?, pidfd))
+            })),
+        }
+    }
+
+    /// That it runs and has its devices; its main process.
+    fn checked(&self, made: &Made) -> Result<(Main, OwnedFd), Trouble> {
+        let order = &self.prepared.order;
         let Some(pid) = made.main_pid.filter(|_| made.state == Phase::Running) else {
-            return Err(self.ended(&made));
+            return Err(self.ended(made));
         };
         let Seen::Known(pidfd) = processes::open_pidfd(pid) else {
             return Err(self.how_it_ended());
@@ -492,12 +574,35 @@ impl<'a> Created<'a> {
     }
 
     /// Its process is gone. The kernel is quicker than the engine's books.
-    fn how_it_ended(&self) -> Trouble {
+    fn found_ended(&self) -> Result<Made, Trouble> {
         let Prepared { order, engine, .. } = &self.prepared;
         let timeout = order.settings.engines.timeout;
         // Whatever comes of it, its books are asked.
         let _: Deed = engine::wait(engine, &self.id, Until::NotRunning, timeout);
-        self.find().map_or_else(|trouble| trouble, |made| self.ended(&made))
+        self.find()
+    }
+
+    fn how_it_ended(&self) -> Trouble {
+        self.found_ended().map_or_else(|trouble| trouble, |made| self.ended(&made))
+    }
+
+    /// Whether it ran and has ended, by its engine's books; not so where the engine does not say.
+    pub fn has_exited(&self) -> bool {
+        self.find().is_ok_and(|made| made.state == Phase::Exited)
+    }
+
+    /// How its server ended, where it ran and has ended; by its engine's books.
+    pub fn left(&self) -> Option<Left> {
+        let made = match self.found_ended() {
+            Ok(made) => made,
+            Err(trouble) => return Some(Left { code: None, how: trouble.why }),
+        };
+        if made.state != Phase::Exited {
+            return None;
+        }
+        let how = how_it_ended(&made);
+        let how = how.strip_prefix("it ended by itself, with ").unwrap_or(&how).to_owned();
+        Some(Left { code: made.exit_code.and_then(|code| u8::try_from(code).ok()), how })
     }
 
     /// It ended before it served.
@@ -536,10 +641,16 @@ impl<'a> Created<'a> {
 impl<'a> Started<'a> {
     /// The same receipt, now with its main process.
     pub fn receipt(&self) -> Receipt {
-        Receipt { process: Some(self.main.clone()), ..self.created.receipt() }
+        let process = self.main.as_ref().map(|(main, _)| main.clone());
+        Receipt { process, ..self.created.receipt() }
     }
 
     /// What was created.
+    pub fn created(&self) -> &Created<'a> {
+        &self.created
+    }
+
+    /// The same, where it is to be taken down.
     pub fn into_created(self) -> Created<'a> {
         self.created
     }
@@ -583,22 +694,71 @@ impl<'a> Started<'a> {
     /// Waits this long, or until it ends or we are told to stop: the last two are troubles.
     fn lives_for(&self, time: Duration, interrupt: &mut Interrupt) -> Result<(), Trouble> {
         // It may have come while an answer was waited for.
-        if interrupt.count() > 0 || interrupt.wait_beside(Some(self.pidfd.as_fd()), time) {
+        if interrupt.count() > 0 || interrupt.wait_beside(self.pidfd(), time) {
             return Err(told_to_stop());
         }
-        if !processes::has_ended(&self.pidfd) {
+        if !self.main.as_ref().is_some_and(|(_, pidfd)| processes::has_ended(pidfd)) {
             return Ok(());
         }
         Err(self.created.how_it_ended())
     }
 
+    /// Readable once its main process has ended; none where that is not to be seen.
+    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.main.as_ref().map(|(_, pidfd)| pidfd.as_fd())
+    }
+
     /// Somebody answers that it is healthy: is it this container, and this model?
-    fn is_itself(
+    pub fn is_itself(
         &self,
         interrupt: &mut Interrupt,
         say: &mut dyn FnMut(&str),
     ) -> Result<(), Trouble> {
+        match self.created.prepared.order.sight {
+            Sight::Whole => self.holds_its_port(interrupt, say)?,
+            Sight::Engine => self.is_forwarded_to()?,
+        }
+        self.serves_its_model()
+    }
+
+    /// As its engine has it: it runs, it is the one that we made, and its port is forwarded to it or it is on the host's network.
+    fn is_forwarded_to(&self) -> Result<(), Trouble> {
         let Prepared { order, launch, .. } = &self.created.prepared;
+        let (name, spec) = (&launch.container, order.spec);
+        let made = self.created.find()?;
+        if made.state != Phase::Running {
+            return Err(self.created.ended(&made));
+        }
+        let label = |key: &str| made.labels.get(key).map(String::as_str);
+        let is_ours = label(INSTANCE_LABEL) == Some(order.instance)
+            && label(MODEL_LABEL) == Some(&order.name.0);
+        if made.name != *name || !is_ours {
+            let why = format!("its container is called '{}' now, or has other labels", made.name);
+            return Err(Trouble::new(why));
+        }
+        let is_own = |port: &Published| {
+            (port.port, port.proto, port.container_port)
+                == (spec.port(), Proto::Tcp, launch.told.port)
+                && port.address.is_none_or(|address| address == spec.host)
+        };
+        let is_there = if spec.is_on_hosts_network() {
+            spec.network.as_deref() == Some(&made.network_mode)
+        } else {
+            made.published.iter().any(is_own)
+        };
+        if is_there {
+            return Ok(());
+        }
+        let why = format!("its engine does not forward {}:{} to it", spec.host, spec.port());
+        Err(Trouble::new(why))
+    }
+
+    /// Whoever listens on its port is it.
+    fn holds_its_port(
+        &self,
+        interrupt: &mut Interrupt,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<(), Trouble> {
         let wishes = Wishes {
             timeout: Duration::ZERO,
             settle: Duration::ZERO,
@@ -638,6 +798,11 @@ impl<'a> Started<'a> {
                 return Err(hint.into_iter().fold(Trouble::unknown(why), Trouble::hint));
             }
         }
+        Ok(())
+    }
+
+    fn serves_its_model(&self) -> Result<(), Trouble> {
+        let Prepared { order, launch, .. } = &self.created.prepared;
         match health::served(&launch.reach, order.spec, &launch.told, HEALTH_TIME) {
             Served::Fits => Ok(()),
             Served::Other(ids) => {

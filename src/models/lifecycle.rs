@@ -10,10 +10,11 @@ use std::{
 
 use super::{
     Registry, State,
-    launch::{self, Created, Order, Prepared, Started},
+    launch::{self, Created, Order, Prepared, Sight, Started},
     receipt::{Contained, Worker},
     reconcile,
     registry::RegistryError,
+    service,
     trouble::Trouble,
 };
 use crate::{
@@ -58,17 +59,26 @@ pub enum Up {
 }
 
 /// What came of a stop.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Down {
     /// What became of each of its containers; empty where there was none.
     pub stopped: Vec<(String, Stopped)>,
+    /// What is on record of the end of its unit's run, where that was stopped.
+    pub run: Option<String>,
+}
+
+impl Down {
+    /// Nothing of it ran.
+    pub fn is_nothing(&self) -> bool {
+        self.stopped.is_empty() && self.run.is_none()
+    }
 }
 
 /// What is said of a model while it is on its way.
 pub type Say<'a> = &'a (dyn Fn(&ModelName, &str) + Sync);
 
 impl Keeper<'_> {
-    fn spec(&self, name: &ModelName) -> Result<&Spec, Trouble> {
+    pub(super) fn spec(&self, name: &ModelName) -> Result<&Spec, Trouble> {
         let found = self.models.iter().find(|(known, _)| known == name);
         found.map(|(_, spec)| spec).ok_or_else(|| {
             let known = self.models.iter().map(|(known, _)| known.clone()).collect();
@@ -76,12 +86,17 @@ impl Keeper<'_> {
         })
     }
 
-    fn order<'o>(&'o self, name: &'o ModelName, spec: &'o Spec, instance: &'o str) -> Order<'o> {
+    pub(super) fn order<'o>(
+        &'o self,
+        name: &'o ModelName,
+        spec: &'o Spec,
+        instance: &'o str,
+    ) -> Order<'o> {
         let Self { host, settings, until, .. } = *self;
-        Order { host, settings, name, spec, instance, until }
+        Order { host, settings, name, spec, instance, until, sight: Sight::Whole }
     }
 
-    fn open(&self) -> Result<Registry, Trouble> {
+    pub(super) fn open(&self) -> Result<Registry, Trouble> {
         Ok(Registry::open(self.registry)?)
     }
 
@@ -120,20 +135,17 @@ impl Keeper<'_> {
         say: &mut dyn FnMut(&str),
     ) -> Result<Up, Trouble> {
         let spec = self.spec(name)?;
+        if let Some(unit) = service::of_model(self.host, name)? {
+            return self.start_unit(name, spec, &unit, reaps, interrupt, say);
+        }
         if !spec.is_container {
-            let why =
-                format!("model '{name}' runs as a process, and portreeve starts containers only");
+            let why = format!("model '{name}' runs as a process, and has no unit to run it");
             let hint = format!("'portreeve model exec {name}' keeps it in the foreground");
             return Err(Trouble::new(why).hint(hint));
         }
         let mut registry = self.open()?;
         let worker = self.worker()?;
-        let unseen = reconcile::reconcile(self, &mut registry, Some(std::slice::from_ref(name)))?;
-        if let Some(why) = unseen.get(name) {
-            let state = registry.get(name)?.state;
-            let why = format!("it is recorded as {state}, and whether it is cannot be seen: {why}");
-            return Err(Trouble::unknown(why).hint("'portreeve doctor' says which engines answer"));
-        }
+        self.reconcile_one(&mut registry, name)?;
         match registry.begin(name, State::begin_start, "asked to start", &worker) {
             Ok(_) => {}
             Err(RegistryError::Forbidden(_, step)) if step.from == State::Running => {
@@ -151,8 +163,21 @@ impl Keeper<'_> {
         }
     }
 
+    /// What is on record of it holds.
+    pub(super) fn reconcile_one(
+        &self,
+        registry: &mut Registry,
+        name: &ModelName,
+    ) -> Result<(), Trouble> {
+        let unseen = reconcile::reconcile(self, registry, Some(std::slice::from_ref(name)))?;
+        let Some(why) = unseen.get(name) else { return Ok(()) };
+        let state = registry.get(name)?.state;
+        let why = format!("it is recorded as {state}, and whether it is cannot be seen: {why}");
+        Err(Trouble::unknown(why).hint("'portreeve doctor' says which engines answer"))
+    }
+
     /// That what is to be started is still what is wanted: it may have been unregistered since we read it.
-    fn check_wanted(
+    pub(super) fn check_wanted(
         &self,
         registry: &mut Registry,
         name: &ModelName,
@@ -194,12 +219,7 @@ impl Keeper<'_> {
     ) -> Result<(), Trouble> {
         self.check_conflicts(registry, order)?;
         let prepared = Prepared::new(order)?;
-        let old = prepared.predecessors()?;
-        prepared.replace(&old, interrupt, say)?;
-        let contained = registry.receipt(order.name)?.and_then(|receipt| receipt.container);
-        if contained.is_some_and(|contained| old.iter().any(|one| one.id == contained.id)) {
-            registry.drop_receipt(order.name, worker)?;
-        }
+        replace_old(registry, worker, order.name, &prepared, interrupt, say)?;
         prepared.pass_gate(reaps, interrupt, say)?;
         if interrupt.count() > 0 {
             return Err(launch::told_to_stop());
@@ -224,7 +244,11 @@ impl Keeper<'_> {
     }
 
     /// What another model that is up has already: known without a look at the host.
-    fn check_conflicts(&self, registry: &Registry, order: Order<'_>) -> Result<(), Trouble> {
+    pub(super) fn check_conflicts(
+        &self,
+        registry: &Registry,
+        order: Order<'_>,
+    ) -> Result<(), Trouble> {
         let records = registry.all()?;
         let is_up = |name: &ModelName| records.iter().any(|r| r.name == *name && r.state.is_up());
         let others = self.models.iter().filter(|(name, _)| is_up(name));
@@ -242,6 +266,18 @@ impl Keeper<'_> {
 
     /// Brings one model down. That nothing of it runs is success.
     fn stop_one(
+        &self,
+        name: &ModelName,
+        why: &str,
+        interrupt: &mut Interrupt,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<Down, Trouble> {
+        let run = self.stop_unit(name, interrupt, say)?;
+        let down = self.stop_what_is_left(name, why, interrupt, say)?;
+        Ok(Down { run, ..down })
+    }
+
+    fn stop_what_is_left(
         &self,
         name: &ModelName,
         why: &str,
@@ -282,7 +318,7 @@ impl Keeper<'_> {
         let mut down = self.bring_down(&registry, name, spec, contained, interrupt, say);
         if was_down && down.as_ref().is_err_and(|trouble| trouble.is_unknown) {
             // That nobody can be asked whether something is left makes no failure of it.
-            down = Ok(Down { stopped: Vec::new() });
+            down = Ok(Down::default());
         }
         match &down {
             Ok(down) => {
@@ -335,7 +371,7 @@ impl Keeper<'_> {
         }
     }
 
-    fn bring_down(
+    pub(super) fn bring_down(
         &self,
         registry: &Registry,
         name: &ModelName,
@@ -348,7 +384,7 @@ impl Keeper<'_> {
         // What was started tells before what is wanted by now.
         let is_container = contained.is_some() || spec.is_none_or(|spec| spec.is_container);
         if !is_container {
-            return Ok(Down { stopped: Vec::new() });
+            return Ok(Down::default());
         }
         let wanted = contained.map(|one| one.engine).or_else(|| spec.and_then(|spec| spec.engine));
         let (engine, _) = launch::engine_of(self.host, self.settings, wanted)?;
@@ -367,7 +403,7 @@ impl Keeper<'_> {
         if let Some(spec) = spec.filter(|_| !stopped.is_empty()) {
             self.prove(spec, &ours)?;
         }
-        Ok(Down { stopped })
+        Ok(Down { stopped, run: None })
     }
 
     /// Nothing of these containers is left on its ports. Who else may have come since is not our matter.
@@ -400,6 +436,24 @@ impl Keeper<'_> {
     }
 }
 
+/// Ends what is left of an earlier run, and forgets its receipt.
+pub(super) fn replace_old(
+    registry: &mut Registry,
+    worker: &Worker,
+    name: &ModelName,
+    prepared: &Prepared<'_>,
+    interrupt: &mut Interrupt,
+    say: &mut dyn FnMut(&str),
+) -> Result<(), Trouble> {
+    let old = prepared.predecessors()?;
+    prepared.replace(&old, interrupt, say)?;
+    let contained = registry.receipt(name)?.and_then(|receipt| receipt.container);
+    if contained.is_some_and(|contained| old.iter().any(|one| one.id == contained.id)) {
+        registry.drop_receipt(name, worker)?;
+    }
+    Ok(())
+}
+
 /// A start that is on record as ours.
 #[derive(Clone, Copy)]
 struct Way<'a> {
@@ -423,7 +477,7 @@ fn put_created(
 }
 
 /// Puts a failure on record, and tells where that was not possible.
-fn put_failure(
+pub(super) fn put_failure(
     registry: &mut Registry,
     name: &ModelName,
     worker: &Worker,
@@ -528,8 +582,10 @@ pub(super) fn left(whom: &str, stopped: &Stopped) -> Trouble {
 
 impl std::fmt::Display for Down {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.stopped.is_empty() {
-            return f.write_str("nothing of it ran");
+        match &self.run {
+            Some(run) if self.stopped.is_empty() => return f.write_str(run),
+            None if self.stopped.is_empty() => return f.write_str("nothing of it ran"),
+            Some(_) | None => {}
         }
         for (n, (_, stopped)) in self.stopped.iter().enumerate() {
             let how = match stopped.end {

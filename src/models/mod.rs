@@ -3,7 +3,9 @@
 pub mod cards;
 pub mod exec;
 pub mod guard;
+pub mod handover;
 pub mod health;
+pub mod journal;
 pub mod launch;
 pub mod leftovers;
 pub mod lifecycle;
@@ -14,9 +16,13 @@ pub mod plan;
 pub mod receipt;
 pub mod reconcile;
 pub mod registry;
+mod run;
+pub mod service;
 pub mod state;
 pub mod trouble;
 pub mod unit;
+pub mod unit_file;
+pub mod usage;
 
 pub use registry::Registry;
 pub use state::State;

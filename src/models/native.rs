@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -27,6 +27,17 @@ use crate::{
 const EXIT_TIME: Duration = Duration::from_secs(2);
 /// A look that finds nobody new ends the ending; so many do, too.
 const ROUNDS: usize = 8;
+
+/// What a service manager tells its service in the environment (systemd.exec(5), sd_listen_fds(3)).
+const FOR_US: [&str; 7] = [
+    "LISTEN_FDNAMES",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+];
 
 /// A server that was started, and everything below it.
 #[derive(Debug)]
@@ -55,6 +66,10 @@ impl Server {
             process.command.split_first().ok_or_else(|| io::Error::other("no command"))?;
         let mut command = Command::new(program);
         command.args(arguments).envs(&process.environment).stdin(Stdio::null());
+        // The service manager's word is for us.
+        for name in FOR_US {
+            command.env_remove(name);
+        }
         sys::keep_sigpipe(&mut command);
         let child = command.spawn()?;
         let pid = Pid(child.id());
@@ -71,9 +86,9 @@ impl Server {
         Pid(self.child.id())
     }
 
-    /// Waits this long, or until it ends, or until we are told to stop; whether we were.
-    pub fn wait(&self, time: Duration, interrupt: &mut Interrupt) -> bool {
-        interrupt.wait_beside(Some(self.pidfd.as_fd()), time)
+    /// Can be read once it has ended.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 
     /// How it ended, once it has.
@@ -169,6 +184,18 @@ impl Server {
             }
         }
     }
+}
+
+/// The child that a process has had the longest: of one that keeps a server, that server.
+pub fn first_child(host: &Host, parent: Pid) -> Option<Pid> {
+    let of = |pid: &Pid| match processes::read_stat(host, *pid) {
+        Seen::Known(stat) if u32::try_from(stat.ppid) == Ok(parent.0) && stat.state != 'Z' => {
+            Some((stat.starttime, *pid))
+        }
+        Seen::Known(_) | Seen::Gone | Seen::Denied | Seen::Unreadable(_) => None,
+    };
+    let pids = host.pids();
+    pids.known().into_iter().flatten().filter_map(of).min().map(|(_, pid)| pid)
 }
 
 /// Everything below a process, by `ppid` of proc_pid_stat(5); zombies are left out.

@@ -12,6 +12,7 @@ use std::{
 };
 
 pub use body::{Create, DeviceRequest, HostConfig, Mount, PortBinding, RestartPolicy};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -38,7 +39,8 @@ const LOAD_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 const PODMAN_WITH_GPUS: (u32, u32) = (5, 4);
 
 /// The GPUs that a spec's names stand for on this host.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Cards {
     /// NVIDIA's by UUID, `GPU-…` or `MIG-…`: numbers mean one thing to CUDA and another to engines.
     pub nvidia: Vec<String>,

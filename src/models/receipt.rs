@@ -4,17 +4,28 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::service;
 use crate::{
     backend::spec::Engine,
     host::Host,
-    ident::{ContainerId, Pid, ProcessKey},
+    ident::{ContainerId, Pid, ProcessKey, UnitName},
     observe::{self, processes},
     snapshot::Seen,
 };
 
+/// Who leads a model from one state to the next.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Worker {
+    /// A command of ours.
+    Process(Command),
+    /// A run of the model's unit, by several commands one after another.
+    Run(Run),
+}
+
 /// A process as it is known again in this boot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Worker {
+pub struct Command {
     /// `/proc/sys/kernel/random/boot_id`.
     pub boot_id: String,
     /// Its process id.
@@ -23,6 +34,17 @@ pub struct Worker {
     pub start_ticks: u64,
     /// Its pidfd's inode, from Linux 6.9 on never used twice in a boot.
     pub pidfd_inode: Option<u64>,
+}
+
+/// A unit's run, from one start to its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+    /// The unit.
+    pub unit: String,
+    /// Which of its runs (systemd.exec(5), `INVOCATION_ID`).
+    pub invocation_id: String,
 }
 
 /// What was started for a model.
@@ -69,14 +91,35 @@ impl Worker {
         let key = key_of(pid)?;
         let boot_id = boot_id(host)?;
         let ProcessKey { start_ticks, pidfd_inode, .. } = key;
-        Some(Self { boot_id, pid: pid.0, start_ticks, pidfd_inode })
+        Some(Self::Process(Command { boot_id, pid: pid.0, start_ticks, pidfd_inode }))
+    }
+
+    /// The run of a unit that this process is a part of. None where it is started by hand.
+    pub fn this_run(host: &Host, unit: &UnitName) -> Option<Self> {
+        let invocation_id = std::env::var("INVOCATION_ID").ok()?;
+        Some(Self::Run(Run { boot_id: boot_id(host)?, unit: unit.0.clone(), invocation_id }))
     }
 
     /// Whether it still runs. What cannot be seen is taken to run: who waits for it loses time, who does not loses a model.
     pub fn is_alive(&self, host: &Host) -> bool {
-        if boot_id(host).is_some_and(|now| now != self.boot_id) {
+        let (Self::Process(Command { boot_id: then, .. }) | Self::Run(Run { boot_id: then, .. })) =
+            self;
+        if boot_id(host).is_some_and(|now| now != *then) {
             return false;
         }
+        match self {
+            Self::Process(command) => command.is_alive(),
+            Self::Run(run) => match service::look_at(host, &UnitName(run.unit.clone())) {
+                Seen::Known(unit) => unit.is_up() && unit.is_run(&run.invocation_id),
+                Seen::Gone => false,
+                Seen::Denied | Seen::Unreadable(_) => true,
+            },
+        }
+    }
+}
+
+impl Command {
+    fn is_alive(&self) -> bool {
         let Self { pid, start_ticks, pidfd_inode, .. } = *self;
         let key = ProcessKey { pid: Pid(pid), start_ticks, pidfd_inode };
         match processes::open_pidfd(key.pid) {

@@ -9,11 +9,14 @@ use super::{
     lifecycle::Keeper,
     receipt::{Receipt, boot_id},
     registry::{Record, RegistryError},
+    service,
     trouble::how_it_ended,
 };
 use crate::{
+    backend::spec::Engine,
     engine::{self, Made, NoAnswer, Phase},
-    ident::ModelName,
+    ident::{ModelName, UnitName},
+    snapshot::Seen,
 };
 
 /// What is seen of a model that is on its way, or up.
@@ -25,8 +28,17 @@ pub struct Sight {
     pub container: Result<Option<Made>, NoAnswer>,
     /// It was started in this boot.
     pub is_this_boot: bool,
-    /// Whoever leads it from one state to the next still lives.
+    /// Whoever leads it from one state to the next still lives, or the unit that keeps it.
     pub is_led: bool,
+    /// How the run of its unit ended, in systemd's word; none = it has none, or nothing is known of it.
+    pub run: Option<String>,
+}
+
+impl Sight {
+    /// It ran as a process of a unit.
+    fn is_process(&self) -> bool {
+        self.receipt.as_ref().is_some_and(|one| one.unit.is_some() && one.container.is_none())
+    }
 }
 
 /// A state that reality contradicts, and the right one.
@@ -75,22 +87,51 @@ fn look(
         (Some(receipt), Some(now)) => receipt.boot_id == *now,
         (_, _) => true,
     };
-    let is_led = record.worker.as_ref().is_some_and(|worker| worker.is_alive(keeper.host));
-    let container = match receipt.as_ref().and_then(|receipt| receipt.container.as_ref()) {
-        Some(contained) => {
-            let timeout = keeper.settings.engines.timeout;
-            let engine = engines.entry(contained.engine.word()).or_insert_with(|| {
-                launch::engine_of(keeper.host, keeper.settings, Some(contained.engine))
-                    .map(|(e, _)| e)
-            });
-            match engine {
-                Ok(engine) => engine::find(engine, &contained.id.0, timeout).and_then(understood),
-                Err(why) => Err(why.clone()),
-            }
+    let mut is_led = record.worker.as_ref().is_some_and(|worker| worker.is_alive(keeper.host));
+    let unit = receipt.as_ref().and_then(|receipt| receipt.unit.clone());
+    let unit = unit.filter(|_| is_this_boot && !is_led);
+    let mut ended = Ok(None);
+    match unit.map(|unit| service::look_at(keeper.host, &UnitName(unit))) {
+        None | Some(Seen::Gone) => {}
+        // Its own commands write down how its run ends.
+        Some(Seen::Known(unit)) if unit.is_up() => is_led = true,
+        Some(Seen::Known(unit)) => ended = Ok(Some(unit.result)),
+        Some(Seen::Denied) => ended = Err("systemd refuses to tell".to_owned()),
+        Some(Seen::Unreadable(why)) => ended = Err(why),
+    }
+    let run = match ended {
+        Ok(run) => run,
+        Err(why) => {
+            let container = Err(NoAnswer::Strange(why));
+            return Ok(Sight { receipt, container, is_this_boot, is_led, run: None });
         }
-        None => Ok(None),
     };
-    Ok(Sight { receipt, container, is_this_boot, is_led })
+    let timeout = keeper.settings.engines.timeout;
+    let mut engine = |which: Option<Engine>| {
+        let word = which.map_or("", Engine::word);
+        let found = engines.entry(word).or_insert_with(|| {
+            launch::engine_of(keeper.host, keeper.settings, which).map(|(engine, _)| engine)
+        });
+        found.clone()
+    };
+    let contained = receipt.as_ref().and_then(|receipt| receipt.container.as_ref());
+    // A unit's main process writes nothing down: what it made is found by its label.
+    let spec = keeper.spec(&record.name).ok().filter(|spec| spec.is_container && !is_led);
+    let container = match (contained, spec) {
+        (Some(contained), _) => engine(Some(contained.engine))
+            .and_then(|engine| engine::find(&engine, &contained.id.0, timeout)),
+        (None, Some(spec)) if record.state != State::Running => {
+            let instance = registry.instance_id()?;
+            engine(spec.engine).and_then(|engine| {
+                let all = engine::list(&engine, timeout)?;
+                let one = all.into_iter().find(|one| launch::is_of(one, &instance, &record.name));
+                one.map_or(Ok(None), |one| engine::find(&engine, &one.id.0, timeout))
+            })
+        }
+        (None, _) => Ok(None),
+    };
+    let container = container.and_then(understood);
+    Ok(Sight { receipt, container, is_this_boot, is_led, run })
 }
 
 /// A word that we do not know says neither that it runs nor that it does not.
@@ -136,6 +177,16 @@ pub fn judge(record: &Record, sight: &Sight) -> Option<Change> {
         ),
         State::Running if lives => return None,
         State::Running => match container {
+            _ if sight.is_process() && !sight.is_this_boot => {
+                (State::Stopped, "the host was restarted".into())
+            }
+            _ if sight.is_process() => (
+                State::Failed,
+                match &sight.run {
+                    Some(result) => format!("its unit's run ended unrecorded: {result}"),
+                    None => "its unit is gone".to_owned(),
+                },
+            ),
             None if sight.receipt.is_none() => {
                 (State::Stopped, "nothing was written down of what was started".into())
             }
@@ -190,6 +241,8 @@ mod tests {
             finished_at: None,
             health: None,
             device_requests: Vec::new(),
+            network_mode: String::new(),
+            published: Vec::new(),
         }
     }
 
@@ -201,7 +254,7 @@ mod tests {
             unit: None,
             instance_id: "5f2c".to_owned(),
         };
-        Sight { receipt: Some(receipt), container, is_this_boot: true, is_led: false }
+        Sight { receipt: Some(receipt), container, is_this_boot: true, is_led: false, run: None }
     }
 
     fn became(state: State, sight: &Sight) -> Option<(State, String)> {

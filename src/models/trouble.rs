@@ -75,6 +75,15 @@ impl fmt::Display for Trouble {
     }
 }
 
+/// How a server ended by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Left {
+    /// As a shell has it: 128 + N where signal N ended it. None where that is not known.
+    pub code: Option<u8>,
+    /// In words.
+    pub how: String,
+}
+
 /// What an order came to, where it was not done.
 pub fn undone(order: &str, deed: &Deed) -> Option<Trouble> {
     match deed {

@@ -55,8 +55,13 @@ const TASKS: u32 = 4096;
 const GIB: u64 = 1 << 30;
 
 /// What a model's unit is called.
-pub fn name(model: &ModelName) -> UnitName {
+pub fn unit_of(model: &ModelName) -> UnitName {
     UnitName(format!("portreeve-model-{}.service", unit_word(&model.0)))
+}
+
+/// The gate that stands before it.
+pub fn gate_of(model: &ModelName) -> UnitName {
+    UnitName(format!("portreeve-gate@{}.service", unit_word(&model.0)))
 }
 
 /// The whole file.
@@ -92,7 +97,7 @@ impl Unit<'_> {
 
     fn head(&self, page: &mut Page) {
         let Spec { backend, model, host, gpus, .. } = self.spec;
-        let unit = name(self.model);
+        let unit = unit_of(self.model);
         let switch = if self.is_systems() { "" } else { "--user " };
         page.why("Written by 'portreeve model register', which writes it anew. Changes belong into a drop-in:");
         page.why(&format!("'systemctl {switch}edit {unit}'."));
@@ -117,7 +122,7 @@ impl Unit<'_> {
 
     fn dependencies(&self, page: &mut Page) {
         let Self { spec, .. } = self;
-        let gate = format!("portreeve-gate@{}.service", unit_word(&self.model.0));
+        let UnitName(gate) = gate_of(self.model);
         page.why("Asked before each start, a restart too: its ports and GPUs must be free. It fails aloud, and never loops.");
         page.set("Requires", &gate);
         page.why("What is started before it is stopped after it.");

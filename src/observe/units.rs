@@ -99,12 +99,19 @@ fn unanswered(questions: &Questions, why: &str) -> Answers {
     }
 }
 
-/// One answer per unit, whatever happens on the way.
-fn ask_manager(
-    host: &Host,
-    manager: Manager,
-    units: Vec<UnitRef>,
-) -> BTreeMap<UnitRef, Seen<Unit>> {
+/// All that a manager tells of one unit, by the names of systemd's properties (org.freedesktop.systemd1(5)).
+pub fn properties(host: &Host, unit: &UnitRef) -> Seen<HashMap<String, Value>> {
+    let (connection, name) = connect(host, unit.manager);
+    match connection {
+        Ok((mut connection, destination)) => ask_unit(&mut connection, destination, unit, &name),
+        Err(error) => refusal(&error, &name),
+    }
+}
+
+type Connected = Result<(Connection, Option<&'static str>), CallError>;
+
+/// A manager at its private socket or over the bus, and what it is called.
+fn connect(host: &Host, manager: Manager) -> (Connected, String) {
     let (run, bus, name) = match manager {
         Manager::System => {
             ("run".to_owned(), "run/dbus/system_bus_socket".to_owned(), "systemd".to_owned())
@@ -121,21 +128,44 @@ fn ask_manager(
         Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(CallError::Failed(error)),
         Err(_) => Connection::to_bus(&host.path(bus), ANSWER_DEADLINE).map(|c| (c, Some(SYSTEMD))),
     };
+    (connection, name)
+}
+
+fn ask_unit(
+    connection: &mut Connection,
+    destination: Option<&str>,
+    unit: &UnitRef,
+    name: &str,
+) -> Seen<HashMap<String, Value>> {
+    let path = format!("/org/freedesktop/systemd1/unit/{}", escaped(&unit.name.0));
+    let call = Call { destination, path: &path, interface: PROPERTIES, member: "GetAll" };
+    // An empty interface's name asks for the properties of all of them.
+    match connection.call(call, &[Argument::Text("")]) {
+        Ok(Value::Table(properties)) => Seen::Known(properties),
+        Ok(_) => Seen::Unreadable(format!("{name} answered something else")),
+        Err(error) => refusal(&error, name),
+    }
+}
+
+/// One answer per unit, whatever happens on the way.
+fn ask_manager(
+    host: &Host,
+    manager: Manager,
+    units: Vec<UnitRef>,
+) -> BTreeMap<UnitRef, Seen<Unit>> {
+    let (connection, name) = connect(host, manager);
     let mut answers = BTreeMap::new();
     match connection {
         Ok((mut connection, destination)) => {
             for unit in units {
-                let path = format!("/org/freedesktop/systemd1/unit/{}", escaped(&unit.name.0));
-                let call =
-                    Call { destination, path: &path, interface: PROPERTIES, member: "GetAll" };
-                // An empty interface's name asks for the properties of all of them.
-                let seen = match connection.call(call, &[Argument::Text("")]) {
-                    Ok(Value::Table(properties)) => read_unit(&properties).map_or_else(
+                let seen = match ask_unit(&mut connection, destination, &unit, &name) {
+                    Seen::Known(properties) => read_unit(&properties).map_or_else(
                         || Seen::Unreadable(format!("{name} left a property out")),
                         Seen::Known,
                     ),
-                    Ok(_) => Seen::Unreadable(format!("{name} answered something else")),
-                    Err(error) => refusal(&error, &name),
+                    Seen::Gone => Seen::Gone,
+                    Seen::Denied => Seen::Denied,
+                    Seen::Unreadable(why) => Seen::Unreadable(why),
                 };
                 answers.insert(unit, seen);
             }

@@ -24,7 +24,10 @@ use crate::{
         health::Health,
         receipt::Receipt,
         registry::{Event, Record},
+        service::Service,
         trouble::Trouble,
+        unit::unit_of,
+        usage::Usage,
     },
 };
 
@@ -105,6 +108,20 @@ struct Now {
     engine: Option<&'static str>,
     /// Its container's name.
     container: Option<String>,
+    /// Its unit: `portreeve-model-NAME.service`.
+    unit: Option<String>,
+    /// Whether it is started at boot; null = it has no unit.
+    enabled: Option<bool>,
+    /// How long it has been running, in milliseconds.
+    uptime_ms: Option<u64>,
+    /// How often systemd restarted it by itself, in a row.
+    restarts: Option<u64>,
+    /// Memory that it has, in bytes; null = nobody counts it.
+    memory_bytes: Option<u64>,
+    /// Processor time that it took since its start, in milliseconds.
+    cpu_ms: Option<u64>,
+    /// GPU memory that it has, in bytes.
+    gpu_memory_bytes: Option<u64>,
     /// Why what it is doing could not be seen; null = it could.
     unseen: Option<String>,
 }
@@ -134,9 +151,33 @@ pub struct Status {
     pub receipt: Option<Receipt>,
     /// Why what it is doing could not be seen.
     pub unseen: Option<String>,
+    /// Its unit, where it has one.
+    pub unit: Option<Service>,
+    /// What it uses.
+    pub usage: Usage,
 }
 
 impl Status {
+    /// How long it has been running.
+    fn uptime(&self) -> Option<Duration> {
+        (self.record.state == State::Running).then(|| since(self.record.since_ms))
+    }
+
+    /// What systemd has done about it or is going to do, where that is more than its state says.
+    fn remark(&self) -> Option<String> {
+        let unit = self.unit.as_ref()?;
+        if unit.waits_for_restart() {
+            return Some("systemd is about to start it again".to_owned());
+        }
+        let is_given_up = unit.active_state == "failed" && unit.restarts > 0;
+        is_given_up.then(|| {
+            format!(
+                "systemd has given it up after {} restarts ('portreeve model start {}' tries again)",
+                unit.restarts, self.record.name
+            )
+        })
+    }
+
     /// It runs, and is not well.
     pub fn is_sick(&self) -> bool {
         self.health.as_ref().is_some_and(|health| !is_healthy(health))
@@ -217,6 +258,13 @@ pub fn render_status_json(all: &[Status], out: &mut dyn Write) -> io::Result<()>
             health: status.health.as_ref().map(ToString::to_string),
             engine: container.map(|container| container.engine.word()),
             container: container.map(|container| container.name.clone()),
+            unit: status.unit.as_ref().map(|_| unit_of(&status.record.name).0),
+            enabled: status.unit.as_ref().map(|unit| unit.unit_file_state == "enabled"),
+            uptime_ms: status.uptime().map(in_ms),
+            restarts: status.unit.as_ref().map(|unit| unit.restarts),
+            memory_bytes: status.usage.memory_bytes,
+            cpu_ms: status.usage.cpu_time.map(in_ms),
+            gpu_memory_bytes: status.usage.gpu_bytes,
             unseen: status.unseen.clone(),
         }
     };
@@ -310,11 +358,21 @@ pub fn render_status(all: &[Status], style: Style, out: &mut dyn Write) -> io::R
         page.line("no model is registered", PLAIN, "");
         return out.write_all(page.text.as_bytes());
     }
-    let head = ["NAME", "STATE", "SINCE", "HEALTH", "PORT", "ENGINE", "CONTAINER"];
+    let head = [
+        "NAME",
+        "STATE",
+        "HEALTH",
+        "UPTIME",
+        "RESTARTS",
+        "MEMORY",
+        "CPU",
+        "GPU MEMORY",
+        "PORT",
+        "RUNS AS",
+    ];
     let head = head.map(str::to_owned);
-    let row = |status: &Status| -> [String; 7] {
-        let [name, state, since, _, port, ..] = cells(&status.record);
-        let container = status.receipt.as_ref().and_then(|receipt| receipt.container.as_ref());
+    let row = |status: &Status| -> [String; 10] {
+        let [name, state, _, _, port, ..] = cells(&status.record);
         let health = match &status.health {
             Some(health) if is_healthy(health) => "healthy".to_owned(),
             Some(Health::Answered(crate::backend::Readiness::Loading)) => "loading".to_owned(),
@@ -322,11 +380,23 @@ pub fn render_status(all: &[Status], style: Style, out: &mut dyn Write) -> io::R
             None => "-".to_owned(),
         };
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-        let engine = or_dash(container.map(|container| container.engine.word().to_owned()));
-        let container = or_dash(container.map(|container| container.name.clone()));
-        [name, state, since, health, port, engine, container]
+        let bytes = |bytes: Option<u64>| or_dash(bytes.map(crate::snapshot::gibibytes));
+        let container = status.receipt.as_ref().and_then(|receipt| receipt.container.as_ref());
+        let unit = status.unit.as_ref().map(|_| unit_of(&status.record.name).0);
+        [
+            name,
+            state,
+            health,
+            or_dash(status.uptime().map(roughly)),
+            or_dash(status.unit.as_ref().map(|unit| unit.restarts.to_string())),
+            bytes(status.usage.memory_bytes),
+            or_dash(status.usage.cpu_time.map(roughly)),
+            bytes(status.usage.gpu_bytes),
+            port,
+            or_dash(unit.or_else(|| container.map(|container| container.name.clone()))),
+        ]
     };
-    let rows: Vec<[String; 7]> = all.iter().map(row).collect();
+    let rows: Vec<[String; 10]> = all.iter().map(row).collect();
     let sick: Vec<String> = all
         .iter()
         .map(|one| one.health.as_ref().filter(|_| one.is_sick()).map(ToString::to_string))
@@ -337,9 +407,11 @@ pub fn render_status(all: &[Status], style: Style, out: &mut dyn Write) -> io::R
         .map(|one| one.unseen.as_ref().map(|why| format!("what it is doing is not known: {why}")))
         .map(Option::unwrap_or_default)
         .collect();
+    let remarks: Vec<String> = all.iter().map(|one| one.remark().unwrap_or_default()).collect();
     let below = |n: usize| -> Vec<&str> {
         let why = all.get(n).map(|one| one.record.why.as_str());
-        let more = [sick.get(n), unseen.get(n)].into_iter().flatten().map(String::as_str);
+        let more =
+            [sick.get(n), unseen.get(n), remarks.get(n)].into_iter().flatten().map(String::as_str);
         why.into_iter().chain(more).filter(|text| !text.is_empty()).collect()
     };
     let states: Vec<State> = all.iter().map(|one| one.record.state).collect();
@@ -347,10 +419,10 @@ pub fn render_status(all: &[Status], style: Style, out: &mut dyn Write) -> io::R
     out.write_all(page.text.as_bytes())
 }
 
-fn columns<'t>(
+fn columns<'t, const N: usize>(
     page: &mut Page,
-    head: &[String; 7],
-    rows: &[[String; 7]],
+    head: &[String; N],
+    rows: &[[String; N]],
     states: &[State],
     below: impl Fn(usize) -> Vec<&'t str>,
 ) {
@@ -408,11 +480,23 @@ fn colour_of(state: State) -> anstyle::Style {
     }
 }
 
-/// How long ago, in the largest unit that is whole.
+/// How long ago.
 fn ago(at_ms: i64) -> String {
+    roughly(since(at_ms))
+}
+
+fn since(at_ms: i64) -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let at = Duration::from_millis(u64::try_from(at_ms).unwrap_or_default());
-    match now.saturating_sub(at).as_secs() {
+    now.saturating_sub(Duration::from_millis(u64::try_from(at_ms).unwrap_or_default()))
+}
+
+fn in_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// In the largest unit that is whole.
+fn roughly(time: Duration) -> String {
+    match time.as_secs() {
         seconds @ ..120 => format!("{seconds} s"),
         seconds @ ..7200 => format!("{} min", seconds / 60),
         seconds @ ..172_800 => format!("{} h", seconds / 3600),

@@ -152,6 +152,19 @@ pub fn begin_session(command: &mut Command) {
     unsafe { command.pre_exec(begin) };
 }
 
+/// The descriptors that a service manager opened for us, with their names (sd_listen_fds(3)); closed with an exec from now on.
+/// Once: whoever asks again gets none.
+pub fn listen_fds() -> io::Result<Vec<(OwnedFd, String)>> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Ok(Vec::new());
+    }
+    let all = sd_notify::listen_fds_with_names()?;
+    // SAFETY: the manager opened them for this very process (LISTEN_PID), before anything of ours could; that they are open was
+    // just seen (fcntl(2)); and by the flag nobody is given them twice.
+    Ok(all.map(|(fd, name)| (unsafe { OwnedFd::from_raw_fd(fd) }, name)).collect())
+}
+
 /// Whether a signal is ignored (sigaction(2)).
 pub fn is_ignored(signal: libc::c_int) -> io::Result<bool> {
     // SAFETY: all zeros are a value of this struct: the default handler, no flags, an empty mask.

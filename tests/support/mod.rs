@@ -14,6 +14,7 @@
 pub mod engines;
 pub mod gpus;
 pub mod model;
+pub mod packaging;
 pub mod ran;
 pub mod stage;
 

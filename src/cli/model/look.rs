@@ -17,8 +17,11 @@ use crate::{
     models::{
         State,
         health::{self, Health},
-        logs, plan, reconcile,
+        journal, logs, plan, reconcile,
         registry::{Record, RegistryError},
+        service,
+        unit::unit_of,
+        usage::Meter,
     },
     report::{Style, escape::escape, exit, models},
 };
@@ -43,15 +46,26 @@ pub(super) fn status(
     let asked: Vec<Record> =
         all.into_iter().filter(|r| names.is_empty() || names.contains(&r.name)).collect();
     let healths = side_by_side(&asked);
-    let rows: Vec<models::Status> = asked
-        .into_iter()
-        .map(|record| models::Status {
+    let is_on_gpus = |record: &Record| {
+        record.state.is_up() && record.spec.as_ref().is_some_and(|spec| !spec.gpus.is_empty())
+    };
+    let meter = Meter::new(&stack.host, &stack.settings, asked.iter().any(is_on_gpus));
+    let row = |mut record: Record| {
+        let unit = service::of_model(&stack.host, &record.name).ok().flatten();
+        if unit.as_ref().is_some_and(|unit| unit.active_state == "deactivating") {
+            record.state = State::Stopping;
+        }
+        let receipt = stack.receipt(&record.name).filter(|_| record.state.is_up());
+        models::Status {
             health: healths.get(&record.name).cloned(),
             unseen: unseen.get(&record.name).cloned(),
+            usage: meter.read(unit.as_ref(), receipt.as_ref()),
             receipt: stack.receipt(&record.name),
+            unit,
             record,
-        })
-        .collect();
+        }
+    };
+    let rows: Vec<models::Status> = asked.into_iter().map(row).collect();
     if is_json {
         models::render_status_json(&rows, out)?;
     } else {
@@ -144,6 +158,10 @@ pub(super) fn logs(
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
     let model = (name, stack.spec(name)?);
+    let unit = unit_of(name);
+    if service::of_model(&stack.host, name)?.is_some() {
+        return Err(journal::show(&stack.host, &unit, lines, follows).into());
+    }
     let Some(registry) = stack.registry()? else { return Err(stack.unknown(name).into()) };
     let keeper = stack.keeper(None);
     let is_terminal = io::stdout().is_terminal();

@@ -92,7 +92,7 @@ pub(super) fn stop(
     let mut stopped = 0;
     for (name, result) in names.iter().zip(results) {
         match result {
-            Ok(down) if down.stopped.is_empty() => {
+            Ok(down) if down.is_nothing() => {
                 if !which.all {
                     writeln!(out, "model '{name}' is stopped; nothing of it ran")?;
                 }
@@ -149,7 +149,7 @@ pub(super) fn interrupts(many: usize) -> Result<Vec<Interrupt>, Failure> {
 }
 
 /// Says on standard error what went wrong; the exit code for it.
-fn complain(name: &ModelName, what: &str, trouble: &Trouble) -> u8 {
+pub(super) fn complain(name: &ModelName, what: &str, trouble: &Trouble) -> u8 {
     crate::report::models::complain(name, what, trouble);
     if trouble.is_unknown { exit::COULD_NOT_TELL } else { exit::NOT_CLEAR }
 }

@@ -1,77 +1,90 @@
-//! `portreeve model show --unit`, and what a unit's text needs to know of this host.
+//! `portreeve model enable`, `disable` and `show --unit`, and the units that registering writes.
 
-use std::{io, path::PathBuf};
+use std::io::Write;
 
 use super::Stack;
 use crate::{
-    cli::Failure,
-    host::Host,
-    ident::{Manager, ModelName},
-    models::unit::{self, GPU_GROUPS, Surroundings},
+    act::systemctl,
+    backend::Spec,
+    cli::{Failure, warn},
+    ident::{Manager, ModelName, UnitName},
+    models::{
+        Registry, service,
+        trouble::Trouble,
+        unit::unit_of,
+        unit_file::{self, Written},
+    },
+    report::exit,
 };
+
+/// Starts the target of enabled models at boot.
+const BOOT: &str = "portreeve-models.service";
+
+/// Writes a registered model's unit.
+pub(super) fn write(stack: &Stack, name: &ModelName, spec: &Spec) -> Result<Written, Trouble> {
+    unit_file::write(&stack.host, &stack.settings, (name, spec), stack.config.as_deref())
+}
 
 /// The text of a model's unit; for a user's manager where that is asked for, or another than root asks.
 pub(super) fn text(stack: &Stack, name: &ModelName, is_users: bool) -> Result<String, Failure> {
     let spec = stack.spec(name)?;
-    let manager = if is_users { Manager::User(uid()) } else { own_manager() };
-    Ok(unit::text(name, spec, &surroundings(stack, manager)?))
+    let uid = rustix::process::geteuid().as_raw();
+    let manager = if is_users { Manager::User(uid) } else { service::manager() };
+    let around = unit_file::surroundings(&stack.host, manager, stack.config.as_deref())?;
+    Ok(crate::models::unit::text(name, spec, &around))
 }
 
-/// Who runs the units of whoever runs us.
-pub(super) fn own_manager() -> Manager {
-    match uid() {
-        0 => Manager::System,
-        uid => Manager::User(uid),
-    }
-}
-
-fn uid() -> u32 {
-    rustix::process::geteuid().as_raw()
-}
-
-/// Where a unit that we write will run.
-pub(super) fn surroundings(stack: &Stack, manager: Manager) -> io::Result<Surroundings> {
-    let program = installed(std::env::current_exe()?);
-    let config = stack.config.as_deref().map(std::path::absolute).transpose()?;
-    Ok(Surroundings { manager, program, config, groups: groups(&stack.host) })
-}
-
-/// As it is called, though an update has put another in its place meanwhile (proc_pid_exe(5)).
-fn installed(program: PathBuf) -> PathBuf {
-    let path = program.to_str().and_then(|path| path.strip_suffix(" (deleted)"));
-    path.map(PathBuf::from).unwrap_or(program)
-}
-
-/// By `/etc/group` (group(5)) alone: NSS would ask others, and wait for them.
-fn groups(host: &Host) -> Vec<&'static str> {
-    let text = host.read_text("etc/group");
-    let text = text.known().map(String::as_str).unwrap_or_default();
-    let is_there = |name: &str| text.lines().any(|line| line.split(':').next() == Some(name));
-    GPU_GROUPS.into_iter().filter(|name| is_there(name)).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_program_that_was_replaced_while_it_ran_is_where_it_was() {
-        for path in ["/usr/bin/portreeve (deleted)", "/usr/bin/portreeve"] {
-            assert_eq!(installed(path.into()), PathBuf::from("/usr/bin/portreeve"));
+/// Has models started at boot, or no longer.
+pub(super) fn set_enabled(
+    stack: &Stack,
+    names: &[ModelName],
+    enabled: bool,
+    out: &mut dyn Write,
+) -> Result<u8, Failure> {
+    let (host, manager) = (&stack.host, service::manager());
+    let mut codes = Vec::new();
+    for name in names {
+        stack.spec(name)?;
+        let unit = unit_of(name);
+        let change = || -> Result<(), Trouble> {
+            service::of_model(host, name)?.ok_or_else(|| no_unit(name))?;
+            let boot = UnitName::from(BOOT);
+            let units = if enabled { vec![&unit, &boot] } else { vec![&unit] };
+            systemctl::set_enabled(host, manager, enabled, &units)
+                .map_err(|why| Trouble::new(why.to_string()))?;
+            let kind = if enabled { "enabled" } else { "disabled" };
+            Registry::open(&stack.path)?.record(name, kind, "")?;
+            Ok(())
+        };
+        match change() {
+            Ok(()) if enabled => writeln!(out, "model '{name}' is started at boot from now on")?,
+            Ok(()) => writeln!(out, "model '{name}' is started at boot no longer")?,
+            Err(trouble) => {
+                crate::report::models::complain(name, "is as it was", &trouble);
+                codes.push(if trouble.is_unknown { exit::COULD_NOT_TELL } else { exit::NOT_CLEAR });
+                continue;
+            }
         }
+        codes.push(exit::CLEAR);
     }
+    if enabled && codes.contains(&exit::CLEAR) {
+        warn_of_logout(stack);
+    }
+    Ok(exit::worst(codes))
+}
 
-    #[test]
-    fn groups_are_those_that_there_are() {
-        let folder = tempfile::tempdir().unwrap();
-        let host = Host::fixture(folder.path());
-        assert_eq!(groups(&host), [""; 0]);
-        std::fs::create_dir(folder.path().join("etc")).unwrap();
-        std::fs::write(
-            folder.path().join("etc/group"),
-            "root:x:0:\nvideo:x:44:a,b\nrenderer:x:9:\n",
-        )
-        .unwrap();
-        assert_eq!(groups(&host), ["video"]);
+fn no_unit(name: &ModelName) -> Trouble {
+    let unit = unit_of(name);
+    Trouble::new("it has no unit").hint(format!(
+        "'portreeve model show {name} --unit' prints one, for /etc/systemd/system/{unit}; on NixOS its module makes it"
+    ))
+}
+
+/// Of models that go with their user.
+pub(super) fn warn_of_logout(stack: &Stack) {
+    if service::ends_with_login(&stack.host) {
+        warn(
+            "you do not linger: your models end with your last login, and none is started at boot ('loginctl enable-linger')",
+        );
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::{
     super::{
-        answer::{self, shown},
+        answer::{self, Bindings, shown},
         is_whole,
         way::NoAnswer,
     },
@@ -61,7 +61,14 @@ pub(super) struct Container {
     name: String,
     state: State,
     host_config: Option<HostConfig>,
+    network_settings: Option<Forwarded>,
     config: Config,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Forwarded {
+    ports: Option<Bindings>,
 }
 
 #[derive(Deserialize)]
@@ -94,6 +101,7 @@ struct Health {
 #[serde(rename_all = "PascalCase")]
 struct HostConfig {
     restart_policy: Option<RestartPolicy>,
+    network_mode: Option<String>,
     device_requests: Option<Vec<DeviceRequest>>,
     devices: Option<Vec<Device>>,
 }
@@ -132,7 +140,7 @@ pub(super) fn inspected(
     asked: &str,
     counts_as_we_do: bool,
 ) -> Result<Inspected, NoAnswer> {
-    let Container { id, name, state, host_config, config } = json;
+    let Container { id, name, state, host_config, network_settings, config } = json;
     let name = name.strip_prefix('/').unwrap_or(&name).to_owned();
     let id = ContainerId(id);
     if !is_whole(&id) || (asked != id.0 && asked != name) {
@@ -144,6 +152,7 @@ pub(super) fn inspected(
     let set = |text: Option<String>| text.filter(|text| !text.is_empty());
     // Go's zero of a time, which Docker writes for "never".
     let time = |text: Option<String>| set(text).filter(|text| !text.starts_with("0001-"));
+    let ports = network_settings.and_then(|network| network.ports);
     let phase = phase(&state)?;
     let pid = Some(Pid(state.pid)).filter(|pid| counts_as_we_do && *pid != Pid::OUTSIDE);
     let made = Made {
@@ -157,6 +166,8 @@ pub(super) fn inspected(
         finished_at: time(state.finished_at),
         health: set(state.health.and_then(|health| health.status)).filter(|word| word != "none"),
         device_requests: devices(host.device_requests, host.devices),
+        network_mode: host.network_mode.unwrap_or_default(),
+        published: ports.iter().flat_map(answer::published).collect(),
         image: config.image.unwrap_or_default(),
         labels: config.labels.unwrap_or_default(),
         id,

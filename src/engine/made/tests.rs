@@ -9,7 +9,7 @@ use super::{
     super::{at, fake::*, of_user},
     *,
 };
-use crate::ident::EngineKind;
+use crate::ident::{EngineKind, Port, Proto};
 
 /// Never reached, unless a test fails.
 const LONG: Duration = Duration::from_secs(20);
@@ -23,12 +23,16 @@ fn made_json(number: u8, name: &str) -> Value {
             "Pid": 301, "ExitCode": 0, "Error": "", "StartedAt": "2026-11-21T08:06:22.311447461Z",
             "FinishedAt": "0001-01-01T00:00:00Z" },
         "HostConfig": {
+            "NetworkMode": "stack",
             "RestartPolicy": { "Name": "", "MaximumRetryCount": 0 },
             "Devices": [{ "PathOnHost": "/dev/dri/renderD128", "PathInContainer": "/dev/x", "CgroupPermissions": "rwm" }],
             "DeviceRequests": [
                 { "Driver": "nvidia", "Count": 0, "DeviceIDs": ["0", "GPU-1"], "Capabilities": [["gpu"]], "Options": null },
                 { "Driver": "", "Count": -1, "DeviceIDs": null, "Capabilities": [["gpu"]], "Options": {} }
             ]
+        },
+        "NetworkSettings": {
+            "Ports": { "8000/tcp": [{ "HostIp": "127.0.0.1", "HostPort": "8091" }], "9/udp": null }
         },
         "Config": { "Image": "vllm/vllm-openai:v0.6.0", "Tty": false, "Labels": { "portreeve.model": "llama" } }
     })
@@ -75,6 +79,13 @@ fn a_container_is_found_by_its_name_as_it_was_made() {
             finished_at: None,
             health: None,
             device_requests: ["0", "GPU-1", "all", "/dev/dri/renderD128"].map(str::to_owned).into(),
+            network_mode: "stack".to_owned(),
+            published: vec![Published {
+                address: Some([127, 0, 0, 1].into()),
+                port: Port::new(8091).unwrap(),
+                proto: Proto::Tcp,
+                container_port: Port::new(8000).unwrap(),
+            }],
         }
     );
     assert!(made.stays_down());

@@ -55,7 +55,7 @@ impl Keeper<'_> {
         let stopped =
             launch::end(self.settings, self.until, engine, all, one.grace(), interrupt, say)?;
         let names = std::iter::once(one.name.clone());
-        let down = Down { stopped: names.zip(stopped).collect() };
+        let down = Down { stopped: names.zip(stopped).collect(), run: None };
         if let Some((name, stopped)) = down.stopped.iter().find(|(_, one)| !one.is_removed) {
             let kind = engine.name.kind;
             let hint = format!("'{kind} rm -f {name}'; 'portreeve model clean' tries again");

@@ -3,6 +3,7 @@
 use std::{os::unix::fs::symlink, thread};
 
 use super::*;
+use crate::models::receipt::{Command, Run};
 use crate::{backend::BackendName, ident::Pid};
 
 fn place() -> (tempfile::TempDir, PathBuf) {
@@ -17,6 +18,13 @@ fn name(text: &str) -> ModelName {
 
 fn us() -> Worker {
     Worker::ourselves(&Host::live()).unwrap()
+}
+
+/// A command like us, but for this.
+fn like_us(edit: impl FnOnce(&mut Command)) -> Worker {
+    let Worker::Process(mut command) = us() else { panic!("we are a command") };
+    edit(&mut command);
+    Worker::Process(command)
 }
 
 fn llama() -> Spec {
@@ -121,7 +129,7 @@ fn a_receipt_is_read_back_and_goes_with_what_it_was_for() {
         unit: Some("a.service".to_owned()),
         instance_id: registry.instance_id().unwrap(),
     };
-    let other = Worker { start_ticks: 1, ..us() };
+    let other = like_us(|one| one.start_ticks = 1);
     let error = registry.put_receipt(&name("a"), &other, &receipt).unwrap_err();
     assert!(matches!(error, RegistryError::TakenOver(_, State::Starting)), "{error}");
     registry.put_receipt(&name("a"), &us(), &receipt).unwrap();
@@ -192,20 +200,33 @@ fn a_database_of_the_first_version_is_brought_up_to_date() {
 fn who_leads_a_model_is_known_to_live_and_to_be_gone() {
     let host = Host::live();
     assert!(us().is_alive(&host));
-    let another = Worker { boot_id: "another".to_owned(), ..us() };
+    let another = like_us(|one| one.boot_id = "another".to_owned());
     assert!(!another.is_alive(&host));
     let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
     let key = crate::models::receipt::key_of(Pid(child.id())).unwrap();
-    let worker = Worker {
-        pid: key.pid.0,
-        start_ticks: key.start_ticks,
-        pidfd_inode: key.pidfd_inode,
-        ..us()
-    };
+    let worker = like_us(|one| {
+        (one.pid, one.start_ticks, one.pidfd_inode) = (key.pid.0, key.start_ticks, key.pidfd_inode);
+    });
     assert!(worker.is_alive(&host));
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(!worker.is_alive(&host));
+}
+
+#[test]
+fn a_command_and_a_run_of_a_unit_are_told_apart_as_they_are_written() {
+    let run = Worker::Run(Run {
+        boot_id: "a boot".to_owned(),
+        unit: "portreeve-model-a.service".to_owned(),
+        invocation_id: "0f85db646b664430a95e708d0d42eaa3".to_owned(),
+    });
+    for worker in [us(), run] {
+        let text = serde_json::to_string(&worker).unwrap();
+        assert_eq!(serde_json::from_str::<Worker>(&text).unwrap(), worker);
+    }
+    // As it was written before there were units.
+    let old = r#"{"boot_id":"b","pid":7,"start_ticks":9,"pidfd_inode":null}"#;
+    assert!(matches!(serde_json::from_str(old).unwrap(), Worker::Process(Command { pid: 7, .. })));
 }
 
 #[test]

@@ -1,0 +1,415 @@
+//! Models as services of a real systemd: started, stopped, restarted, given up, and what becomes of them when any part of them is
+//! killed.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests may panic"
+)]
+
+mod support;
+
+use std::{process::Stdio, sync::LazyLock};
+
+use serde_json::Value;
+use support::{
+    DEADLINE, TestBox,
+    engines::{Engine, Kind},
+    packaging,
+    ran::Ran,
+    skip, wait_until,
+};
+
+const CONFIG: &str =
+    "gate: { timeout: 0s, settle: 50ms }\ndefaults: { min_age: 0s, respawn_watch: 0s }\n";
+
+/// Sooner than a person would want it: what is counted and in which order is as it is shipped.
+const SOON: &str =
+    "[Unit]\nStartLimitIntervalSec=60\nStartLimitBurst=3\n[Service]\nRestartSec=100ms\n";
+
+/// A box with systemd, the shipped units, and llama-server in its PATH.
+struct House {
+    test_box: &'static TestBox,
+    /// Docker with the images, in one of them.
+    engine: Option<Engine<'static>>,
+}
+
+static HOUSE: LazyLock<Result<House, String>> = LazyLock::new(|| {
+    let mut house = build("model-services")?;
+    let engine = Engine::start(house.test_box, Kind::DockerSystemd);
+    engine.serve();
+    engine.give_models();
+    house.engine = Some(engine);
+    Ok(house)
+});
+
+fn build(name: &str) -> Result<House, String> {
+    let test_box: &'static TestBox = Box::leak(Box::new(TestBox::boot(name)?));
+    test_box.write("/run/systemd/system/portreeve-model-.service.d/soon.conf", SOON);
+    test_box.sh("mkdir -p /srv/models && touch /srv/models/l.gguf
+         ln -s /build/examples/model-server /usr/local/bin/llama-server");
+    packaging::install(test_box, CONFIG);
+    Ok(House { test_box, engine: None })
+}
+
+fn house() -> Option<&'static House> {
+    HOUSE.as_ref().map_err(|reason| skip(reason)).ok()
+}
+
+/// Watched closely, so that a test need not wait.
+const WATCHED: [&str; 6] =
+    ["--health-delay", "50ms", "--health-interval", "100ms", "--health-failures", "2"];
+
+impl House {
+    fn test_box(&self) -> &'static TestBox {
+        self.test_box
+    }
+
+    fn docker(&self) -> &Engine<'static> {
+        self.engine.as_ref().expect("this one has Docker")
+    }
+
+    fn model(&self, words: &[&str]) -> Ran {
+        let mut command =
+            self.test_box().command(&[&["/usr/bin/portreeve", "model"], words].concat());
+        Ran::of(&command.stdin(Stdio::null()).output().unwrap())
+    }
+
+    #[track_caller]
+    fn register(&self, name: &str, port: u16, words: &[&str], options: &[&str]) {
+        let port = port.to_string();
+        let options: Vec<String> = options.iter().map(|o| format!("--extra-args={o}")).collect();
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        let first = ["register", name, "--port", &port];
+        self.model(&[&first[..], words, &WATCHED, &options].concat())
+            .ends_with(0)
+            .says(&format!("portreeve-model-{name}.service"));
+    }
+
+    #[track_caller]
+    fn native(&self, name: &str, port: u16, options: &[&str]) {
+        self.register(
+            name,
+            port,
+            &["--backend", "llamacpp", "--path", "/srv/models/l.gguf"],
+            options,
+        );
+    }
+
+    #[track_caller]
+    fn contained(&self, name: &str, port: u16, options: &[&str]) {
+        let words = ["--backend", "vllm", "--model", "org/qwen", "--container"];
+        let more = ["--image", "model-vllm", "--engine", "docker"];
+        self.register(name, port, &[&words[..], &more].concat(), options);
+    }
+
+    fn status(&self, name: &str) -> Value {
+        let said = self.model(&["status", name, "--json"]);
+        let all: Value = serde_json::from_str(&said.out).expect(&said.err);
+        all["models"][0].clone()
+    }
+
+    #[track_caller]
+    fn wait_for(&self, name: &str, state: &str, why: &str) {
+        wait_until(DEADLINE, &format!("model '{name}' is {state}: {why}"), || {
+            let status = self.status(name);
+            status["state"] == state && status["why"].as_str().unwrap().contains(why)
+        });
+    }
+
+    /// What happened to it, `KIND: DETAIL`.
+    fn events(&self, name: &str) -> Vec<String> {
+        let said = self.model(&["events", name, "--json"]).ends_with(0);
+        let all: Value = serde_json::from_str(&said.out).expect("a document");
+        let text = |event: &Value, key: &str| event[key].as_str().unwrap().to_owned();
+        let line = |event: &Value| format!("{}: {}", text(event, "kind"), text(event, "detail"));
+        all["events"].as_array().unwrap().iter().map(line).collect()
+    }
+
+    #[track_caller]
+    fn wait_for_event(&self, name: &str, text: &str) {
+        wait_until(DEADLINE, &format!("'{text}' of model '{name}'"), || {
+            self.events(name).iter().any(|event| event.contains(text))
+        });
+    }
+
+    fn property(&self, unit: &str, name: &str) -> String {
+        self.test_box().sh(&format!("systemctl show --property={name} --value {unit}"))
+    }
+
+    fn main_pid(&self, name: &str) -> u32 {
+        self.property(&unit(name), "MainPID").parse().unwrap()
+    }
+
+    /// Its server, the child of its main process.
+    fn server(&self, name: &str) -> u32 {
+        let main = self.main_pid(name);
+        self.test_box()
+            .sh(&format!("cat /proc/{main}/task/{main}/children"))
+            .trim()
+            .parse()
+            .unwrap()
+    }
+
+    fn kill(&self, signal: &str, pid: u32) {
+        self.test_box().sh(&format!("kill -{signal} {pid}"));
+    }
+
+    fn lives(&self, pid: u32) -> bool {
+        self.test_box().stat(pid).is_some()
+    }
+
+    #[track_caller]
+    fn nothing_is_left(&self, name: &str, port: u16) {
+        let unit = unit(name);
+        let group = format!("/sys/fs/cgroup/system.slice/{unit}/cgroup.procs");
+        let inside = self.test_box().sh(&format!(
+            "for pid in $(cat {group} 2>/dev/null); do tr '\\0' ' ' </proc/$pid/cmdline || true; done"
+        ));
+        assert_eq!(inside, "", "processes of {unit}");
+        assert!(self.test_box().can_bind(port), "port {port} is free");
+        if let Some(engine) = &self.engine {
+            assert_eq!(engine.inspect(&format!("vllm-model-{name}")), Value::Null);
+        }
+    }
+
+    /// Further lines for a model's unit.
+    fn change(&self, name: &str, text: &str) {
+        self.test_box().write(&format!("/run/systemd/system/{}.d/test.conf", unit(name)), text);
+        self.test_box().sh("systemctl daemon-reload");
+    }
+
+    /// Somebody else's server.
+    fn stranger(&self, port: u16) -> u32 {
+        let server = format!(
+            "/build/examples/plant --as stranger --listen {port} --ready /run/planted/stranger-{port}"
+        );
+        self.test_box().write(
+            &format!("/run/systemd/system/stranger-{port}.service"),
+            &format!("[Service]\nExecStart={server}\n"),
+        );
+        self.test_box()
+            .sh(&format!("rm -f /run/planted/stranger-{port}; systemctl start stranger-{port}"));
+        self.test_box().planted(&format!("stranger-{port}"))
+    }
+}
+
+fn unit(name: &str) -> String {
+    format!("portreeve-model-{name}.service")
+}
+
+#[test]
+fn a_process_is_started_kept_up_and_stopped_by_its_unit() {
+    let Some(house) = house() else { return };
+    house.native("plain", 8701, &["--child"]);
+    house.model(&["start", "plain"]).ends_with(0).says("is running on 127.0.0.1:8701");
+    house.model(&["start", "plain"]).ends_with(0).says("is running already");
+    let (wrapper, server) = (house.main_pid("plain"), house.server("plain"));
+    let uid = house.test_box().sh(&format!("stat --format=%u /proc/{server}"));
+    assert_ne!(uid, "0", "it runs as a user of its own");
+    let rights = house.test_box().sh(&format!("grep CapEff /proc/{wrapper}/status"));
+    assert!(rights.ends_with("0000000000000000"), "{rights}");
+    house.model(&["logs", "plain"]).ends_with(0).says("ready");
+
+    house.kill("KILL", server);
+    house.wait_for_event(
+        "plain",
+        "starting: systemd restarts it, 1 in a row by now: its server ended by itself",
+    );
+    house.wait_for("plain", "running", "");
+    let again = house.main_pid("plain");
+    assert_ne!(again, wrapper);
+    house.kill("KILL", again);
+    house.wait_for_event("plain", "failed: ");
+    house.wait_for("plain", "running", "");
+    assert!(house.events("plain").iter().any(|e| e.contains("SIGKILL ended its main process")));
+
+    house.model(&["stop", "plain"]).ends_with(0).says("told to stop");
+    assert_eq!(house.property(&unit("plain"), "ActiveState"), "inactive");
+    house.nothing_is_left("plain", 8701);
+    house.wait_for("plain", "stopped", "told to stop");
+    house.model(&["unregister", "plain"]).ends_with(0);
+    let file =
+        house.test_box().run(&["test", "-e", &format!("/etc/systemd/system/{}", unit("plain"))]);
+    assert!(!file.status.success(), "its unit is gone");
+}
+
+#[test]
+fn one_that_is_sick_is_restarted() {
+    let Some(house) = house() else { return };
+    house.native("sick", 8702, &["--health-fails-after", "usr1"]);
+    house.model(&["start", "sick"]).ends_with(0);
+    house.kill("USR1", house.server("sick"));
+    house.wait_for_event("sick", "failed: 2 times in a row: ");
+    house.wait_for("sick", "running", "");
+    house.model(&["stop", "sick"]).ends_with(0);
+}
+
+#[test]
+fn one_that_never_comes_up_is_given_up() {
+    // Whoever has systemd read its files anew starts its count anew: nobody does here.
+    let house = match build("model-given-up") {
+        Ok(house) => house,
+        Err(reason) => return skip(&reason),
+    };
+    house.native("broken", 8703, &["--crash-at-start", "no weights"]);
+    let started = house.model(&["start", "broken"]).ends_with(1);
+    started.complains("its server ended by itself: exit status: 3").complains("no weights");
+    wait_until(DEADLINE, "systemd gives it up", || {
+        house.property(&unit("broken"), "ActiveState") == "failed"
+    });
+    let starts = house.events("broken").iter().filter(|e| e.starts_with("starting")).count();
+    assert_eq!(starts, 3, "{:?}", house.events("broken"));
+    house.wait_for("broken", "failed", "its server ended by itself");
+    house.model(&["status", "broken"]).ends_with(1).says("systemd has given it up");
+    // Asked for by a person, it is tried again.
+    house.model(&["start", "broken"]).ends_with(1).complains("no weights");
+    house.model(&["stop", "broken"]).ends_with(0);
+    house.nothing_is_left("broken", 8703);
+}
+
+#[test]
+fn a_stranger_on_its_port_blocks_it_once_and_nothing_loops() {
+    let Some(house) = house() else { return };
+    let stranger = house.stranger(8704);
+    house.change("blocked", "[Service]\nRestartSec=2s\n");
+    house.native("blocked", 8704, &[]);
+    let started = house.model(&["start", "blocked"]).ends_with(1);
+    started.complains("127.0.0.1:8704/tcp is not free").complains(&stranger.to_string());
+    assert_eq!(house.property(&unit("blocked"), "ActiveState"), "inactive");
+    assert!(house.events("blocked").iter().any(|e| e.starts_with("blocked: ")));
+    assert!(house.lives(stranger));
+    house.test_box().sh("systemctl stop stranger-8704");
+    house.model(&["start", "blocked"]).ends_with(0);
+
+    // Restarted while somebody has taken the port: asked about once.
+    house.kill("KILL", house.server("blocked"));
+    house.wait_for("blocked", "failed", "");
+    let stranger = house.stranger(8704);
+    let gate = "portreeve-gate@blocked.service";
+    wait_until(DEADLINE, "its gate is shut", || house.property(gate, "ActiveState") == "failed");
+    let asked = || {
+        house
+            .test_box()
+            .sh(&format!("journalctl -q -u {gate} -o cat | grep -c 'Failed to start' || true"))
+    };
+    let before = asked();
+    let later = house.test_box().sh("date +%s").parse::<u64>().unwrap() + 5;
+    wait_until(DEADLINE, "two restarts' time is over", || {
+        house.test_box().sh("date +%s").parse::<u64>().unwrap() > later
+    });
+    assert_eq!(asked(), before, "it was asked again");
+    assert!(house.lives(stranger));
+    house.model(&["stop", "blocked"]).ends_with(0);
+    house.test_box().sh("systemctl stop stranger-8704");
+}
+
+#[test]
+fn a_main_process_that_hangs_is_ended_in_order_and_restarted() {
+    let Some(house) = house() else { return };
+    house.change("frozen", "[Service]\nWatchdogSec=1s\n");
+    house.native("frozen", 8705, &["--child"]);
+    house.model(&["start", "frozen"]).ends_with(0);
+    let (wrapper, server) = (house.main_pid("frozen"), house.server("frozen"));
+    house.kill("STOP", wrapper);
+    house.wait_for_event("frozen", "failed: its main process gave no sign of life (watchdog)");
+    house.wait_for("frozen", "running", "");
+    assert!(!house.lives(wrapper) && !house.lives(server));
+    house.model(&["stop", "frozen"]).ends_with(0);
+    house.nothing_is_left("frozen", 8705);
+}
+
+#[test]
+fn a_container_is_kept_by_its_unit_and_never_comes_back_by_itself() {
+    let Some(house) = house() else { return };
+    house.contained("boxed", 8706, &["--health-fails-after", "usr1"]);
+    house.model(&["start", "boxed"]).ends_with(0).says("is running on 127.0.0.1:8706");
+    let rights = format!("grep CapEff /proc/{}/status", house.main_pid("boxed"));
+    assert!(house.test_box().sh(&rights).ends_with("0000000000000000"));
+    let status = house.status("boxed");
+    assert_eq!(status["now"]["container"], "vllm-model-boxed", "{status:#}");
+    assert_eq!(status["now"]["unit"], unit("boxed"), "{status:#}");
+
+    house.docker().must(&["kill", "-s", "USR1", "vllm-model-boxed"]);
+    house.wait_for("boxed", "failed", "2 times in a row");
+    house.nothing_is_left("boxed", 8706);
+    assert_eq!(house.property(&unit("boxed"), "NRestarts"), "0");
+    assert_eq!(house.property(&unit("boxed"), "ActiveState"), "failed");
+
+    // Its main process alone is killed: its container goes, too.
+    house.model(&["start", "boxed"]).ends_with(0);
+    house.kill("KILL", house.main_pid("boxed"));
+    house.wait_for("boxed", "failed", "SIGKILL ended its main process");
+    house.nothing_is_left("boxed", 8706);
+
+    // So it does where somebody kills the container.
+    house.model(&["start", "boxed"]).ends_with(0);
+    house.docker().must(&["kill", "vllm-model-boxed"]);
+    house.wait_for("boxed", "failed", "somebody killed it with SIGKILL");
+    house.nothing_is_left("boxed", 8706);
+
+    house.model(&["start", "boxed"]).ends_with(0);
+    house.model(&["stop", "boxed"]).ends_with(0).says("told to stop");
+    house.nothing_is_left("boxed", 8706);
+    // What it wrote outlives its container.
+    house.model(&["logs", "boxed"]).ends_with(0).says("ready at 0.0.0.0:8000");
+}
+
+#[test]
+fn the_commands_around_its_main_process_may_be_killed() {
+    let Some(house) = house() else { return };
+    let unit = unit("hurt");
+    house.change(
+        "hurt",
+        "[Service]\nExecStopPost=\nExecStopPost=+/bin/sh -c '[ ! -e /run/kill-it ] || kill -9 $$$$; \
+         exec /usr/bin/portreeve model step down hurt'\n",
+    );
+    house.contained("hurt", 8707, &["--load-for", "usr1"]);
+    // While it loads, all of its unit is gone at once, the command of its end too.
+    house.test_box().sh("touch /run/kill-it");
+    house.test_box().sh(&format!("systemctl start --no-block {unit}"));
+    house.docker().wait_for_status("vllm-model-hurt", "running");
+    house.kill("KILL", house.main_pid("hurt"));
+    wait_until(DEADLINE, "its unit is down", || house.property(&unit, "ActiveState") == "failed");
+    house.docker().wait_for_status("vllm-model-hurt", "running");
+    house.wait_for("hurt", "failed", "its start was cut off, and its container was left running");
+    // The next start takes it away, and begins anew.
+    house.test_box().sh("rm /run/kill-it");
+    let mut start = house.test_box().command(&["/usr/bin/portreeve", "model", "start", "hurt"]);
+    let start = start.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    house.wait_for("hurt", "starting", "");
+    wait_until(DEADLINE, "it is ready", || {
+        house.test_box().run(&["docker", "kill", "-s", "USR1", "vllm-model-hurt"]);
+        house.status("hurt")["state"] == "running"
+    });
+    Ran::of(&start.wait_with_output().unwrap()).ends_with(0);
+    house.model(&["stop", "hurt"]).ends_with(0);
+    house.nothing_is_left("hurt", 8707);
+}
+
+#[test]
+fn enabled_models_are_started_without_holding_the_boot_up() {
+    let Some(house) = house() else { return };
+    house.native("slow", 8708, &["--load-for", "usr1"]);
+    house.contained("quick", 8709, &[]);
+    house.model(&["enable", "slow", "quick"]).ends_with(0).says("is started at boot from now on");
+    // What a boot starts; it does not wait.
+    house.test_box().sh("systemctl start portreeve-models.service");
+    house.wait_for("quick", "running", "");
+    wait_until(DEADLINE, "the other loads", || {
+        house.property(&unit("slow"), "StatusText").starts_with("loading for")
+    });
+    house.test_box().sh("systemctl daemon-reexec");
+    house.wait_for("slow", "starting", "");
+    house.kill("USR1", house.server("slow"));
+    house.wait_for("slow", "running", "");
+    house.wait_for("quick", "running", "");
+    house.model(&["disable", "slow", "quick"]).ends_with(0);
+    assert_eq!(house.property(&unit("slow"), "UnitFileState"), "disabled");
+    house.model(&["stop", "slow", "quick"]).ends_with(0);
+    for (name, port) in [("slow", 8708), ("quick", 8709)] {
+        house.nothing_is_left(name, port);
+    }
+}
