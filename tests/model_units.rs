@@ -11,13 +11,11 @@
 
 mod support;
 
-use std::{fs, path::Path};
-
 use portreeve::backend::BackendName;
 use support::{
     DEADLINE, TestBox,
     model::{ask_in, program},
-    skip, wait_until,
+    packaging, skip, wait_until,
 };
 
 /// What `systemd-analyze security` may say of each, tenths of what it calls exposure: of processes and of containers.
@@ -40,22 +38,10 @@ struct Models {
 impl Models {
     fn boot(name: &str, models: &str) -> Option<Self> {
         let test_box = TestBox::boot(name).map_err(|reason| skip(&reason)).ok()?;
-        let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/usr/lib/systemd");
-        for scope in ["system", "user"] {
-            for entry in fs::read_dir(packaging.join(scope)).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_file() {
-                    let name = path.file_name().unwrap().to_str().unwrap();
-                    let text = fs::read_to_string(&path).unwrap();
-                    test_box.write(&format!("/usr/lib/systemd/{scope}/{name}"), &text);
-                }
-            }
-        }
-        test_box.write(
-            "/etc/portreeve/config.yaml",
-            &format!("gate: {{ timeout: 0s, settle: 50ms }}\nengines: {{ docker: 'off', podman: 'off' }}\nmodels:\n{models}"),
-        );
-        test_box.sh("ln -s /build/portreeve /usr/bin/portreeve; install -d /opt/vllm/bin");
+        let head =
+            "gate: { timeout: 0s, settle: 50ms }\nengines: { docker: 'off', podman: 'off' }\n";
+        packaging::install(&test_box, &format!("{head}models:\n{models}"));
+        test_box.sh("install -d /opt/vllm/bin");
         assert!(program().exists());
         test_box.sh("ln -s /build/examples/model-server /opt/vllm/bin/vllm");
         Some(Self { test_box })
@@ -279,10 +265,11 @@ fn a_model_serves_from_within_its_sandbox_and_leaves_nothing_behind() {
         assert_eq!(ask_in(test_box, address, "/health").status(), Some(200));
         assert_eq!(models.property(&unit, "StatusText"), "healthy");
         let main = models.property(&unit, "MainPID");
-        let owner = test_box.sh(&format!("stat --format=%U /proc/{main}"));
-        assert_eq!(
-            owner,
-            if model == "bobs" { "bob".to_owned() } else { format!("portreeve-model-{model}") }
+        let user = test_box.sh(&format!("stat --format=%u /proc/{main}")).parse::<u32>().unwrap();
+        // Those of DynamicUser= (systemd's docs/UIDS-GIDS.md).
+        assert!(
+            if model == "bobs" { user == 1001 } else { (61184..=65519).contains(&user) },
+            "{user}"
         );
         test_box.sh(&format!("systemctl stop {unit}"));
         assert_eq!(models.property(&unit, "Result"), "success", "{}", log());

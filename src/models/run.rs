@@ -167,7 +167,8 @@ impl Keeper<'_> {
         let worker = self.this_run(name)?;
         let mut registry = self.open()?;
         self.reconcile_one(&mut registry, name)?;
-        let restarts = service::of_model(self.host, name)?.map(|unit| unit.restarts).unwrap_or_default();
+        let restarts =
+            service::of_model(self.host, name)?.map(|unit| unit.restarts).unwrap_or_default();
         let why = match (restarts, recorded(&registry, name)?) {
             (0, _) | (_, None) => "its unit was started".to_owned(),
             (restarts, Some(last)) => {

@@ -124,7 +124,8 @@ pub fn look_at(host: &Host, unit: &UnitName) -> Seen<Service> {
 
 /// The unit of a model, where it has one.
 pub fn of_model(host: &Host, name: &ModelName) -> Result<Option<Service>, Trouble> {
-    let not_told = |why: &str| Trouble::unknown(format!("whether it has a unit is not known: {why}"));
+    let not_told =
+        |why: &str| Trouble::unknown(format!("whether it has a unit is not known: {why}"));
     match look_at(host, &unit_of(name)) {
         Seen::Known(unit) => Ok(Some(unit)),
         Seen::Gone => Ok(None),

@@ -78,7 +78,7 @@ fn a_process_is_gated_kept_watched_and_started_again() {
     ] {
         assert_eq!(one(&text, key), expected);
     }
-    assert_eq!(name(&"llama-70b_1.x".into()).0, "portreeve-model-llama-70b_1.x.service");
+    assert_eq!(unit_of(&"llama-70b_1.x".into()).0, "portreeve-model-llama-70b_1.x.service");
 }
 
 #[test]
@@ -450,7 +450,7 @@ proptest! {
         }
         let description = one(&text, "Description").replace("%%", "");
         prop_assert!(!description.contains('%'), "{}", description);
-        prop_assert!(super::name(&name).0.bytes().all(|b| b.is_ascii_alphanumeric() || b"\\._-".contains(&b)));
+        prop_assert!(unit_of(&name).0.bytes().all(|b| b.is_ascii_alphanumeric() || b"\\._-".contains(&b)));
     }
 }
 
