@@ -80,9 +80,9 @@ fn of_every_kind() -> (String, Vec<(String, bool)>) {
         port += 10;
         let container = if is_container { "container: true, models_dir: '/srv/a b'," } else { "" };
         let model = if backend == "llamacpp" { "/srv/a b/100%.gguf" } else { "org/model" };
-        text += &format!(
-            "  {name}: {{ backend: {backend}, model: '{model}', port: {port}, {container} {more} }}\n"
-        );
+        let line =
+            format!("backend: {backend}, model: '{model}', port: {port}, {container} {more}");
+        text.extend(["  ", &name, ": { ", &line, " }\n"]);
         names.push((name, is_container));
     };
     let limits = "gpus: all, memory: 32G, cpu: 1.255, pids: 512";
