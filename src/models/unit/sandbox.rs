@@ -4,7 +4,6 @@ use super::{
     Surroundings, Unit,
     page::{Page, unit_word},
 };
-use crate::models::plan;
 
 /// Ports below are for those who have the right to.
 const FIRST_FREE_PORT: u16 = 1024;
@@ -95,16 +94,10 @@ impl Unit<'_> {
         page.set("MemoryDenyWriteExecute", "yes");
         page.why("The engine is asked over AF_UNIX, the model for its health at its own address.");
         page.set("RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6");
-        page.set("IPAddressDeny", "any");
-        let address = plan::reach_of(self.spec).address.ip();
-        let mut allowed = "localhost".to_owned();
-        if !address.is_loopback() {
-            allowed = format!("{allowed} {address}");
-        }
-        page.set("IPAddressAllow", &allowed);
         page.set("SystemCallFilter", "@system-service");
         page.set("SystemCallFilter", "~@privileged @resources");
-        page.why("Left out: ProtectProc= (it looks whether the container's main process lives), User= (the engine's socket), PrivateNetwork=.");
+        page.why("Left out: ProtectProc= (it looks whether the container's main process lives), User= (the engine's socket), IPAddressDeny=");
+        page.why("(asked at its published port, the model answers from its network's address), PrivateNetwork=.");
     }
 
     /// Only what needs no right.

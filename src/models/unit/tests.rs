@@ -185,11 +185,7 @@ fn changes() -> Vec<(Change, bool, Option<&'static str>)> {
         (|s| s.run_as = Some("vllm".to_owned()), process, Some("User=vllm")),
         (|s| s.port = Port::new(443), process, Some("AmbientCapabilities=CAP_NET_BIND_SERVICE")),
         (|s| s.host = IpAddr::from([10, 0, 0, 9]), process, Some("Wants=network-online.target")),
-        (
-            |s| s.host = IpAddr::from([10, 0, 0, 9]),
-            container,
-            Some("IPAddressAllow=localhost 10.0.0.9"),
-        ),
+        (|s| s.host = IpAddr::from([10, 0, 0, 9]), container, Some("Wants=network-online.target")),
         (|s| s.gpus = vec![GpuName::Index(0)], process, Some("DeviceAllow=char-nvidia* rw")),
         (|s| s.memory_bytes = Some(32 << 30), process, Some("MemoryMax=32G")),
         (|s| s.memory_bytes = Some(32 << 30), process, Some("MemoryHigh=28G")),
