@@ -27,7 +27,7 @@ use crate::{
         gpus::{self, Sources, Way},
         settling::Settling,
     },
-    snapshot::Snapshot,
+    snapshot::{Receipt, Snapshot},
 };
 
 /// What one look found: the dry-run report. Has no way to act.
@@ -110,6 +110,29 @@ pub struct Scope {
     pub ports: Vec<Endpoint>,
     /// GPUs, guarded or not.
     pub gpus: Vec<GpuName>,
+    /// What we started; narrows nothing.
+    pub receipts: Receipts,
+}
+
+/// What is written down of processes that we started: told anew for each look, so that no look rests on what another was told.
+#[derive(Clone, Default)]
+pub struct Receipts(Option<Arc<dyn Fn() -> Vec<Receipt> + Send + Sync>>);
+
+impl Receipts {
+    /// Who tells them.
+    pub fn told_by(tell: impl Fn() -> Vec<Receipt> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(tell)))
+    }
+
+    fn tell(&self) -> Vec<Receipt> {
+        self.0.as_ref().map(|tell| tell()).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Receipts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Receipts(told)" } else { "Receipts(none)" })
+    }
 }
 
 impl Scope {
@@ -155,6 +178,10 @@ pub(crate) struct Inquiry<'a> {
     pub(crate) nominate: Option<Nominate>,
     declared_units: BTreeSet<UnitName>,
     pids: BTreeSet<Pid>,
+    receipts: Receipts,
+    /// Of which services receipts name processes to look at; empty = of all. None = of no one: they speak only of who is looked
+    /// at anyway.
+    pub(crate) receipts_of: Option<Vec<ServiceName>>,
     /// Whether it matters what a container is called.
     pub(crate) by_name: bool,
     /// Whether rules and engines are asked for ports that no socket shows.
@@ -210,14 +237,15 @@ pub fn explain(
     host: &Host,
     settings: &Settings,
     subject: &Subject,
+    receipts: &Receipts,
 ) -> Result<Explained, ScopeError> {
-    let mut scope = Scope::default();
+    let mut scope = Scope { receipts: receipts.clone(), ..Scope::default() };
     if let Subject::Gpu(name) = subject {
         scope.gpus.push(name.clone());
     }
     // A process's verdict rests on everything that it may hold; nobody else's command line matters.
     let mut inquiry = Inquiry::new(host, settings, &scope)?;
-    inquiry.nominate = None;
+    (inquiry.nominate, inquiry.receipts_of) = (None, None);
     match *subject {
         Subject::Gpu(_) => inquiry.guards = Inquiry::new(host, settings, &Scope::default())?.guards,
         Subject::Process(pid) => inquiry.pids = BTreeSet::from([pid]),
@@ -520,6 +548,8 @@ impl<'a> Inquiry<'a> {
             nominate,
             declared_units,
             pids: BTreeSet::new(),
+            receipts: scope.receipts.clone(),
+            receipts_of: (!is_by_name).then(|| scope.services.clone()),
             by_name: false,
             beyond: Ask::No,
             gpus,
@@ -599,6 +629,7 @@ impl<'a> Inquiry<'a> {
             declared_units: self.declared_units.clone(),
             reach,
             pids: self.pids.clone(),
+            receipts: Vec::new(),
             engines: Engines { by_name: self.by_name, ..engines(self.settings) },
             beyond: self.beyond.clone(),
             gpus: None,
@@ -615,7 +646,14 @@ impl<'a> Inquiry<'a> {
     pub(crate) fn look(&self, terms: &Terms, reach: Reach) -> (Snapshot, Judgement) {
         let endpoints = self.guards.iter().map(|g| g.endpoint).collect();
         let gpus = self.reader.as_ref().map(|reader| reader.borrow_mut().look(self.host));
-        let question = Question { gpus, ..self.question(endpoints, reach) };
+        let mut question = Question { gpus, ..self.question(endpoints, reach) };
+        question.receipts = self.receipts.tell();
+        let is_meant = |receipt: &&Receipt| {
+            let is_named = |name: &ServiceName| name.0 == receipt.model.0;
+            self.receipts_of.as_ref().is_some_and(|of| of.is_empty() || of.iter().any(is_named))
+        };
+        let meant = question.receipts.iter().filter(is_meant);
+        question.pids.extend(observe::receipts::still_there(self.host, meant));
         let snapshot = observe::observe(self.host, &question);
         let judgement = judge::judge(&snapshot, self.settings, terms);
         (snapshot, judgement)

@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::ident::{
-    ContainerId, Endpoint, EngineKind, EngineRef, Pid, Port, ProcessKey, Proto, UnitRef,
+    ContainerId, Endpoint, EngineKind, EngineRef, ModelName, Pid, Port, ProcessKey, Proto, UnitRef,
 };
 
 pub use gpus::{
@@ -673,6 +673,11 @@ impl Unit {
     pub fn is_dead(&self) -> bool {
         matches!(self.active_state.as_str(), "inactive" | "failed")
     }
+
+    /// Nothing of it runs, and its manager will start it again.
+    pub fn waits_for_restart(&self) -> bool {
+        self.sub_state.starts_with("auto-restart")
+    }
 }
 
 /// A receipt: what was recorded of a process that we started.
@@ -682,14 +687,39 @@ pub struct Receipt {
     pub boot_id: String,
     /// Which process.
     pub key: ProcessKey,
-    /// Its executable.
-    pub exe: PathBuf,
-    /// Its user.
-    pub uid: u32,
-    /// Who owns it, in words.
-    pub owner: String,
-    /// Whether that owner still lives.
+    /// Its executable; none = it was not seen.
+    pub exe: Option<PathBuf>,
+    /// Its user; none = it was not seen.
+    pub uid: Option<u32>,
+    /// For which model.
+    pub model: ModelName,
+    /// Whose word this is: root's is about everybody's processes, anybody else's about their own.
+    pub writer: u32,
+    /// Who keeps it.
+    pub owner: Owner,
+    /// Whether that one still lives.
     pub is_owner_alive: Seen<bool>,
+}
+
+/// Who keeps a process that we started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    /// A unit.
+    Unit(UnitRef),
+    /// A container of this name: its processes are judged as any container's.
+    Container(String),
+    /// Nobody who was written down.
+    Unsaid,
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unit(unit) => unit.fmt(f),
+            Self::Container(name) => write!(f, "container {name}"),
+            Self::Unsaid => f.write_str("whoever keeps it"),
+        }
+    }
 }
 
 /// Time as the kernel counts it.
@@ -756,7 +786,7 @@ pub struct Snapshot {
     pub containers: Containers,
     /// What may have a port without a socket; none = not asked.
     pub beyond: Option<Beyond>,
-    /// Receipts of processes that we started.
+    /// Receipts that name one of these processes, or one that had its process id before.
     pub receipts: Vec<Receipt>,
     /// GPUs; none = they were not asked about.
     pub gpus: Option<Gpus>,

@@ -429,6 +429,7 @@ fn a_look_at_a_host_with_stuck_processes_names_them_as_unread() {
         declared_units: BTreeSet::new(),
         reach: Reach::Narrow,
         pids: BTreeSet::new(),
+        receipts: Vec::new(),
         gpus: None,
         engines: portreeve::observe::Engines::none(),
         beyond: portreeve::observe::Ask::No,

@@ -213,7 +213,7 @@ fn every_format_goes_to_the_file_whole_and_readable_to_others() {
     let folder = stage.path("reports");
     fs::create_dir(&folder).unwrap();
     for verb in ["scan", "reap", "doctor"] {
-        for format in ["table", "json", "github", "prometheus"] {
+        for format in ["table", "json", "github", "line", "prometheus"] {
             let file = folder.join("report");
             let path = file.to_str().unwrap();
             let script = "umask 077; exec";
@@ -232,12 +232,43 @@ fn every_format_goes_to_the_file_whole_and_readable_to_others() {
                 ),
                 "prometheus" => assert!(!metrics(&text).is_empty()),
                 "github" => assert!(text.lines().all(|line| line.starts_with("::"))),
+                "line" => assert!(text.lines().count() == 1 && text.len() <= 81, "{text}"),
                 _ => assert!(!text.is_empty() && !text.contains('\u{1b}'), "{text}"),
             }
             assert_eq!(file.metadata().unwrap().permissions().mode() & 0o7777, 0o644);
             assert_eq!(names(&folder), ["report"]);
         }
     }
+}
+
+#[test]
+fn the_document_goes_beside_any_report_that_of_a_quiet_run_included() {
+    let Some((stage, config)) = stage() else { return };
+    let Some(_orphan) = left(&stage) else { return };
+    let file = stage.path("document");
+    let path = file.to_str().unwrap();
+    for (verb, more, key) in [
+        ("scan", &["left", "--format", "line"][..], "summary"),
+        ("gate", &["empty", "--timeout", "0s", "--quiet"], "ports"),
+        ("gate", &["left", "--timeout", "0s", "--format", "github"], "ports"),
+        ("doctor", &["--format", "prometheus"], "checks"),
+        ("explain", &["7201"], "processes"),
+        ("reap", &["left", "--quiet"], "summary"),
+    ] {
+        let words = [&[verb, "--config", &config, "--json-file", path], more].concat();
+        let output = stage.run(&words);
+        assert_eq!(said(&output).is_empty(), more.contains(&"--quiet"), "{output:?}");
+        let document: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        assert_eq!(document["exit_code"], code(&output), "{words:?}");
+        assert!(!document[key].is_null(), "{words:?}: {document}");
+        fs::remove_file(&file).unwrap();
+    }
+    // Known before anything is ended.
+    let Some(orphan) = left(&stage) else { return };
+    symlink(stage.path("target"), &file).unwrap();
+    let output = stage.run(&["reap", "--config", &config, "--json-file", path]);
+    assert_eq!((code(&output), orphan.is_alive()), (2, true), "{output:?}");
+    assert!(errors(&output).contains("is a symbolic link"), "{output:?}");
 }
 
 #[test]

@@ -368,6 +368,7 @@ fn seen_by(stage: &Stage, reach: Reach) -> BTreeSet<u32> {
         declared_units: BTreeSet::new(),
         reach,
         pids: BTreeSet::new(),
+        receipts: Vec::new(),
         gpus: None,
         engines: portreeve::observe::Engines::none(),
         beyond: portreeve::observe::Ask::No,

@@ -13,7 +13,7 @@ use portreeve::{
     host::Host,
     ident::Pid,
     judge::{Also, port::PortState},
-    pipeline::{self, Findings, Scope, Subject},
+    pipeline::{self, Findings, Receipts, Scope, Subject},
     report::{self, Style, exit},
 };
 use serde_json::{Map, Value, json};
@@ -94,7 +94,13 @@ fn no_flag_ends_anybody_who_is_undecided_protected_or_in_a_container() {
 /// What `explain` writes for a person on a terminal of so many columns.
 fn explained(folder: &Path, pid: u32, width: Option<usize>, is_verbose: bool) -> String {
     let subject = Subject::Process(Pid(pid));
-    let explained = pipeline::explain(&Host::fixture(folder), &settings(folder), &subject).unwrap();
+    let explained = pipeline::explain(
+        &Host::fixture(folder),
+        &settings(folder),
+        &subject,
+        &Receipts::default(),
+    )
+    .unwrap();
     let style = Style { width, is_coloured: false, shows_evidence: is_verbose };
     let mut text = Vec::new();
     report::explain::render(&explained, style, &mut text).unwrap();
@@ -171,9 +177,9 @@ fn an_explanation_is_broken_between_words_and_no_command_is_broken() {
 #[test]
 fn a_row_is_shown_up_to_its_first_no_and_only_where_it_is_asked_for() {
     let short = explained(&without_systemd(), 4243, None, false);
-    assert!(!short.contains("portreeve has a receipt for it"), "{short}");
+    assert!(!short.contains("portreeve has a receipt with its process id"), "{short}");
     let whole = explained(&without_systemd(), 4243, None, true);
-    assert!(whole.contains("  8  no   portreeve has a receipt for it\n"), "{whole}");
+    assert!(whole.contains("  8  no   portreeve has a receipt with its process id\n"), "{whole}");
     let worker = whole.split("it matches a worker's pattern\n").nth(1).unwrap();
     assert!(worker.starts_with("  ▶    10  yes"), "{worker}");
 }

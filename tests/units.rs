@@ -1,4 +1,4 @@
-//! The units that are shipped (`packaging/`), on a machine with systemd, logins and engines: each does inside its sandbox what it
+//! The units that are shipped (`packaging/usr/`), on a machine with systemd, logins and engines: each does inside its sandbox what it
 //! is for, and has no right that it could do without.
 
 #![allow(
@@ -584,7 +584,14 @@ fn kept(folder: &fs::File) -> Vec<(String, Vec<u8>)> {
     entries.filter(|entry| entry.file_type().unwrap().is_file()).map(read).collect()
 }
 
-fn shut_down(name: &str, kind: Kind, word: &str) {
+/// Who keeps the models: the command that started them is gone, their units are there.
+#[derive(Clone, Copy, PartialEq)]
+enum By {
+    Nobody,
+    Units,
+}
+
+fn shut_down(name: &str, kind: Kind, word: &str, by: By) {
     let Some(installed) = Installed::boot(name) else { return };
     let test_box = &installed.test_box;
     let engine = Engine::start(test_box, kind);
@@ -595,7 +602,8 @@ fn shut_down(name: &str, kind: Kind, word: &str) {
     for (name, port) in [("one", "8511"), ("two", "8512")] {
         test_box.sh(&format!(
             "/usr/bin/portreeve model register {name} --backend vllm --model org/qwen --container \
-             --image model-vllm --port {port} --engine {word}"
+             --image model-vllm --port {port} --engine {word} {}",
+            if by == By::Nobody { "--no-unit" } else { "" },
         ));
     }
     test_box.sh("/usr/bin/portreeve model start one two");
@@ -612,7 +620,7 @@ fn shut_down(name: &str, kind: Kind, word: &str) {
         orphans.push(container.pid);
     }
     orphans.push(installed.left_by_a_login("login", 8506, "--ignore-term"));
-    if kind == Kind::Podman {
+    if kind == Kind::Podman && by == By::Nobody {
         // Its API leaves when nobody has asked for 5 s, and at shutdown no socket brings it back.
         let api = || installed.property("podman.service", "ActiveState");
         wait_until(DEADLINE, "Podman's API is idle", || api() == "inactive");
@@ -636,7 +644,8 @@ fn shut_down(name: &str, kind: Kind, word: &str) {
     assert_eq!(models.len(), 2);
     for (name, state, why) in models {
         assert_eq!(state, "stopped", "{name}: {why}");
-        assert!(why.contains("within its grace period"), "{name}: {why}");
+        let wanted = if by == By::Nobody { "within its grace period" } else { "told to stop" };
+        assert!(why.contains(wanted), "{name}: {why}");
     }
     let written: Vec<u8> = kept(&journal).into_iter().flat_map(|(_, bytes)| bytes).collect();
     let has = |text: &str| written.windows(text.len()).any(|bytes| bytes == text.as_bytes());
@@ -647,10 +656,20 @@ fn shut_down(name: &str, kind: Kind, word: &str) {
 
 #[test]
 fn at_shutdown_all_models_are_stopped_while_docker_is_there_and_the_rest_is_reaped() {
-    shut_down("units-off-docker", Kind::DockerSystemd, "docker");
+    shut_down("units-off-docker", Kind::DockerSystemd, "docker", By::Nobody);
+}
+
+#[test]
+fn at_shutdown_the_units_of_models_stop_theirs_before_docker_goes() {
+    shut_down("units-off-docker-kept", Kind::DockerSystemd, "docker", By::Units);
+}
+
+#[test]
+fn at_shutdown_the_units_of_models_stop_theirs_before_podmans_scopes_go() {
+    shut_down("units-off-podman-kept", Kind::Podman, "podman", By::Units);
 }
 
 #[test]
 fn at_shutdown_all_models_are_stopped_while_podman_answers_and_the_rest_is_reaped() {
-    shut_down("units-off-podman", Kind::Podman, "podman");
+    shut_down("units-off-podman", Kind::Podman, "podman", By::Nobody);
 }

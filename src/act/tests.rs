@@ -100,6 +100,7 @@ fn look(endpoint: Endpoint) -> Snapshot {
         declared_units: BTreeSet::new(),
         reach: Reach::Whole,
         pids: BTreeSet::new(),
+        receipts: Vec::new(),
         gpus: None,
         engines: observe::Engines::none(),
         beyond: observe::Ask::No,

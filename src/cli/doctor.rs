@@ -6,7 +6,7 @@ use crate::{
     doctor,
     host::Host,
     pipeline,
-    report::{doctor as report, exit, github, prometheus},
+    report::{doctor as report, exit, github, line, prometheus},
 };
 
 use super::{
@@ -40,7 +40,9 @@ pub(super) fn run(
             github::render_checks(&checks, out)?;
             append_summary(|room| github::summary_of_checks(&checks, room));
         }
+        Format::Line => line::render_checks(&checks, out)?,
         Format::Prometheus => prometheus::render_checks(&checks, out)?,
     }
+    output.put_document(|out| report::render_json(&checks, out))?;
     Ok(report::exit_code(&checks))
 }

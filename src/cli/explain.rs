@@ -61,14 +61,14 @@ pub(super) fn run(
     is_verbose: bool,
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
-    if matches!(output.format, Format::Github | Format::Prometheus) {
+    if matches!(output.format, Format::Github | Format::Line | Format::Prometheus) {
         return Err(Failure::Usage(
             "an explanation is written for a person or as JSON\nhint: --format table or json"
                 .to_owned(),
         ));
     }
     let host = Host::live();
-    let settings = file.guarded(&host)?;
+    let (settings, receipts) = file.guarded(&host)?;
     let subject = match asked {
         Asked::Only(subject) => subject,
         Asked::Pid(pid) => Subject::Process(pid),
@@ -87,7 +87,7 @@ pub(super) fn run(
             }
         }
     };
-    let explained = pipeline::explain(&host, &settings, &subject)?;
+    let explained = pipeline::explain(&host, &settings, &subject, &receipts)?;
     if let (Subject::Process(pid), true) = (&subject, explained.processes.is_empty()) {
         return Err(Failure::Usage(format!(
             "no process {pid} is to be seen here\nhint: it may have ended, or run outside this pid namespace"
@@ -95,9 +95,10 @@ pub(super) fn run(
     }
     match output.format {
         Format::Json => explain::render_json(&explained, out)?,
-        Format::Table | Format::Github | Format::Prometheus => {
+        Format::Table | Format::Github | Format::Line | Format::Prometheus => {
             explain::render(&explained, output.style(is_verbose), out)?;
         }
     }
+    output.put_document(|out| explain::render_json(&explained, out))?;
     Ok(explain::exit_code(&explained))
 }

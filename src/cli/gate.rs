@@ -17,13 +17,13 @@ use crate::{
     host::Host,
     judge::gate::{Accepts, Answer},
     pipeline::Event,
-    report::{Style, exit, gate, github, journal::Record, prometheus},
+    report::{Style, exit, gate, github, journal::Record, line, prometheus},
     sys,
 };
 
 use super::{
     Failure, Target, Verbosity, guarded,
-    output::{Destination, Format, Output, append_summary},
+    output::{Destination, Format, Output, append_outputs, append_summary},
     put,
 };
 
@@ -72,9 +72,10 @@ pub(super) fn run(
 ) -> Result<u8, Failure> {
     // A reap raises it for its pidfds; the command is to have what it would have had without us.
     let limit = getrlimit(Resource::Nofile);
-    let scope = target.scope();
+    let mut scope = target.scope();
     let host = Host::live();
-    let settings = target.file.guarded(&host)?;
+    let (settings, receipts) = target.file.guarded(&host)?;
+    scope.receipts = receipts;
     if let Some(unread) = settings.unread_models.clone().filter(|_| scope.is_everything()) {
         return Err(Failure::UnreadModels(unread));
     }
@@ -109,6 +110,7 @@ pub(super) fn run(
             }
         }
         let text = rendered(gated, on_blocked, output, verbosity, !wish.command.is_empty())?;
+        output.put_document(|out| gate::render_json(gated, on_blocked, out))?;
         if wish.command.is_empty() || file.is_some() {
             return put(&text, code, output, file);
         }
@@ -200,7 +202,9 @@ fn rendered(
         Format::Github => {
             github::render_gated(gated, on_blocked, &mut text)?;
             append_summary(|room| github::summary_of_gated(gated, on_blocked, room));
+            append_outputs(&github::outputs_of_gated(gated, on_blocked));
         }
+        Format::Line => line::render_gated(gated, on_blocked, &mut text)?,
         Format::Prometheus => prometheus::render_gated(gated, on_blocked, &mut text)?,
     }
     Ok(text)

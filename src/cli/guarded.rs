@@ -6,53 +6,58 @@ use crate::{
         settings::{Settings, UnreadModels},
     },
     host::Host,
-    ident::ServiceName,
     models::{
         Registry, guard,
         registry::{self, Record, RegistryError},
+        started,
     },
+    pipeline::{Receipts, Scope},
 };
 
 use super::{ConfigFile, Target};
 
 impl ConfigFile {
-    /// Errors of the files; a registry that cannot be read is told by the settings.
-    pub(super) fn guarded(self, host: &Host) -> Result<Settings, ConfigErrors> {
+    /// With them the receipts of what was started. Errors of the files; a registry that cannot be read is told by the settings.
+    pub(super) fn guarded(self, host: &Host) -> Result<(Settings, Receipts), ConfigErrors> {
         let mut settings = self.load()?.settings;
-        guard_models(host, &mut settings);
-        Ok(settings)
+        let receipts = guard_models(host, &mut settings);
+        Ok((settings, receipts))
     }
 }
 
 impl Target {
-    /// The same, where an unknown service is to be explained by what could not be read.
-    pub(super) fn guarded(self, host: &Host) -> Result<Settings, ConfigErrors> {
-        let services: Vec<ServiceName> = self.scope().services;
-        let settings = self.file.guarded(host)?;
+    /// The same, with what they are asked about; there an unknown service is explained by what could not be read.
+    pub(super) fn guarded(self, host: &Host) -> Result<(Settings, Scope), ConfigErrors> {
+        let scope = self.scope();
+        let (settings, receipts) = self.file.guarded(host)?;
         if let Some(unread) = &settings.unread_models
-            && services.iter().any(|name| settings.service(name).is_none())
+            && scope.services.iter().any(|name| settings.service(name).is_none())
         {
             super::warn(&in_words(unread));
         }
-        Ok(settings)
+        Ok((settings, Scope { receipts, ..scope }))
     }
 }
 
-/// Guards the models of whoever runs this: root's are the system's.
-pub(super) fn guard_models(host: &Host, settings: &mut Settings) {
-    let records = registered(host).unwrap_or_else(|error| {
+/// Guards the models of whoever runs this: root's are the system's. Answers with what was started of them.
+pub(super) fn guard_models(host: &Host, settings: &mut Settings) -> Receipts {
+    let (records, receipts) = registered(host).unwrap_or_else(|error| {
         settings.unread_models = Some(unread(&error));
-        Vec::new()
+        (Vec::new(), Receipts::default())
     });
     let models = guard::wanted(settings, &records);
     guard::guard(settings, &models);
+    receipts
 }
 
-fn registered(host: &Host) -> Result<Vec<Record>, RegistryError> {
+fn registered(host: &Host) -> Result<(Vec<Record>, Receipts), RegistryError> {
+    let none = || Ok((Vec::new(), Receipts::default()));
     // A user without a home has registered nothing.
-    let Ok(path) = registry::path(host) else { return Ok(Vec::new()) };
-    let registry = Registry::look(&path)?;
-    Ok(registry.map(|registry| registry.all()).transpose()?.unwrap_or_default())
+    let Ok(path) = registry::path(host) else { return none() };
+    let Some(registry) = Registry::look(&path)? else { return none() };
+    let records = registry.all()?;
+    let receipts = started::receipts(host, &registry, &records)?;
+    Ok((records, started::told(host, path, receipts)))
 }
 
 fn unread(error: &RegistryError) -> UnreadModels {

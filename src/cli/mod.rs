@@ -113,7 +113,7 @@ enum Verb {
         #[command(flatten)]
         output: Output,
         /// Print only the file for /etc/sysctl.d that keeps outgoing connections off guarded ports
-        #[arg(long, conflicts_with_all = ["format", "file", "quiet"])]
+        #[arg(long, conflicts_with_all = ["format", "file", "json_file", "quiet"])]
         sysctl: bool,
     },
     /// Keep the stack's models: which there are, what is wanted of each, what happened
@@ -266,6 +266,9 @@ fn run_verb(verb: Verb, output: Option<&Output>) -> Result<u8, Failure> {
     // Before anything is done: a reap whose report cannot go where it is wanted has not begun.
     let file = output.and_then(|output| output.file.as_deref());
     let file = file.map(Destination::open).transpose()?;
+    if let Some(path) = output.and_then(|output| output.json_file.as_deref()) {
+        Destination::open(path)?;
+    }
     // The report is whole, and its exit code settled, before the first byte goes out.
     let mut text = Vec::new();
     let code = match verb {
@@ -383,6 +386,7 @@ impl Target {
             services: self.services.iter().map(|s| ServiceName(s.clone())).collect(),
             ports: self.ports.clone(),
             gpus: self.gpus.clone(),
+            ..Scope::default()
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Where a report goes: standard output, or a file that is replaced in one step; and the job summary of a GitHub workflow.
+//! Where a report goes: standard output, or a file that is replaced in one step; and the files of a GitHub workflow's step.
 
 use std::{
     ffi::OsString,
@@ -14,6 +14,7 @@ use rustix::{
     io::Errno,
 };
 
+use super::Failure;
 use crate::report::{Style, github};
 
 /// How and where to report.
@@ -25,6 +26,9 @@ pub(super) struct Output {
     /// Write the report to this file instead, replacing it in one step
     #[arg(long = "output", value_name = "FILE")]
     pub(super) file: Option<PathBuf>,
+    /// Write the JSON document to this file as well, replacing it in one step
+    #[arg(long, value_name = "FILE")]
+    pub(super) json_file: Option<PathBuf>,
     /// Write nothing to standard output when all is clear
     #[arg(long, short)]
     pub(super) quiet: bool,
@@ -41,6 +45,8 @@ pub(super) enum Format {
     Json,
     /// For a step of a GitHub workflow: annotations, and the tables for its job summary
     Github,
+    /// For node-problem-detector and others that keep little: one line of at most 80 bytes
+    Line,
     /// For Prometheus: text for node_exporter's textfile collector
     Prometheus,
 }
@@ -50,6 +56,17 @@ impl Output {
     pub(super) fn style(&self, shows_evidence: bool) -> Style {
         let style = Style { shows_evidence, ..Style::of_stdout() };
         if self.file.is_some() { Style { width: None, is_coloured: false, ..style } } else { style }
+    }
+
+    /// Writes the document beside the report, where it is wanted.
+    pub(super) fn put_document(
+        &self,
+        render: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
+    ) -> Result<(), Failure> {
+        let Some(path) = &self.json_file else { return Ok(()) };
+        let mut text = Vec::new();
+        render(&mut text)?;
+        Ok(Destination::open(path)?.replace(&text)?)
     }
 }
 
@@ -151,19 +168,32 @@ fn fill(mut file: File, mode: Mode, text: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Appends to the job summary of a GitHub step, where there is one. `text` is asked for as much as there is room for.
+/// Appends to the job summary of a GitHub step, where there is one. `text` is asked for as much as there is room for. Beyond 1 MiB
+/// the platform shows nothing of the step's summary at all.
 pub(super) fn append_summary(text: impl FnOnce(usize) -> String) {
-    let Some(path) = std::env::var_os("GITHUB_STEP_SUMMARY").filter(|path| !path.is_empty()) else {
+    append_to("GITHUB_STEP_SUMMARY", "the job summary", github::MOST_SUMMARY_BYTES, text);
+}
+
+/// Appends to the outputs of a GitHub step, where there are some: `NAME=NUMBER` a line. The platform takes 1 MiB of a job's.
+pub(super) fn append_outputs(outputs: &[github::StepOutput]) {
+    append_to("GITHUB_OUTPUT", "the step's outputs", 1 << 20, |_| {
+        let lines: Vec<String> = outputs.iter().map(|(name, n)| format!("{name}={n}\n")).collect();
+        lines.concat()
+    });
+}
+
+fn append_to(variable: &str, what: &str, most: usize, text: impl FnOnce(usize) -> String) {
+    let Some(path) = std::env::var_os(variable).filter(|path| !path.is_empty()) else {
         return;
     };
-    if let Err(cause) = append(Path::new(&path), text) {
+    if let Err(cause) = append(Path::new(&path), most, text) {
         let path = Path::new(&path).display();
         // The report itself is whole: what it says still counts.
-        super::warn(&format!("the job summary '{path}' cannot be written: {cause}"));
+        super::warn(&format!("{what} '{path}' cannot be written: {cause}"));
     }
 }
 
-fn append(path: &Path, text: impl FnOnce(usize) -> String) -> io::Result<()> {
+fn append(path: &Path, most: usize, text: impl FnOnce(usize) -> String) -> io::Result<()> {
     // A FIFO without a reader would have us wait.
     let flags = OFlags::WRONLY
         | OFlags::CREATE
@@ -177,8 +207,7 @@ fn append(path: &Path, text: impl FnOnce(usize) -> String) -> io::Result<()> {
         return Err(io::Error::other("it is no regular file"));
     }
     let taken = usize::try_from(stat.st_size).unwrap_or(usize::MAX);
-    // Beyond 1 MiB the platform shows nothing of the step's summary at all.
-    let room = github::MOST_SUMMARY_BYTES.saturating_sub(taken);
+    let room = most.saturating_sub(taken);
     let text = text(room);
     if text.len() > room {
         return Err(io::Error::other("it is full"));

@@ -6,12 +6,12 @@ use crate::{
     act::{interrupt::Interrupt, tally},
     host::Host,
     pipeline::{self, Event, Orders},
-    report::{self, exit, github, journal::Record, json, prometheus},
+    report::{self, exit, github, journal::Record, json, line, prometheus},
 };
 
 use super::{
     Deed, Failure, Target, Verbosity,
-    output::{Format, Output, append_summary},
+    output::{Format, Output, append_outputs, append_summary},
     scan,
 };
 
@@ -23,10 +23,9 @@ pub(super) fn run(
     verbosity: Verbosity,
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
-    let scope = target.scope();
-    let also = deed.also(&scope)?;
+    let also = deed.also(&target.scope())?;
     let hand_over = if deed.no_wait { command_of(&target, deed) } else { None };
-    let mut settings = target.guarded(&Host::live())?;
+    let (mut settings, scope) = target.guarded(&Host::live())?;
     if let Some(grace) = deed.grace {
         settings.override_grace(grace);
     }
@@ -47,11 +46,14 @@ pub(super) fn run(
         Format::Github => {
             github::render_reaped(&reaped, out)?;
             append_summary(|room| github::summary_of_reaped(&reaped, room));
+            append_outputs(&github::outputs_of_reaped(&reaped));
         }
+        Format::Line => line::render_reaped(&reaped, out)?,
         Format::Prometheus => {
             prometheus::render_reaped(&reaped, tally::read(&Host::live()).ok(), out)?;
         }
     }
+    output.put_document(|out| json::render_reaped(&reaped, out))?;
     Ok(exit::of_reaped(&reaped))
 }
 

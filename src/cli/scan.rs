@@ -9,12 +9,12 @@ use crate::{
     judge::Also,
     models::{leftovers, registry},
     pipeline::{self, Scope},
-    report::{self, exit, github, journal::Record, json, prometheus},
+    report::{self, exit, github, journal::Record, json, line, prometheus},
 };
 
 use super::{
     Failure, Target, Verbosity,
-    output::{Format, Output, append_summary},
+    output::{Format, Output, append_outputs, append_summary},
 };
 
 /// Looks and reports.
@@ -24,8 +24,7 @@ pub(super) fn run(
     verbosity: Verbosity,
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
-    let scope = target.scope();
-    let settings = target.guarded(&Host::live())?;
+    let (settings, scope) = target.guarded(&Host::live())?;
     let command = json::Command::Scan;
     report_findings(&settings, &scope, Also::default(), command, output, verbosity, out)
 }
@@ -56,10 +55,13 @@ pub(super) fn report_findings(
         Format::Github => {
             github::render_findings(&findings, out)?;
             append_summary(|room| github::summary_of_findings(&findings, room));
+            append_outputs(&github::outputs_of_findings(&findings));
         }
+        Format::Line => line::render_findings(&findings, out)?,
         Format::Prometheus => {
             prometheus::render_findings(&findings, tally::read(&host).ok(), out)?;
         }
     }
+    output.put_document(|out| json::render_findings(&findings, true, command, out))?;
     Ok(exit::of_findings(&findings))
 }

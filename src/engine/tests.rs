@@ -726,7 +726,7 @@ fn what_came_of_an_order_is_told_by_the_engines_answer() {
 }
 
 #[test]
-fn the_orders_are_dockers_which_podman_takes_too() {
+fn the_orders_are_dockers_which_podman_takes_too_but_for_a_wait() {
     let asked = |order: &dyn Fn(&Engine) -> Deed, expected: &'static str| {
         let fake = Fake::podman(move |path| {
             assert_eq!(path.replace(&id(1).0, "ID"), expected);
@@ -739,7 +739,7 @@ fn the_orders_are_dockers_which_podman_takes_too() {
     asked(&|e| remove(e, &id(1), false, LONG), "DELETE /v1.41/containers/ID?force=false");
     asked(
         &|e| wait(e, &id(1), Until::NotRunning, LONG),
-        "POST /v1.41/containers/ID/wait?condition=not-running",
+        "POST /v4.3.1/libpod/containers/ID/wait?condition=stopped&condition=exited&interval=50ms",
     );
     asked(
         &|e| wait(e, &id(1), Until::Removed, LONG),

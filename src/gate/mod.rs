@@ -174,7 +174,7 @@ impl<'a> Gate<'a> {
     ) -> Result<Self, ScopeError> {
         let mut inquiry = Inquiry::new(host, settings, scope)?;
         // Only holders matter here; a reap looks for portless orphans by itself.
-        inquiry.nominate = None;
+        (inquiry.nominate, inquiry.receipts_of) = (None, None);
         inquiry.by_name = wishes.accepts != Accepts::Nobody;
         let mut terms = inquiry.terms(scope, Also::default());
         // What somebody brings back after our first look would be brought back for ever.

@@ -6,7 +6,7 @@ use crate::{
     config::settings::{Service, ServicePattern, Settings, WorkerPattern, fits},
     ident::{Endpoint, Manager, Pid, ServiceName, UnitName, UnitRef},
     snapshot::{
-        Cgroup, Gpu, Process, Seen, Snapshot, Unit, file_name, forwards_for, system_name,
+        Cgroup, Gpu, Process, Receipt, Seen, Snapshot, Unit, file_name, forwards_for, system_name,
         without_deleted,
     },
 };
@@ -14,6 +14,7 @@ use crate::{
 use super::{
     container::share_layer,
     gpu::{GpuGuard, INFRASTRUCTURE},
+    receipt,
     truth::{Truth, fact, known},
     verdict::{GpuShare, Unknown},
 };
@@ -63,6 +64,8 @@ pub struct Case<'a> {
     pub matched: Vec<(&'a Service, &'a ServicePattern)>,
     /// The first worker pattern that it matches.
     pub worker: Option<&'a WorkerPattern>,
+    /// The receipt with its process id, which may be about another process.
+    pub receipt: Option<&'a Receipt>,
 }
 
 /// What a question that nobody put is answered with.
@@ -100,7 +103,8 @@ impl<'a> Case<'a> {
         held: Held<'a>,
     ) -> Self {
         let (matched, worker) = matches(settings, process);
-        Self { snapshot, settings, process, held, matched, worker }
+        let receipt = receipt::of(snapshot, process);
+        Self { snapshot, settings, process, held, matched, worker, receipt }
     }
 
     pub(super) fn name(&self, what: &str) -> String {
@@ -607,10 +611,12 @@ impl<'a> Case<'a> {
         self.held.ports.iter().filter_map(|g| self.settings.service(g.service.as_ref()?))
     }
 
-    /// Services of the process: by a port that it holds, then by pattern, which several may share.
+    /// Services of the process: by a port that it holds, by its receipt, then by pattern, which several may share.
     pub fn services(&self) -> Vec<&'a Service> {
         let mut services: Vec<&Service> = Vec::new();
-        for service in self.services_by_port().chain(self.matched.iter().map(|(s, _)| *s)) {
+        let by_pattern = self.matched.iter().map(|(service, _)| *service);
+        let all = self.services_by_port().chain(self.service_by_receipt()).chain(by_pattern);
+        for service in all {
             if !services.iter().any(|s| s.name == service.name) {
                 services.push(service);
             }

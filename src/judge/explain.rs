@@ -31,6 +31,8 @@ pub struct Explanation {
     pub is_adopted: bool,
     /// Why `scan` looks at it; none where it does not.
     pub nominated_by: Option<String>,
+    /// What the receipt with its process id comes to; none where there is none.
+    pub receipt: Option<String>,
     /// What each row said, in the table's order.
     pub rows: Vec<RowSaid>,
     /// What would have changed the verdict.
@@ -105,6 +107,7 @@ pub fn explain(
         is_adopted: case.is_parent_reaper() == Truth::Yes
             && case.is_unit_process(false) != Truth::Yes,
         nominated_by: nominated_by(&case),
+        receipt: case.receipt_in_words(),
         rows,
         changes: changes(&case, terms, &verdict),
         verdict,
@@ -130,6 +133,9 @@ fn nominated_by(case: &Case<'_>) -> Option<String> {
         (!gpus.is_empty()).then(|| format!("it computes on {}", gpus.join(", "))),
         (!services.is_empty()).then(|| format!("it matches a pattern of {}", services.join(", "))),
         case.worker.map(|w| format!("it matches the worker pattern {}", w.name)),
+        case.receipt
+            .filter(|receipt| case.is_of(receipt) != Truth::No)
+            .map(|receipt| format!("portreeve has a receipt for it, of model {}", receipt.model)),
     ];
     let reasons: Vec<String> = reasons.into_iter().flatten().collect();
     (!reasons.is_empty()).then(|| reasons.join("; "))
@@ -317,6 +323,16 @@ fn other_facts(case: &Case<'_>) -> Vec<(String, Snapshot)> {
         let who: Vec<String> = lingering.iter().map(|uid| format!("uid {uid}")).collect();
         with(format!("{} did not linger", who.join(" and ")), &|s| {
             s.lingering.extend(lingering.iter().map(|uid| (*uid, Seen::Known(false))));
+        });
+    }
+    let receipt = case.receipt.filter(|receipt| case.is_of(receipt) == Truth::Yes);
+    if let Some((receipt, alive)) = receipt.and_then(|r| Some((r, *r.is_owner_alive.known()?))) {
+        let owner = &receipt.owner;
+        let what = if alive { "were gone" } else { "lived" };
+        with(format!("{owner} {what}"), &|s| {
+            for own in s.receipts.iter_mut().filter(|own| own.key.pid == pid) {
+                own.is_owner_alive = Seen::Known(!alive);
+            }
         });
     }
     if let Some(terminal) = case.process.terminal {

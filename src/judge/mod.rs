@@ -7,6 +7,7 @@ pub mod gate;
 pub mod gpu;
 pub mod orphan;
 pub mod port;
+pub mod receipt;
 pub mod truth;
 pub mod verdict;
 
@@ -82,12 +83,13 @@ impl Terms {
             || self.named_gpus.contains(&guard.name)
     }
 
-    /// A process of the question: by a port or GPU that it asks about, else by a pattern of a service that it names,
-    /// where no port of another service is held.
+    /// A process of the question: by a port or GPU that it asks about, else by a pattern or a receipt of a service that it
+    /// names, where no port of another service is held.
     fn concerns(&self, case: &Case<'_>) -> Truth {
         let is_named = |name: &ServiceName| self.named_services.contains(name);
         let is_meant = || {
             case.by_command_line(|| case.matched.iter().any(|(s, _)| is_named(&s.name)))
+                .or(|| case.service_by_receipt().is_some_and(|s| is_named(&s.name)).into())
                 .or(|| !case.by_command_line(|| !case.matched.is_empty()))
         };
         Truth::from(!self.is_narrow())
@@ -127,7 +129,7 @@ pub fn judge(snapshot: &Snapshot, settings: &Settings, terms: &Terms) -> Judgeme
         .filter_map(|(pid, held)| {
             let process = snapshot.processes.get(&pid)?;
             let case = Case::new(snapshot, settings, process, held);
-            let is_asked_about = terms.concerns(&case);
+            let is_asked_about = terms.concerns(&case).and(|| !is_named_by_mistake(&case));
             (is_asked_about != Truth::No).then(|| verdict_on(&case, terms, is_asked_about))
         })
         .collect();
@@ -140,7 +142,15 @@ pub fn judge(snapshot: &Snapshot, settings: &Settings, terms: &Terms) -> Judgeme
     Judgement { ports, gpus, verdicts, unknowns }
 }
 
-/// Every process that a port, a GPU, a pattern or the question itself nominates.
+/// Nothing but a receipt leads to it, and that turns out to be about another process.
+fn is_named_by_mistake(case: &Case<'_>) -> Truth {
+    let Some(receipt) = case.receipt else { return Truth::No };
+    (!case.is_of(receipt))
+        .and(|| (!case.has_pattern()).and(|| !case.holds(|_| true)))
+        .and(|| case.held.gpus.is_empty().into())
+}
+
+/// Every process that a port, a GPU, a pattern, a receipt or the question itself nominates.
 fn candidates<'a>(snapshot: &'a Snapshot, terms: &'a Terms) -> BTreeMap<Pid, Held<'a>> {
     let unread = unread_sockets(snapshot);
     let mut holds: BTreeMap<Pid, Held<'_>> = BTreeMap::new();

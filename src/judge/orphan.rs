@@ -5,7 +5,7 @@
 use crate::{
     config::settings::{RunsIn, Service},
     ident::{Endpoint, EngineKind, EngineRef, Manager, Pid, UnitRef},
-    snapshot::{Container, KillMode, Process, Receipt, Seen, Unit},
+    snapshot::{Container, KillMode, Process, Seen, Unit},
 };
 
 use super::{
@@ -308,52 +308,25 @@ fn forwarder(case: &Case<'_>) -> Answer {
 
 /// Row 2 drops a receipt of another boot or another process; row 8 convicts by one that fits.
 fn ours(case: &Case<'_>) -> Answer {
-    let boot = &case.snapshot.clock.boot_id;
-    let fits = |receipt: &&Receipt| {
-        let is_this_boot = boot.known().is_none_or(|id| *id == receipt.boot_id);
-        is_this_boot && case.process.key.is_same(&receipt.key)
+    let (of, told, gone) = match case.receipt {
+        Some(receipt) => {
+            (case.is_of(receipt), case.may_be_told_by(receipt), case.is_owner_gone(receipt))
+        }
+        None => (Truth::No, Truth::No, Truth::No),
     };
-    let Some(receipt) = case.snapshot.receipts.iter().find(fits) else {
-        return Answer {
-            conditions: vec![("portreeve has a receipt for it", Truth::No)],
-            finding: Finding::Orphan(Orphan::Ours(String::new())),
-            reason: String::new(),
-        };
-    };
-    let pid = case.process.key.pid;
-    // The inode of a pidfd settles it; without one, executable and user must fit too.
-    let settled = receipt.key.pidfd_inode.is_some() && case.process.key.pidfd_inode.is_some();
-    let is_it = Truth::from(settled).or(|| {
-        let exe = fact(
-            &case.process.exe,
-            || format!("the executable of pid {pid}"),
-            |exe| Truth::from(*exe == receipt.exe),
-        );
-        exe.and(|| {
-            fact(
-                &case.process.uid,
-                || format!("the user of pid {pid}"),
-                |uid| Truth::from(*uid == receipt.uid),
-            )
-        })
-    });
-    let owner = &receipt.owner;
-    let is_gone = || {
-        fact(
-            &receipt.is_owner_alive,
-            || format!("whether {owner} lives"),
-            |alive| Truth::from(!alive),
-        )
-    };
-    let is_this_boot =
-        fact(boot, || "the boot id".to_owned(), |id| Truth::from(*id == receipt.boot_id));
+    let owner = case.receipt.map_or_else(String::new, |receipt| receipt.owner.to_string());
     Answer {
         conditions: vec![
-            ("portreeve has a receipt for it", is_this_boot.and(|| is_it)),
-            ("the owner in the receipt is gone", is_gone()),
+            ("portreeve has a receipt with its process id", case.receipt.is_some().into()),
+            ("that is of this boot and of this very process (row 2)", of),
+            ("root wrote it, or this process's own user", told),
+            ("who kept it by that receipt is gone", gone),
         ],
-        reason: format!("portreeve started it for {owner}, which is gone"),
-        finding: Finding::Orphan(Orphan::Ours(owner.clone())),
+        reason: case.receipt.map_or_else(String::new, |receipt| {
+            let owner = case.owner_in_words(receipt);
+            format!("portreeve started it for model {}, and {owner}", receipt.model)
+        }),
+        finding: Finding::Orphan(Orphan::Ours(owner)),
     }
 }
 

@@ -32,22 +32,42 @@ pub fn of_this_run(host: &Host, unit: &UnitName, lines: usize) -> Vec<String> {
         Manager::User(_) => format!("USER_INVOCATION_ID={id}"),
     };
     let Ok(mut command) = journalctl(host, lines) else { return Vec::new() };
+    if service::manager() != Manager::System {
+        command.arg("--user");
+    }
     command.arg(word);
     said(command).unwrap_or_default()
 }
 
-/// Becomes journalctl: it shows a unit's last lines, and each line as it is written where it is to follow. Returns only where that
-/// failed.
-pub fn show(host: &Host, unit: &UnitName, lines: usize, follows: bool) -> Trouble {
+/// Becomes journalctl: it shows the last lines of a unit and of its container, and each line as it is written where it is to follow.
+/// Returns only where that failed.
+pub fn show(
+    host: &Host,
+    unit: &UnitName,
+    container: Option<&str>,
+    lines: usize,
+    follows: bool,
+) -> Trouble {
     let mut command = match journalctl(host, lines) {
         Ok(command) => command,
         Err(trouble) => return trouble,
     };
-    command.arg(match service::manager() {
-        Manager::System => format!("--unit={unit}"),
-        Manager::User(_) => format!("--user-unit={unit}"),
-    });
     command.args(follows.then_some("--follow"));
+    // What a unit's processes write, and what its manager says of it.
+    match service::manager() {
+        Manager::System => {
+            command.arg(format!("_SYSTEMD_UNIT={unit}")).args(["+", "_PID=1"]);
+            command.arg(format!("UNIT={unit}"));
+        }
+        Manager::User(_) => {
+            command.arg("--user").arg(format!("_SYSTEMD_USER_UNIT={unit}")).arg("+");
+            command.arg(format!("USER_UNIT={unit}"));
+        }
+    }
+    // As Podman's journald driver writes them (libpod's and conmon's, conmon(8)).
+    if let Some(container) = container {
+        command.arg("+").arg(format!("CONTAINER_NAME={container}"));
+    }
     sys::keep_sigpipe(&mut command);
     Trouble::unknown(format!("journalctl: {}", command.exec()))
 }

@@ -323,7 +323,7 @@ fn keep_gate(
     } else {
         (ports.take(1).collect(), Vec::new())
     };
-    let scope = Scope { services: Vec::new(), ports, gpus };
+    let scope = Scope { ports, gpus, ..Scope::default() };
     let mut tell = |event: Event<'_>| match event {
         Event::Progress(text) | Event::Warning(text) => say(text),
         Event::Convicted(_) | Event::Done(_) | Event::CameBack(_) => {}

@@ -409,7 +409,7 @@ impl Keeper<'_> {
     /// Nothing of these containers is left on its ports. Who else may have come since is not our matter.
     pub(super) fn prove(&self, spec: &Spec, removed: &[Listed]) -> Result<(), Trouble> {
         let ports = claims(spec).into_iter().map(|claim| claim.endpoint).collect();
-        let scope = Scope { services: Vec::new(), ports, gpus: Vec::new() };
+        let scope = Scope { ports, ..Scope::default() };
         let found = pipeline::scan(self.host, self.settings, &scope, Also::default());
         let found = found.map_err(|error| Trouble::of(&error))?;
         let is_left = |verdict: &&Verdict| match &verdict.finding {

@@ -18,6 +18,7 @@ pub mod reconcile;
 pub mod registry;
 mod run;
 pub mod service;
+pub mod started;
 pub mod state;
 pub mod trouble;
 pub mod unit;

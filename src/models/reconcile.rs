@@ -114,10 +114,10 @@ fn look(
         });
         found.clone()
     };
-    let contained = receipt.as_ref().and_then(|receipt| receipt.container.as_ref());
+    let noted = receipt.as_ref().and_then(|receipt| receipt.container.as_ref());
     // A unit's main process writes nothing down: what it made is found by its label.
     let spec = keeper.spec(&record.name).ok().filter(|spec| spec.is_container && !is_led);
-    let container = match (contained, spec) {
+    let container = match (noted, spec) {
         (Some(contained), _) => engine(Some(contained.engine))
             .and_then(|engine| engine::find(&engine, &contained.id.0, timeout)),
         (None, Some(spec)) if record.state != State::Running => {

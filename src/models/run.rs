@@ -70,7 +70,14 @@ impl Keeper<'_> {
         match systemctl::give(host, manager, Order::Start, &unit, None, interrupt, &mut look) {
             Ok(()) => {}
             Err(NotDone::Failed(words)) => {
-                return Err(self.why_not(&mut registry, name, spec, before, &words, interrupt));
+                return Err(self.why_not(
+                    &mut registry,
+                    name,
+                    spec,
+                    before.as_ref(),
+                    &words,
+                    interrupt,
+                ));
             }
             Err(why @ (NotDone::Interrupted | NotDone::Late)) => {
                 let hint = format!("it goes on starting; 'portreeve model stop {name}' ends it");
@@ -94,18 +101,24 @@ impl Keeper<'_> {
         registry: &mut Registry,
         name: &ModelName,
         spec: &Spec,
-        before: Option<Record>,
+        before: Option<&Record>,
         words: &str,
         interrupt: &mut Interrupt,
     ) -> Trouble {
         let unit = unit_of(name);
         let now = recorded(registry, name).ok().flatten();
-        let since = |record: &Option<Record>| record.as_ref().map(|record| record.since_ms);
-        if since(&now) != since(&before)
+        let since = |record: Option<&Record>| record.map(|record| record.since_ms);
+        if since(now.as_ref()) != since(before)
             && let Some(record) = now.filter(|record| !record.state.is_up())
         {
             let log = journal::of_this_run(self.host, &unit, LOG_LINES);
-            return Trouble { log, ..Trouble::new(record.why) };
+            let trouble = Trouble { log, ..Trouble::new(record.why) };
+            let is_tried_again = match service::look_at(self.host, &unit) {
+                Seen::Known(unit) => unit.is_up() || unit.waits_for_restart(),
+                Seen::Gone | Seen::Denied | Seen::Unreadable(_) => false,
+            };
+            let hint = format!("systemd tries it again; 'portreeve model stop {name}' ends that");
+            return is_tried_again.then_some(hint).into_iter().fold(trouble, Trouble::hint);
         }
         let gate = gate_of(name);
         let is_shut = match service::look_at(self.host, &gate) {
@@ -134,8 +147,8 @@ impl Keeper<'_> {
         interrupt: &mut Interrupt,
         say: &mut dyn FnMut(&str),
     ) -> Result<Option<String>, Trouble> {
-        let is_meant = |unit: &Service| unit.is_up() || unit.waits_for_restart();
-        if service::of_model(self.host, name)?.filter(is_meant).is_none() {
+        let unit = service::of_model(self.host, name)?;
+        if unit.is_none_or(|unit| !unit.is_up() && !unit.waits_for_restart()) {
             return Ok(None);
         }
         let (host, manager, unit) = (self.host, service::manager(), unit_of(name));

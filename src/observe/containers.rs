@@ -71,15 +71,17 @@ pub fn read_enclosures(
         })
         .copied()
         .collect();
-    let ours = OnceCell::new();
+    let bases = OnceCell::new();
     while let Some(pid) = next.pop() {
         let Some(process) = processes.get_mut(&pid).filter(|p| p.enclosure.is_none()) else {
             continue;
         };
         let mut enclosure = processes::read_enclosure(host, pid);
-        // A service's private mounts stand on the same root as everybody's.
-        let own = ours.get_or_init(|| processes::read_enclosure(host, ourselves).layer);
-        if own.known().is_some() && enclosure.layer == *own {
+        // A service's private mounts stand on the same root as everybody's: ours, or PID 1's where we look from a container
+        // with the host's pids.
+        let base = |pid| processes::read_enclosure(host, pid).layer;
+        let bases = bases.get_or_init(|| [ourselves, Pid::INIT].map(base));
+        if bases.iter().any(|base| base.known().is_some() && enclosure.layer == *base) {
             enclosure.layer = Seen::Known(None);
         }
         let is_within = matches!(enclosure.layer, Seen::Known(Some(_)));

@@ -12,6 +12,7 @@ pub mod nat;
 mod netlink;
 pub mod processes;
 mod reader;
+pub mod receipts;
 pub mod settling;
 pub mod units;
 pub mod users;
@@ -30,8 +31,8 @@ use crate::{
     host::{Host, seen},
     ident::{Endpoint, EngineKind, Manager, Pid, UnitName, UnitRef},
     snapshot::{
-        Beyond, Clock, CommandLine, Containers, GpuHolding, Gpus, Process, Publishers, Seen, Share,
-        Sight, Snapshot, Socket, SocketState, Sockets,
+        Beyond, Clock, CommandLine, Containers, GpuHolding, Gpus, Process, Publishers, Receipt,
+        Seen, Share, Sight, Snapshot, Socket, SocketState, Sockets,
     },
 };
 
@@ -54,6 +55,8 @@ pub struct Question {
     pub reach: Reach,
     /// Processes that are asked about whatever they hold or match.
     pub pids: BTreeSet<Pid>,
+    /// What is written down of processes that we started; whether their owners live is asked.
+    pub receipts: Vec<Receipt>,
     /// Container engines that may be asked.
     pub engines: Engines,
     /// What was seen of GPUs just now: their holders are candidates, too.
@@ -205,11 +208,15 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
     }
     let beyond = beyond(host, question, &sockets, || sight);
     let has_systemd = has_systemd(host, &processes);
+    let mut receipts = receipts::about(&question.receipts, &processes);
     let answers = if has_systemd == Seen::Known(true) {
-        units::observe(host, &questions(&processes, &candidates, question))
+        let mut asked = questions(&processes, &candidates, question);
+        asked.units.extend(receipts::owners(&receipts, &processes));
+        units::observe(host, &asked)
     } else {
         units::Answers::default()
     };
+    receipts::with_owners(&mut receipts, &answers.units);
     // Where `/proc` hides processes, who is not in it may be there all the same.
     let is_there = |pid: Pid| {
         sight.is_proc_hidden || processes.contains_key(&pid) || blurred.contains_key(&pid)
@@ -231,7 +238,7 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
         lingering: answers.lingering,
         containers,
         beyond,
-        receipts: Vec::new(),
+        receipts,
         gpus,
     };
     (snapshot, is_torn)

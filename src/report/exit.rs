@@ -61,7 +61,7 @@ fn of_verdict(verdict: &Verdict) -> u8 {
     }
 }
 
-fn of_port(port: &PortVerdict, verdicts: &[Verdict]) -> u8 {
+pub(super) fn of_port(port: &PortVerdict, verdicts: &[Verdict]) -> u8 {
     match &port.state {
         PortState::Free | PortState::NoListener | PortState::Lingering => CLEAR,
         // The holders' own verdicts count; a holder without one was not judged, which clears nobody.

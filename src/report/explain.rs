@@ -92,7 +92,7 @@ pub fn render(explained: &Explained, style: Style, out: &mut dyn Write) -> io::R
     for explanation in &explained.processes {
         page.blank();
         answer(&mut page, explained, explanation);
-        let facts = facts(explained, &explanation.verdict);
+        let facts = facts(explained, explanation);
         if style.shows_evidence {
             every_fact(&mut page, &facts);
             every_row(&mut page, &explanation.rows);
@@ -458,7 +458,7 @@ fn of(explained: &Explained, explanation: &Explanation) -> Subject {
         end_with: explanation.ending.clone(),
         would_end: verdict.is_convicted,
         nominated_by: explanation.nominated_by.clone(),
-        facts: facts(explained, verdict),
+        facts: facts(explained, explanation),
         evidence: verdict.evidence.clone(),
         rows: explanation.rows.iter().map(row).collect(),
         changes: explanation

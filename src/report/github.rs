@@ -1,4 +1,4 @@
-//! The report as a step of a GitHub workflow: annotations on standard output, the table for the job summary.
+//! The report as a step of a GitHub workflow: annotations on standard output, the table for the job summary, outputs.
 //!
 //! Limits (GitHub docs, "Workflow commands" and "Checks API"): ten annotations of a kind are shown of a step, a title has 255
 //! characters, a message 64 KiB, the summary of a step 1 MiB.
@@ -8,7 +8,7 @@ use std::{
     io::{self, Write},
 };
 
-use super::{doctor, escape::escape, exit, gate, gpu, judged, title_of};
+use super::{doctor, escape::escape, exit, gate, gpu, judged, summary::Summary, title_of};
 use crate::{
     act::{
         Outcome,
@@ -348,6 +348,31 @@ fn data(text: &str) -> String {
 /// A command's property: `:` and `,` as well.
 fn property(text: &str) -> String {
     data(text).replace(':', "%3A").replace(',', "%2C")
+}
+
+/// An output of the step: numbers alone, so that nothing in it can end its line.
+pub type StepOutput = (&'static str, usize);
+
+/// The outputs of what a look found.
+pub fn outputs_of_findings(findings: &Findings) -> Vec<StepOutput> {
+    outputs(exit::of_findings(findings), &Summary::of_findings(findings))
+}
+
+/// The same of a reap.
+pub fn outputs_of_reaped(reaped: &Reaped) -> Vec<StepOutput> {
+    outputs(exit::of_reaped(reaped), &Summary::of_reaped(reaped))
+}
+
+/// The same of what the gate found.
+pub fn outputs_of_gated(gated: &Gated, on_blocked: gate::OnBlocked) -> Vec<StepOutput> {
+    let deeds = gate::deeds(gated).map(|deed| (&deed.verdict, Some(&deed.outcome)));
+    let holders = gated.verdicts.iter().map(|verdict| (verdict, None));
+    let summary = Summary::of_processes(deeds.chain(holders));
+    outputs(gate::exit_code(gated, on_blocked), &summary)
+}
+
+fn outputs(code: u8, summary: &Summary) -> Vec<StepOutput> {
+    vec![("exit-code", code.into()), ("orphans", summary.orphans), ("ended", summary.ended)]
 }
 
 /// What a look found as Markdown for `$GITHUB_STEP_SUMMARY`: at most so many bytes, cut at a row.

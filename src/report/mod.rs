@@ -15,6 +15,7 @@ mod gpu;
 pub mod journal;
 pub mod json;
 pub mod leftovers;
+pub mod line;
 pub mod models;
 mod progress;
 pub mod prometheus;

@@ -192,12 +192,20 @@ impl Stage {
 
     /// The same, by a script that ends in words before the command: `exec setpriv --nnp`.
     pub fn portreeve_by(&self, script: &str, words: &[&str]) -> Command {
+        let mut command = self.apart(script);
+        command.arg(self.program("portreeve")).args(words);
+        command
+    }
+
+    /// A script on this network, as on a machine without systemd, without settings and models of its own. What is added are words
+    /// behind its last.
+    pub fn apart(&self, script: &str) -> Command {
         let script = format!(
             "mount -t tmpfs none /run; ! [ -d /etc/portreeve ] || mount -t tmpfs none /etc/portreeve; \
              ! [ -d /var/lib/portreeve ] || mount -t tmpfs none /var/lib/portreeve; {script} \"$@\""
         );
         let mut command = self.command(&["unshare", "--mount", "sh", "-euc", &script, "sh"]);
-        command.arg(self.program("portreeve")).args(words).stdin(Stdio::null());
+        command.stdin(Stdio::null());
         command
     }
 

@@ -117,6 +117,7 @@ fn look(pid: u32) -> Snapshot {
         declared_units: BTreeSet::new(),
         reach: Reach::Narrow,
         pids: [Pid(pid)].into(),
+        receipts: Vec::new(),
         gpus: None,
         engines: observe::Engines::none(),
         beyond: crate::observe::Ask::No,

@@ -157,10 +157,13 @@ pub(super) fn logs(
     follows: bool,
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
-    let model = (name, stack.spec(name)?);
+    let spec = stack.spec(name)?;
+    let model = (name, spec);
     let unit = unit_of(name);
     if service::of_model(&stack.host, name)?.is_some() {
-        return Err(journal::show(&stack.host, &unit, lines, follows).into());
+        let container = spec.is_container.then(|| plan::container_name(name, spec.backend));
+        let container = container.as_deref();
+        return Err(journal::show(&stack.host, &unit, container, lines, follows).into());
     }
     let Some(registry) = stack.registry()? else { return Err(stack.unknown(name).into()) };
     let keeper = stack.keeper(None);

@@ -14,7 +14,7 @@ use crate::{
     ident::{ContainerId, EngineRef, Manager, Pid, ProcessKey, UnitRef},
     snapshot::{
         Cgroup, ClaimKind, CommandLine, ContainerClaim, ContainerState, Containers, Enclosure,
-        GpuUse, KillMode, Process, Published, Seen, SocketState, Store, Unit,
+        GpuUse, KillMode, Owner, Process, Published, Receipt, Seen, SocketState, Store, Unit,
     },
 };
 
@@ -252,6 +252,47 @@ fn any_containers() -> impl Strategy<Value = Containers> {
         .boxed()
 }
 
+/// What of a receipt is not as it is in a scene.
+#[derive(Debug, Clone)]
+struct Written {
+    is_owner_alive: Seen<bool>,
+    writer: u32,
+    owner: Option<Owner>,
+    is_this_boot: bool,
+    pidfd_inode: Option<u64>,
+    model: &'static str,
+}
+
+impl Written {
+    fn apply(self, receipt: &mut Receipt) {
+        (receipt.is_owner_alive, receipt.writer) = (self.is_owner_alive, self.writer);
+        receipt.owner = self.owner.unwrap_or_else(|| receipt.owner.clone());
+        if !self.is_this_boot {
+            "another".clone_into(&mut receipt.boot_id);
+        }
+        receipt.key.pidfd_inode = self.pidfd_inode;
+        receipt.model = self.model.into();
+    }
+}
+
+fn any_receipt() -> impl Strategy<Value = Written> {
+    let writer = prop_oneof![4 => Just(0u32), 1 => Just(1000), 1 => Just(1001)];
+    let other = [Owner::Unsaid, Owner::Container("vllm-model-llama".to_owned())];
+    let owner = prop::option::weighted(0.2, prop::sample::select(other.to_vec()));
+    let inode = prop::option::weighted(0.2, 5u64..7);
+    let model = prop::sample::select(vec!["llama", "web", "aidb"]);
+    (seen(any::<bool>()), writer, owner, prop::bool::weighted(0.9), inode, model)
+        .prop_map(|(is_owner_alive, writer, owner, is_this_boot, pidfd_inode, model)| Written {
+            is_owner_alive,
+            writer,
+            owner,
+            is_this_boot,
+            pidfd_inode,
+            model,
+        })
+        .boxed()
+}
+
 const LAYER: &str = "/var/lib/docker/overlay2/7/diff";
 
 fn any_enclosure() -> impl Strategy<Value = Enclosure> {
@@ -288,7 +329,7 @@ prop_compose! {
         boot in seen(prop_oneof![6 => Just("this boot".to_owned()), 1 => Just("another".to_owned())]),
         now in seen(Just(NOW)),
         has_systemd in prop::bool::weighted(0.85),
-        receipt in prop::option::weighted(0.2, seen(any::<bool>())),
+        receipt in prop::option::weighted(0.3, any_receipt()),
         v6only in any::<[bool; 5]>(),
         is_first_random in prop::bool::weighted(0.2),
         containers in any_containers(),
@@ -313,8 +354,8 @@ prop_compose! {
         for (holders, local, state) in sockets {
             scene = scene.socket(&holders, &local, state);
         }
-        if let Some(alive) = receipt.filter(|_| scene.snapshot.processes.contains_key(&Pid(2))) {
-            scene = scene.receipt(2, |r| r.is_owner_alive = alive);
+        if let Some(edit) = receipt.filter(|_| scene.snapshot.processes.contains_key(&Pid(2))) {
+            scene = scene.receipt(2, |receipt| edit.apply(receipt));
         }
         scene
             .edit_sockets(|s| for (socket, only) in s.all.iter_mut().zip(v6only) {
@@ -398,6 +439,25 @@ proptest! {
         prop_assert_eq!(&unread.judge().unknowns[0].fact, "which models are registered");
         let unread = convicted(&unread);
         prop_assert!(is_among(&unread, &with), "{unread:?} {with:?}");
+    }
+
+    #[test]
+    fn a_receipt_that_is_not_read_convicts_nobody_whom_it_spared(scene in any_scene().boxed()) {
+        let boot = scene.snapshot.clock.boot_id.clone();
+        // What is not known of a receipt makes its process's verdict gentler than none would.
+        let is_settled = |process: &Process, receipt: &Receipt| {
+            let user = process.uid.known().and(receipt.is_owner_alive.known());
+            boot.known().is_some() && process.exe.known().is_some() && user.is_some()
+        };
+        let settled: Vec<Receipt> = scene.snapshot.receipts.iter().filter(|receipt| {
+            scene.snapshot.processes.get(&receipt.key.pid).is_some_and(|p| is_settled(p, receipt))
+        }).cloned().collect();
+        let with = scene.clone().see(|s| s.receipts = settled).judge();
+        let without = scene.see(|s| s.receipts.clear()).judge();
+        for verdict in without.convicted() {
+            let key = verdict.key();
+            prop_assert!(with.convicted().any(|v| v.key() == key), "{}: {}", key.pid, verdict.title());
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::scene::{Blindness, Fact, SERVER, Scene, claim, system, terminal};
 use crate::{
     config::settings::RunsIn,
     ident::{Manager, Pid, ProcessKey, UnitRef},
-    snapshot::{ClaimKind, KillMode, Process, Seen, Unit},
+    snapshot::{ClaimKind, KillMode, Owner, Process, Seen, Unit},
 };
 
 fn row(number: u8, title: &str) -> (u8, String) {
@@ -194,7 +194,7 @@ fn row_8_convicts_by_a_receipt_whose_owner_is_gone() {
             (Fact::Boot, "the boot id"),
             (Fact::Exe(7), "the executable of pid 7"),
             (Fact::Uid(7), "the user of pid 7"),
-            (Fact::OwnerAlive(0), "whether model llama lives"),
+            (Fact::OwnerAlive(0), "whether portreeve-model-llama.service lives"),
         ],
     );
     let owned = ours.see(|s| s.receipts[0].is_owner_alive = Seen::Known(true));
@@ -208,13 +208,71 @@ fn row_2_drops_a_receipt_of_another_boot_process_program_or_user() {
     let dropped = |scene: Scene| assert_eq!(scene.says(7).0, 19);
     dropped(base().receipt(7, |r| r.boot_id = "another".to_owned()));
     dropped(base().receipt(7, |r| r.key = key(999, None)));
-    dropped(base().receipt(7, |r| r.exe = "/usr/bin/other".into()));
-    dropped(base().receipt(7, |r| r.uid = 0));
+    dropped(base().receipt(7, |r| r.exe = Some("/usr/bin/other".into())));
+    dropped(base().receipt(7, |r| r.uid = Some(0)));
     let with_inode = || base().edit(7, |p| p.key.pidfd_inode = Some(5));
     dropped(with_inode().receipt(7, |r| r.key.pidfd_inode = Some(6)));
     // the same inode settles it, whatever the program is by now
-    let replaced = with_inode().receipt(7, |r| r.exe = "/usr/bin/other".into());
+    let replaced = with_inode().receipt(7, |r| r.exe = Some("/usr/bin/other".into()));
     assert_eq!(replaced.says(7).0, 8);
+    // and without one, what was not seen then fits nobody
+    dropped(base().receipt(7, |r| r.exe = None));
+    dropped(base().receipt(7, |r| r.uid = None));
+    // an upgrade replaces the file below a server that runs
+    let upgraded = base().receipt(7, |_| ()).exe(7, "/usr/bin/python3.13 (deleted)");
+    assert_eq!(upgraded.says(7).0, 8);
+}
+
+#[test]
+fn row_8_takes_a_users_word_for_processes_of_their_own_alone() {
+    let by = |writer| {
+        let scene = Scene::new().process(50, 1, "sh").process(7, 50, "web.py");
+        scene.edit(7, |p| p.key.pidfd_inode = Some(5)).receipt(7, |r| r.writer = writer)
+    };
+    assert_eq!(by(1000).says(7), row(8, "orphan: ours"));
+    assert_eq!(by(1001).says(7).0, 19);
+    by(1000).needs(7, &[(Fact::Uid(7), "the user of pid 7")]);
+}
+
+#[test]
+fn row_8_leaves_containers_to_their_rows_whatever_a_receipt_says() {
+    let mimics = container().receipt(7, |_| ());
+    assert_eq!(mimics.says(7), row(3, "spare: live container"));
+    let alone = mimics.edit(7, |p| p.parent = Pid::INIT);
+    assert_eq!(alone.says(7), row(6, "undecided"));
+    // one that is seen in no container is not convicted by a container's receipt
+    let owner = || Owner::Container("vllm-model-llama".to_owned());
+    let scene = Scene::new().process(50, 1, "sh").process(7, 50, "web.py");
+    assert_eq!(scene.receipt(7, |r| r.owner = owner()).says(7).0, 19);
+}
+
+#[test]
+fn of_two_receipts_for_one_process_the_one_whose_owner_lives_counts() {
+    let scene = Scene::new().process(50, 1, "sh").process(7, 50, "web.py").receipt(7, |_| ());
+    let other = scene.receipt(7, |r| r.is_owner_alive = Seen::Known(true));
+    assert_eq!(other.says(7).0, 19);
+    // what is left of a process that had its id before is no second one
+    let old = Scene::new().process(50, 1, "sh").process(7, 50, "web.py");
+    let old = old.receipt(7, |r| {
+        (r.key.start_ticks, r.is_owner_alive) = (5, Seen::Known(true));
+    });
+    assert_eq!(old.receipt(7, |_| ()).says(7).0, 8);
+}
+
+#[test]
+fn a_receipts_process_belongs_to_the_service_of_its_model() {
+    let ours = Scene::new().process(50, 1, "sh").process(7, 50, "nothing known");
+    let ours = ours.receipt(7, |r| r.model = "web".into()).see(|s| s.matching = [Pid(7)].into());
+    let services = |scene: &Scene| -> Vec<String> {
+        scene.verdict(7).services.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(services(&ours), ["web"]);
+    let named = ours.clone().ask(|t| t.named_services.push("web".into()));
+    assert!(named.convicts(7));
+    // one that is left of another process says nothing
+    let dropped = ours.see(|s| s.receipts[0].boot_id = "another".to_owned());
+    assert!(!dropped.is_candidate(7));
+    assert_eq!(services(&dropped.listens(7, 8091)), ["aidb"]);
 }
 
 // ---- row 9

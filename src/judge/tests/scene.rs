@@ -23,8 +23,8 @@ use crate::{
     snapshot::{
         Cgroup, ClaimKind, Clock, CommandLine, Container, ContainerClaim, ContainerState,
         Containers, Enclosure, Gpu, GpuHolding, GpuMemory, GpuSource, GpuUse, GpuVendor, Gpus,
-        Holding, KillMode, Process, Receipt, Seen, Sight, Snapshot, Socket, SocketState, Sockets,
-        Store, Terminal, Unit,
+        Holding, KillMode, Owner, Process, Receipt, Seen, Sight, Snapshot, Socket, SocketState,
+        Sockets, Store, Terminal, Unit,
     },
 };
 
@@ -392,9 +392,11 @@ impl Scene {
         let mut receipt = Receipt {
             boot_id: "this boot".to_owned(),
             key: self.snapshot.processes[&Pid(pid)].key,
-            exe: "/usr/bin/python3.13".into(),
-            uid: 1000,
-            owner: "model llama".to_owned(),
+            exe: Some("/usr/bin/python3.13".into()),
+            uid: Some(1000),
+            model: "llama".into(),
+            writer: 0,
+            owner: Owner::Unit(system("portreeve-model-llama.service")),
             is_owner_alive: Seen::Known(false),
         };
         edit(&mut receipt);

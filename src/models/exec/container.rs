@@ -24,7 +24,7 @@ use super::{
 use crate::{
     act::{container::End, interrupt::Interrupt},
     engine::{self, Deed, Engine, Until},
-    ident::ContainerId,
+    ident::{ContainerId, EngineKind},
     observe::processes,
 };
 
@@ -43,6 +43,12 @@ const ALL_LINES: usize = usize::MAX;
 
 /// Where what it writes goes, line by line. Breaks where nobody reads it any more.
 pub(super) type Write = fn(&str) -> ControlFlow<()>;
+
+/// What it writes is in the journal without us, under its container's name: Podman's own way where there is one (`log_driver` of
+/// containers.conf(5)). Its API that follows the journal for somebody does not end with it, and keeps a shutdown waiting [4.3].
+fn is_in_the_journal(kind: EngineKind) -> bool {
+    kind == EngineKind::Podman && std::env::var_os("JOURNAL_STREAM").is_some()
+}
 
 /// Lays the plan, with GPUs that were found already or are looked for now, and clears away what is left of an earlier run.
 pub fn prepare<'a>(
@@ -117,8 +123,8 @@ struct Contained<'a> {
     started: Started<'a>,
     /// Closed by the thread that asks its engine, once it has ended. None where none could be had.
     over: Option<OwnedFd>,
-    /// Closed by the thread that reads what it writes, at the end of that.
-    written: mpsc::Receiver<()>,
+    /// Closed by the thread that reads what it writes, at the end of that. None where nobody need read it.
+    written: Option<mpsc::Receiver<()>>,
 }
 
 impl<'a> Contained<'a> {
@@ -126,7 +132,8 @@ impl<'a> Contained<'a> {
         let (engine, id) = started.created().place();
         let pidfd = || started.pidfd().and_then(|fd| fd.try_clone_to_owned().ok());
         let over = wait_beside(engine.clone(), id.clone(), pidfd());
-        let written = read_beside(engine, id, pidfd(), write);
+        let is_read = !is_in_the_journal(started.created().kind());
+        let written = is_read.then(|| read_beside(engine, id, pidfd(), write));
         Self { started, over: over.ok(), written }
     }
 
@@ -233,7 +240,9 @@ impl Kept for Contained<'_> {
     fn end(&mut self, interrupt: &mut Interrupt, say: &mut dyn FnMut(&str)) -> Result<(), Trouble> {
         let ended = end(self.started.created(), interrupt, say);
         // Disconnected at the end.
-        let _ = self.written.recv_timeout(LAST_WORDS_TIME);
+        if let Some(written) = &self.written {
+            let _ = written.recv_timeout(LAST_WORDS_TIME);
+        }
         ended
     }
 }

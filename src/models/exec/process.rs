@@ -76,7 +76,7 @@ impl Kept for Below<'_> {
         let Foreground { host, settings, spec, process } = self.foreground;
         let address = Some(spec.host);
         let endpoint = Endpoint { port: spec.port(), proto: Proto::Tcp, address, is_v6only: false };
-        let scope = Scope { services: Vec::new(), ports: vec![endpoint], gpus: Vec::new() };
+        let scope = Scope { ports: vec![endpoint], ..Scope::default() };
         let found = pipeline::scan(host, settings, &scope, Also::default());
         let found = found.map_err(|error| Trouble::of(&error))?;
         let Some(port) = found.ports.first() else {

@@ -4,6 +4,7 @@ use super::{
     Surroundings, Unit,
     page::{Page, unit_word},
 };
+use crate::models::plan;
 
 /// Ports below are for those who have the right to.
 const FIRST_FREE_PORT: u16 = 1024;
@@ -94,10 +95,17 @@ impl Unit<'_> {
         page.set("MemoryDenyWriteExecute", "yes");
         page.why("The engine is asked over AF_UNIX, the model for its health at its own address.");
         page.set("RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6");
+        page.set("IPAddressDeny", "any");
+        page.why("Where a port is forwarded by a rule, the filter sees its container's address: those of private networks (RFC 1918, RFC 4193).");
+        let address = plan::reach_of(self.spec).address.ip();
+        let mut allowed = "localhost 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 fc00::/7".to_owned();
+        if !address.is_loopback() {
+            allowed = format!("{allowed} {address}");
+        }
+        page.set("IPAddressAllow", &allowed);
         page.set("SystemCallFilter", "@system-service");
         page.set("SystemCallFilter", "~@privileged @resources");
-        page.why("Left out: ProtectProc= (it looks whether the container's main process lives), User= (the engine's socket), IPAddressDeny=");
-        page.why("(asked at its published port, the model answers from its network's address), PrivateNetwork=.");
+        page.why("Left out: ProtectProc= (it looks whether the container's main process lives), User= (the engine's socket), PrivateNetwork=.");
     }
 
     /// Only what needs no right.

@@ -185,7 +185,13 @@ fn changes() -> Vec<(Change, bool, Option<&'static str>)> {
         (|s| s.run_as = Some("vllm".to_owned()), process, Some("User=vllm")),
         (|s| s.port = Port::new(443), process, Some("AmbientCapabilities=CAP_NET_BIND_SERVICE")),
         (|s| s.host = IpAddr::from([10, 0, 0, 9]), process, Some("Wants=network-online.target")),
-        (|s| s.host = IpAddr::from([10, 0, 0, 9]), container, Some("Wants=network-online.target")),
+        (
+            |s| s.host = IpAddr::from([10, 0, 0, 9]),
+            container,
+            Some(
+                "IPAddressAllow=localhost 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 fc00::/7 10.0.0.9",
+            ),
+        ),
         (|s| s.gpus = vec![GpuName::Index(0)], process, Some("DeviceAllow=char-nvidia* rw")),
         (|s| s.memory_bytes = Some(32 << 30), process, Some("MemoryMax=32G")),
         (|s| s.memory_bytes = Some(32 << 30), process, Some("MemoryHigh=28G")),
@@ -392,10 +398,7 @@ fn split(line: &str) -> Vec<String> {
                 assert_eq!(rest.next(), Some(byte), "{line}");
                 word.push(byte);
             }
-            byte => {
-                word.push(byte);
-                any = true;
-            }
+            byte => (any, ()) = (true, word.push(byte)),
         }
     }
     assert!(!is_in, "{line}");
@@ -446,7 +449,7 @@ proptest! {
         }
         let description = one(&text, "Description").replace("%%", "");
         prop_assert!(!description.contains('%'), "{}", description);
-        prop_assert!(unit_of(&name).0.bytes().all(|b| b.is_ascii_alphanumeric() || b"\\._-".contains(&b)));
+        prop_assert!(super::unit_of(&name).0.bytes().all(|b| b.is_ascii_alphanumeric() || b"\\._-".contains(&b)));
     }
 }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::super::title_of;
 use crate::{
     ident::{ContainerId, Pid},
-    judge::{gpu::GpuVerdict, verdict::Verdict},
+    judge::{explain::Explanation, gpu::GpuVerdict, verdict::Verdict},
     pipeline::Explained,
     snapshot::{
         Container, Containers, Enclosure, Gpu, GpuHolding, GpuUse, Process, Seen, Snapshot,
@@ -75,7 +75,8 @@ pub(super) fn user(explained: &Explained, process: &Process, uid: u32) -> String
 }
 
 /// Every fact about one process, in the order in which the table asks for them.
-pub(super) fn facts(explained: &Explained, verdict: &Verdict) -> Vec<Fact> {
+pub(super) fn facts(explained: &Explained, explanation: &Explanation) -> Vec<Fact> {
+    let Explanation { verdict, receipt, .. } = explanation;
     let snapshot = &explained.snapshot;
     let process = &verdict.process;
     let pid = process.key.pid;
@@ -127,6 +128,10 @@ pub(super) fn facts(explained: &Explained, verdict: &Verdict) -> Vec<Fact> {
     if let Some(id) = &process.invocation_id {
         let id = seen(id, |id| id.clone().unwrap_or_else(|| "none".to_owned()));
         add(Rank::Shown, "invocation id", id, file("environ"));
+    }
+    if let Some(receipt) = receipt {
+        let source = "the registry of models".to_owned();
+        add(Rank::Shown, "receipt", receipt.clone(), source);
     }
     add_sockets(snapshot, process, &mut add);
     for share in &verdict.gpus {
