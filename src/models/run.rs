@@ -59,7 +59,13 @@ impl Keeper<'_> {
         if reaps {
             launch::pass_gate(self.host, self.settings, spec, reaps, interrupt, say)?;
         }
+        let waits = unit.waits_for_restart();
         let (host, manager, unit) = (self.host, service::manager(), unit_of(name));
+        if waits {
+            // systemd would only wait with us until its time has come.
+            let stop = Order::Stop;
+            drop(systemctl::give(host, manager, stop, &unit, self.until, interrupt, &mut || ()));
+        }
         // Somebody asks for it: how often systemd tried before is not held against it.
         let forgotten = systemctl::forget_failure(host, manager, &unit);
         if let Err(why @ NotDone::NotGiven(_)) = forgotten {
