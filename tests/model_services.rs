@@ -303,6 +303,7 @@ fn a_stranger_on_its_port_blocks_it_once_and_nothing_loops() {
         house.test_box().sh("date +%s").parse::<u64>().unwrap() > later
     });
     assert_eq!(asked(), before, "it was asked again");
+    house.model(&["status", "blocked"]).ends_with(1).says("its gate was shut at its last start");
     assert!(house.lives(stranger));
     house.model(&["stop", "blocked"]).ends_with(0);
     house.test_box().sh("systemctl stop stranger-8704");

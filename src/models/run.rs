@@ -146,10 +146,7 @@ impl Keeper<'_> {
             return is_tried_again.then_some(hint).into_iter().fold(trouble, Trouble::hint);
         }
         let gate = gate_of(name);
-        let is_shut = match service::look_at(self.host, &gate) {
-            Seen::Known(gate) => gate.active_state == "failed",
-            Seen::Gone | Seen::Denied | Seen::Unreadable(_) => false,
-        };
+        let is_shut = service::state_of(self.host, &gate).as_deref() == Some("failed");
         if !is_shut {
             return Trouble::new(format!("systemd says: {words}"))
                 .hint(format!("'systemctl status {unit}'"));
@@ -344,7 +341,12 @@ impl Keeper<'_> {
             (_, "killed" | "dumped") => {
                 return End::Failed(format!("SIG{status} ended its main process"));
             }
-            (_, "exited") => format!("exit code {status}"),
+            // Why is what it said.
+            (_, "exited") => {
+                return End::Failed(
+                    said.unwrap_or_else(|| format!("it ended with exit code {status}")),
+                );
+            }
             (result, _) => format!("systemd calls it '{result}'"),
         };
         End::Failed(said.map_or_else(|| how.clone(), |said| format!("{said} ({how})")))

@@ -119,6 +119,11 @@ pub fn look_at(host: &Host, unit: &UnitName) -> Seen<Service> {
     }
 }
 
+/// What a unit is doing, as far as its manager tells.
+pub fn state_of(host: &Host, unit: &UnitName) -> Option<String> {
+    look_at(host, unit).known().map(|unit| unit.active_state.clone())
+}
+
 /// The unit of a model, where it has one.
 pub fn of_model(host: &Host, name: &ModelName) -> Result<Option<Service>, Trouble> {
     let not_told =

@@ -26,7 +26,7 @@ use crate::{
         registry::{Event, Record},
         service::Service,
         trouble::Trouble,
-        unit::unit_of,
+        unit::{gate_of, unit_of},
         usage::Usage,
     },
 };
@@ -155,6 +155,8 @@ pub struct Status {
     pub unit: Option<Service>,
     /// It is started at boot.
     pub is_enabled: bool,
+    /// What its gate is doing, in systemd's word, where it is failed.
+    pub gate: Option<String>,
     /// What it uses.
     pub usage: Usage,
 }
@@ -170,6 +172,17 @@ impl Status {
         let unit = self.unit.as_ref()?;
         if unit.waits_for_restart() {
             return Some("systemd is about to start it again".to_owned());
+        }
+        let journal = || format!("('journalctl -u {}')", gate_of(&self.record.name));
+        match self.gate.as_deref().filter(|_| unit.active_state == "inactive") {
+            Some("activating") => {
+                return Some(format!("its gate waits for its ports and GPUs {}", journal()));
+            }
+            Some("failed") => {
+                let why = "its gate was shut at its last start, and systemd does not try again";
+                return Some(format!("{why} {}", journal()));
+            }
+            Some(_) | None => {}
         }
         let is_given_up = unit.active_state == "failed" && unit.restarts > 0;
         is_given_up.then(|| {

@@ -20,7 +20,7 @@ use crate::{
         journal, logs, plan, reconcile,
         registry::{Record, RegistryError},
         service,
-        unit::unit_of,
+        unit::{gate_of, unit_of},
         unit_file,
         usage::Meter,
     },
@@ -62,6 +62,9 @@ pub(super) fn status(
             unseen: unseen.get(&record.name).cloned(),
             usage: meter.read(unit.as_ref(), receipt.as_ref()),
             receipt: stack.receipt(&record.name),
+            gate: (record.state == State::Failed)
+                .then(|| service::state_of(&stack.host, &gate_of(&record.name)))
+                .flatten(),
             is_enabled: unit_file::is_enabled(&stack.host, &record.name),
             unit,
             record,
