@@ -44,6 +44,14 @@ pub fn surroundings(
     Ok(Surroundings { manager, program, config: config.map(Path::to_owned), groups: groups(host) })
 }
 
+/// The same for a system that is only being built. Nothing of this host counts: the settings will be in its `/etc/portreeve`, and
+/// its groups are those that a distribution has.
+pub fn offline() -> io::Result<Surroundings> {
+    let program = installed(std::env::current_exe()?);
+    let groups = GPU_GROUPS.to_vec();
+    Ok(Surroundings { manager: Manager::System, program, config: None, groups })
+}
+
 /// As it is called, though an update has put another in its place meanwhile (proc_pid_exe(5)).
 fn installed(program: PathBuf) -> PathBuf {
     let path = program.to_str().and_then(|path| path.strip_suffix(" (deleted)"));
