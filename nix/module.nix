@@ -31,6 +31,7 @@ let
     ${lib.concatMapStrings (name: ''
       ${program} model --config ${models} show ${lib.escapeShellArg name} --unit --offline > $out/lib/systemd/system/${lib.escapeShellArg (unitOf name)}.service
     '') names}
+    sed -i '/^Documentation=/s|/usr/share/doc|${cfg.package}/share/doc|' $out/lib/systemd/system/*
   '';
 
   gates = lib.mapAttrs' (
@@ -206,10 +207,7 @@ in
     environment.systemPackages = [ cfg.package ];
     environment.etc."portreeve/config.yaml".source = checked;
 
-    systemd.packages = [
-      cfg.package
-      modelUnits
-    ];
+    systemd.packages = [ cfg.package ] ++ lib.optional (names != [ ]) modelUnits;
 
     systemd.services = lib.mkMerge [
       gates

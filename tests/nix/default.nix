@@ -41,7 +41,8 @@ let
         recipe = import file;
       in
       recipe (builtins.intersectAttrs (builtins.functionArgs recipe) (pkgs // { inherit lib; }) // arguments);
-    systemd = "/usr";
+    # A box's.
+    systemd = derive { name = "systemd"; } "mkdir -p $out/bin; ln -s /usr/bin/systemctl $out/bin/";
     rustPlatform.buildRustPackage =
       recipe:
       derive
@@ -72,5 +73,6 @@ in
 {
   inherit config;
   package = config.services.portreeve.package;
+  systemctl = pkgs.systemd;
   etc = nixos.etc { inherit config pkgs; };
 }

@@ -237,7 +237,9 @@ rec {
   evalModules =
     { modules, arguments }:
     let
-      asked = map (module: if builtins.isFunction module then module (arguments // { inherit config; }) else module) modules;
+      read = module: if builtins.isPath module then import module else module;
+      ask = module: if builtins.isFunction module then module (arguments // { inherit config; }) else module;
+      asked = map (module: ask (read module)) modules;
       full = map (module: if module ? options || module ? config then module else { config = module; }) asked;
       options = builtins.foldl' mergeOptions { } (map (module: module.options or { }) full);
       config = evaluate null options "" (map (module: module.config or { }) full);
