@@ -52,7 +52,7 @@ let
     vllm = 8000;
     llamacpp = 8080;
     ollama = 11434;
-    tgi = 8080;
+    tgi = 3000;
     sglang = 30000;
   };
   portOf = model: if (model.port or null) == null then ports.${model.backend} or null else model.port;

@@ -14,7 +14,7 @@ let
         builder = "/bin/bash";
         args = [
           "-euc"
-          script
+          "${script}\nexit"
         ];
         PATH = "/usr/bin:/bin";
       }
