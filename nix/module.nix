@@ -223,7 +223,7 @@ in
       })
 
       (lib.mkIf cfg.onShutdown {
-        # 'switch-to-configuration' leaves it alone by its RefuseManualStop=; without it, too, where the option is taken back.
+        # A change of it stops no model, by its RefuseManualStop=; neither does its end, where portreeve is taken off the system.
         portreeve-shutdown = {
           wantedBy = [ "multi-user.target" ];
           unitConfig.X-StopOnRemoval = false;

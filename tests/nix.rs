@@ -81,10 +81,12 @@ impl Nix {
         Ran::of(&command.output().unwrap())
     }
 
-    /// A part of the system that has these settings beside ours.
+    /// A part of the system of a module: a whole one, or settings beside ours.
     fn expression(&self, module: &str, part: &str) -> String {
         let file = self.folder.path().join("module.nix");
-        fs::write(&file, format!("{{ {ENABLED} {module} }}")).unwrap();
+        let is_whole = module.starts_with('{');
+        let text = if is_whole { module.to_owned() } else { format!("{{ {ENABLED} {module} }}") };
+        fs::write(&file, text).unwrap();
         let system = repository().join("tests/nix");
         format!("(import {} {{ modules = [ {} ]; }}).{part}", system.display(), file.display())
     }
@@ -187,25 +189,16 @@ fn what_is_started_is_what_the_options_say() {
             "portreeve-models": boot, "portreeve-model-a": ["portreeve-models.target"],
         })
     );
-    let off =
-        nix.value(&format!("{all} services.ollama.enable = true;"), "config.systemd.services");
+    let services = nix.value(all, "config.systemd.services");
     for model in ["portreeve-model-a", "portreeve-model-b"] {
-        assert_eq!(off[model]["restartIfChanged"], false, "a switch loads no model anew");
+        assert_eq!(services[model]["restartIfChanged"], false, "a switch loads no model anew");
     }
 }
 
 #[test]
 fn a_system_that_is_not_enabled_has_nothing_of_it() {
     let Some(nix) = Nix::set() else { return };
-    let off = nix.folder.path().join("off.nix");
-    fs::write(&off, "{ services.portreeve.gates.web = [ \"web\" ]; }").unwrap();
-    let expression = format!(
-        "(import {} {{ modules = [ {} ]; }}).config.systemd",
-        repository().join("tests/nix").display(),
-        off.display()
-    );
-    let said = nix.run("nix-instantiate", &["--eval", "--strict", "--json", "-E", &expression]);
-    let systemd: Value = serde_json::from_str(&said.ends_with(0).out).unwrap();
+    let systemd = nix.value("{ services.portreeve.gates.web = [ \"web\" ]; }", "config.systemd");
     for part in ["packages", "services", "targets", "timers"] {
         assert!(matches!(&systemd[part], value if value == &json!([]) || value == &json!({})));
     }
@@ -304,6 +297,18 @@ fn the_package_has_the_shipped_files_with_nothing_but_paths_changed() {
     assert!(count > 20, "{count} paths are the store's");
     for document in ["systemd.md", "models.md", "report.md", "doctor.md"] {
         nix.text(&format!("{package}/share/doc/portreeve/{document}"));
+    }
+}
+
+#[test]
+fn the_documents_examples_build_systems() {
+    let Some(nix) = Nix::set_to_build() else { return };
+    let document = fs::read_to_string(repository().join("docs/nixos.md")).unwrap();
+    let blocks = document.split("\n```nix\n").skip(1).map(|rest| rest.split("\n```").next());
+    let modules: Vec<&str> = blocks.flatten().filter(|block| block.starts_with("{ pkgs")).collect();
+    assert_eq!(modules.len(), 2);
+    for module in modules {
+        nix.built(module, "etc");
     }
 }
 

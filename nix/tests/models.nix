@@ -20,6 +20,7 @@
     {
       imports = [ ../module.nix ];
       environment.etc."model.gguf".text = "weights";
+      system.switch.enable = true;
 
       services.portreeve = {
         enable = true;

@@ -41,6 +41,7 @@ let
         recipe = import file;
       in
       recipe (builtins.intersectAttrs (builtins.functionArgs recipe) (pkgs // { inherit lib; }) // arguments);
+    llama-cpp = derive { name = "llama-cpp"; } "mkdir -p $out";
     # A box's.
     systemd = derive { name = "systemd"; } "mkdir -p $out/bin; ln -s /usr/bin/systemctl $out/bin/";
     rustPlatform.buildRustPackage =
