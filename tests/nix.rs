@@ -189,10 +189,14 @@ fn what_is_started_is_what_the_options_say() {
             "portreeve-models": boot, "portreeve-model-a": ["portreeve-models.target"],
         })
     );
-    let services = nix.value(all, "config.systemd.services");
+    let systemd = nix.value(all, "config.systemd");
     for model in ["portreeve-model-a", "portreeve-model-b"] {
-        assert_eq!(services[model]["restartIfChanged"], false, "a switch loads no model anew");
+        assert_eq!(systemd["services"][model]["restartIfChanged"], false);
     }
+    let target = &systemd["targets"]["portreeve-models"];
+    assert_eq!(target["unitConfig"]["X-OnlyManualStart"], true, "a switch starts no model");
+    let shutdown = &systemd["services"]["portreeve-shutdown"];
+    assert_eq!(shutdown["unitConfig"]["X-StopOnRemoval"], false, "a switch stops no other model");
 }
 
 #[test]
