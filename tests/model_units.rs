@@ -11,6 +11,8 @@
 
 mod support;
 
+use std::fmt::Write;
+
 use portreeve::backend::BackendName;
 use support::{
     DEADLINE, TestBox,
@@ -80,8 +82,9 @@ fn of_every_kind() -> (String, Vec<(String, bool)>) {
         port += 10;
         let container = if is_container { "container: true, models_dir: '/srv/a b'," } else { "" };
         let model = if backend == "llamacpp" { "/srv/a b/100%.gguf" } else { "org/model" };
-        text += &format!(
-            "  {name}: {{ backend: {backend}, model: '{model}', port: {port}, {container} {more} }}\n"
+        let _ = writeln!(
+            text,
+            "  {name}: {{ backend: {backend}, model: '{model}', port: {port}, {container} {more} }}"
         );
         names.push((name, is_container));
     };

@@ -31,8 +31,6 @@ pub struct Service {
     pub invocation_id: Option<String>,
     /// How often its manager restarted it by itself.
     pub restarts: u64,
-    /// Whether it is started with its target: `enabled`, `disabled`, `static`.
-    pub unit_file_state: String,
     /// Its file is newer than what the manager has read.
     pub needs_reload: bool,
     /// When it became active, since the boot; none = it never was.
@@ -77,7 +75,6 @@ impl Service {
             status_text: text("StatusText").unwrap_or_default(),
             invocation_id: properties.get("InvocationID").and_then(Value::hex),
             restarts: number("NRestarts").unwrap_or_default(),
-            unit_file_state: text("UnitFileState").unwrap_or_default(),
             needs_reload: properties.get("NeedDaemonReload").and_then(Value::flag)?,
             active_since: set("ActiveEnterTimestampMonotonic").map(Duration::from_micros),
             memory_bytes: counted("MemoryCurrent"),

@@ -22,6 +22,9 @@ use crate::{
     snapshot::Seen,
 };
 
+/// What enabled ones hang on.
+const TARGET: &str = "portreeve-models.target";
+
 /// How a file of ours begins.
 const MARK: &str = "# Written by 'portreeve model register'";
 
@@ -167,8 +170,19 @@ fn on_gpus_by_hook(host: &Host, settings: &Settings) -> Vec<String> {
     runs.filter(|one| is_by_hook(&one.id.0)).map(|one| one.name).collect()
 }
 
+/// Whether it is started at boot: by its link, for a manager that has not read its files anew tells what was before.
+pub fn is_enabled(host: &Host, name: &ModelName) -> bool {
+    let link = |folder: PathBuf| folder.join(format!("{TARGET}.wants")).join(unit_of(name).0);
+    folder(host).is_ok_and(|folder| fs::symlink_metadata(link(folder)).is_ok())
+}
+
 fn path(host: &Host, name: &ModelName) -> Result<PathBuf, Trouble> {
-    let folder = match service::manager() {
+    Ok(folder(host)?.join(unit_of(name).0))
+}
+
+/// Where units are kept that are not a package's.
+fn folder(host: &Host) -> Result<PathBuf, Trouble> {
+    Ok(match service::manager() {
         Manager::System => host.path("etc/systemd/system"),
         Manager::User(_) => {
             let absolute = |name: &str, below: &str| {
@@ -180,8 +194,7 @@ fn path(host: &Host, name: &ModelName) -> Result<PathBuf, Trouble> {
                 .ok_or_else(|| Trouble::new("there is no place for its unit: no HOME is set"))?
                 .join("systemd/user")
         }
-    };
-    Ok(folder.join(unit_of(name).0))
+    })
 }
 
 /// Nobody else's file is written over or removed.

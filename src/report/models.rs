@@ -153,6 +153,8 @@ pub struct Status {
     pub unseen: Option<String>,
     /// Its unit, where it has one.
     pub unit: Option<Service>,
+    /// It is started at boot.
+    pub is_enabled: bool,
     /// What it uses.
     pub usage: Usage,
 }
@@ -259,7 +261,7 @@ pub fn render_status_json(all: &[Status], out: &mut dyn Write) -> io::Result<()>
             engine: container.map(|container| container.engine.word()),
             container: container.map(|container| container.name.clone()),
             unit: status.unit.as_ref().map(|_| unit_of(&status.record.name).0),
-            enabled: status.unit.as_ref().map(|unit| unit.unit_file_state == "enabled"),
+            enabled: status.unit.as_ref().map(|_| status.is_enabled),
             uptime_ms: status.uptime().map(in_ms),
             restarts: status.unit.as_ref().map(|unit| unit.restarts),
             memory_bytes: status.usage.memory_bytes,

@@ -21,6 +21,7 @@ use crate::{
         registry::{Record, RegistryError},
         service,
         unit::unit_of,
+        unit_file,
         usage::Meter,
     },
     report::{Style, escape::escape, exit, models},
@@ -61,6 +62,7 @@ pub(super) fn status(
             unseen: unseen.get(&record.name).cloned(),
             usage: meter.read(unit.as_ref(), receipt.as_ref()),
             receipt: stack.receipt(&record.name),
+            is_enabled: unit_file::is_enabled(&stack.host, &record.name),
             unit,
             record,
         }
