@@ -171,6 +171,9 @@ pub(super) enum ModelVerb {
         /// As it is for a user's manager (default: where another than root asks)
         #[arg(long, requires = "unit")]
         user: bool,
+        /// As it is for a system that is only being built: of its manager, by the settings of its /etc/portreeve
+        #[arg(long, requires = "unit", conflicts_with = "user")]
+        offline: bool,
         #[command(flatten)]
         form: Form,
     },
@@ -421,10 +424,15 @@ pub(super) fn run(file: ConfigFile, verb: ModelVerb, out: &mut dyn Write) -> Res
             }
             list(&stack, form, out)?;
         }
-        ModelVerb::Show { name, unit: true, user, form: _ } => {
-            out.write_all(unit::text(&stack, &name, user)?.as_bytes())?;
+        ModelVerb::Show { name, unit: true, user, offline, form: _ } => {
+            let whose = match (offline, user) {
+                (true, _) => unit::Whose::Offline,
+                (false, true) => unit::Whose::User,
+                (false, false) => unit::Whose::Ours,
+            };
+            out.write_all(unit::text(&stack, &name, whose)?.as_bytes())?;
         }
-        ModelVerb::Show { name, unit: false, user: _, form } => {
+        ModelVerb::Show { name, unit: false, user: _, offline: _, form } => {
             let record = stack.records()?.into_iter().find(|record| record.name == name);
             let record = record.ok_or_else(|| stack.unknown(&name))?;
             if form.json {

@@ -44,7 +44,16 @@ pub fn surroundings(
     config: Option<&Path>,
 ) -> io::Result<Surroundings> {
     let program = installed(std::env::current_exe()?);
-    Ok(Surroundings { manager, program, config: config.map(Path::to_owned), groups: groups(host) })
+    let (config, groups) = (config.map(Path::to_owned), groups(host));
+    Ok(Surroundings { manager, program, config, groups, is_offline: false })
+}
+
+/// The same for a system that is only being built. Nothing of this host counts: the settings will be in its `/etc/portreeve`, and
+/// its groups are those that a distribution has.
+pub fn offline() -> io::Result<Surroundings> {
+    let program = installed(std::env::current_exe()?);
+    let groups = GPU_GROUPS.to_vec();
+    Ok(Surroundings { manager: Manager::System, program, config: None, groups, is_offline: true })
 }
 
 /// As it is called, though an update has put another in its place meanwhile (proc_pid_exe(5)).
