@@ -1,4 +1,5 @@
-//! What the documents say is so: links lead somewhere, examples load, commands are understood, tables agree with the program.
+//! What the documents say is so: links lead somewhere, examples load, commands are understood, tables agree with the program,
+//! the tests that they name are there, and the picture is what its recording shows.
 
 #![allow(
     clippy::unwrap_used,
@@ -188,4 +189,85 @@ fn no_decision_is_longer_than_thirty_lines_or_lacks_a_part() {
     }
     numbers.sort_unstable();
     assert_eq!(numbers, (1..=numbers.len()).collect::<Vec<_>>());
+}
+
+/// The numbers in the first column of the verdict table.
+fn rows() -> Vec<String> {
+    let design = text("docs/design.md");
+    let lines = section(&design, "4. Verdicts").lines();
+    let cells = lines.filter_map(|line| line.strip_prefix("| ")?.split(" |").next());
+    cells.filter(|cell| cell.parse::<u8>().is_ok()).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_row_of_the_verdict_table_has_an_example() {
+    let document = text("docs/verdicts.md");
+    let sections: Vec<&str> = document.split("\n## Row ").skip(1).collect();
+    let numbers: Vec<String> =
+        sections.iter().map(|s| s.split(':').next().unwrap().to_owned()).collect();
+    assert_eq!(numbers, rows());
+    for section in sections {
+        let heading = section.lines().next().unwrap();
+        assert!(!blocks(section, "text").is_empty(), "row {heading} has no example");
+        assert!(section.contains(".rs::"), "row {heading} names no test");
+    }
+}
+
+/// `FILE.rs::NAME` in a document: the file from the root of the repository, the function in it.
+fn tests_named_in(document: &str) -> Vec<(&str, &str)> {
+    let words = document.split(|c: char| c.is_whitespace() || "`|,;()".contains(c));
+    words.filter_map(|word| word.split_once("::")).filter(|(file, _)| file.ends_with(".rs")).collect()
+}
+
+#[test]
+fn every_test_that_a_document_names_is_there() {
+    let mut count = 0;
+    for (path, document) in documents() {
+        for (file, name) in tests_named_in(&document) {
+            count += 1;
+            let found = text(file).contains(&format!("fn {name}("));
+            assert!(found, "{}: there is no '{name}' in {file}", path.display());
+        }
+    }
+    assert!(count > 30, "names are found");
+}
+
+#[test]
+fn every_threat_has_an_answer_and_a_test() {
+    let document = text("docs/threats.md");
+    let threats: Vec<&str> = document.split("\n## ").skip(1).collect();
+    assert!(threats.len() > 10, "threats are found");
+    for threat in threats {
+        let heading = threat.lines().next().unwrap();
+        assert!(threat.contains("\n**Answer.** "), "'{heading}' has no answer");
+        let (_, held_by) = threat.split_once("\n**Held by.** ").expect(heading);
+        assert!(!tests_named_in(held_by).is_empty(), "'{heading}' has no test");
+    }
+}
+
+#[test]
+fn the_readme_leads_to_every_document() {
+    let readme = text("README.md");
+    let more = section(&readme, "More");
+    for entry in fs::read_dir(repository().join("docs")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let is_linked = more.contains(&format!("(docs/{name})"));
+        assert!(is_linked || !name.ends_with(".md"), "'More' does not lead to docs/{name}");
+    }
+}
+
+/// To draw it anew: docs/picture/record has the commands.
+#[test]
+fn the_picture_is_what_its_script_makes_of_the_recording() {
+    let folder = repository().join("docs/picture");
+    let drawn = Command::new("python3")
+        .arg(folder.join("render"))
+        .arg(folder.join("reap.ansi"))
+        .output();
+    let drawn = match drawn {
+        Ok(drawn) => drawn,
+        Err(error) => return println!("skipped: python3: {error}"),
+    };
+    assert!(drawn.status.success(), "{}", String::from_utf8_lossy(&drawn.stderr));
+    assert_eq!(String::from_utf8(drawn.stdout).unwrap(), text("docs/picture/reap.svg"));
 }
