@@ -216,7 +216,10 @@ fn every_row_of_the_verdict_table_has_an_example() {
 /// `FILE.rs::NAME` in a document: the file from the root of the repository, the function in it.
 fn tests_named_in(document: &str) -> Vec<(&str, &str)> {
     let words = document.split(|c: char| c.is_whitespace() || "`|,;()".contains(c));
-    words.filter_map(|word| word.split_once("::")).filter(|(file, _)| file.ends_with(".rs")).collect()
+    words
+        .filter_map(|word| word.split_once("::"))
+        .filter(|(file, _)| file.ends_with(".rs"))
+        .collect()
 }
 
 #[test]
@@ -260,10 +263,8 @@ fn the_readme_leads_to_every_document() {
 #[test]
 fn the_picture_is_what_its_script_makes_of_the_recording() {
     let folder = repository().join("docs/picture");
-    let drawn = Command::new("python3")
-        .arg(folder.join("render"))
-        .arg(folder.join("reap.ansi"))
-        .output();
+    let drawn =
+        Command::new("python3").arg(folder.join("render")).arg(folder.join("reap.ansi")).output();
     let drawn = match drawn {
         Ok(drawn) => drawn,
         Err(error) => return println!("skipped: python3: {error}"),

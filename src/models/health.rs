@@ -138,3 +138,72 @@ fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        net::{Ipv4Addr, TcpListener},
+        thread,
+    };
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    /// Somebody who takes one connection, reads its question and goes on as he likes.
+    fn asked(
+        answers: impl FnOnce(&mut dyn Write) + Send + 'static,
+        most: Duration,
+    ) -> Result<u16, String> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 1024]).unwrap();
+            answers(&mut stream);
+            // He hangs up only when we do.
+            let _ = stream.read(&mut [0]);
+        });
+        let answer = get(address, "/health", most).map(|(status, _)| status);
+        server.join().unwrap();
+        answer
+    }
+
+    /// Writes until nobody reads any more.
+    fn without_end(stream: &mut dyn Write, head: &[u8]) {
+        let mut alive = stream.write_all(head).is_ok();
+        while alive {
+            alive = stream.write_all(&[b'a'; 4096]).is_ok();
+        }
+    }
+
+    #[test]
+    fn an_answer_without_end_is_left_at_its_limit() {
+        let body = |s: &mut dyn Write| without_end(s, b"HTTP/1.1 200 OK\r\n\r\n");
+        let why = asked(body, DEADLINE).unwrap_err();
+        assert!(why.contains("longer than"), "{why}");
+        let header = |s: &mut dyn Write| without_end(s, b"HTTP/1.1 200 OK\r\nX: ");
+        let why = asked(header, DEADLINE).unwrap_err();
+        assert!(!why.starts_with("no answer within"), "{why}");
+    }
+
+    #[test]
+    fn half_an_answer_is_left_at_the_deadline() {
+        let half = |s: &mut dyn Write| s.write_all(b"HTTP/1.1 200 OK\r\nContent-Le").unwrap();
+        let why = asked(half, Duration::from_millis(300)).unwrap_err();
+        assert!(why.starts_with("no answer within"), "{why}");
+    }
+
+    #[test]
+    fn a_redirect_leads_us_nowhere() {
+        let elsewhere = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        elsewhere.set_nonblocking(true).unwrap();
+        let to = elsewhere.local_addr().unwrap();
+        let head =
+            format!("HTTP/1.1 302 Found\r\nLocation: http://{to}/\r\nContent-Length: 0\r\n\r\n");
+        let redirect = move |s: &mut dyn Write| s.write_all(head.as_bytes()).unwrap();
+        assert_eq!(asked(redirect, DEADLINE), Ok(302));
+        assert!(elsewhere.accept().is_err(), "nobody came");
+    }
+}
