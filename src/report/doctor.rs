@@ -55,7 +55,7 @@ fn title(area: Area) -> &'static str {
         Area::Rights => "rights",
         Area::Kernel => "kernel",
         Area::Systemd => "systemd",
-        Area::Engines => "engines (no verdict uses them yet)",
+        Area::Engines => "engines",
         Area::Gpus => "GPUs",
         Area::Config => "configuration",
         Area::Models => "models",
@@ -228,7 +228,7 @@ enum AreaWord {
     Kernel,
     /// systemd and logind.
     Systemd,
-    /// Container engines; no verdict uses them yet.
+    /// Container engines.
     Engines,
     /// GPUs.
     Gpus,
