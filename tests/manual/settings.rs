@@ -27,7 +27,10 @@ pub(super) fn page() -> String {
     roff.text([bold("/etc/portreeve/conf.d/*.yaml")]);
     roff.control("SH", ["DESCRIPTION"]).text([roman(DESCRIPTION)]);
     roff.control("PP", []).text([bold("portreeve config check"), roman(" says what is wrong, ")]);
-    roff.text([bold("portreeve config show"), roman(" what is in effect and where it comes from.")]);
+    roff.text([
+        bold("portreeve config show"),
+        roman(" what is in effect and where it comes from."),
+    ]);
     roff.control("SH", ["KEYS"]);
     schema.sections(&mut roff);
     roff.control("SH", ["VALUES"]);
@@ -76,7 +79,8 @@ impl Schema {
             Kind::Reference(name) => self.objects(self.definition(name)),
             Kind::Map(values) | Kind::List(values) => self.objects(values),
             Kind::OneOf(all) => {
-                let mut objects: Vec<_> = all.into_iter().flat_map(|one| self.objects(one)).collect();
+                let mut objects: Vec<_> =
+                    all.into_iter().flat_map(|one| self.objects(one)).collect();
                 objects.dedup();
                 objects
             }
