@@ -194,6 +194,8 @@ impl Clean {
         );
         let global = "systemctl --global is-enabled portreeve-models.service || true";
         assert_eq!(self.test_box.sh(global), "disabled");
+        let loaded = "systemctl show --property=LoadState --value portreeve-gate@web.service";
+        assert_eq!(self.test_box.sh(loaded), "loaded", "it is found without a reload");
         let runs = "systemctl list-units --no-legend --plain 'portreeve*'";
         assert_eq!(self.test_box.sh(runs), "");
     }
@@ -328,7 +330,14 @@ fn the_debian_package_leaves_alone_what_is_the_operators_and_takes_the_rest_with
     clean.test_box.sh("test -f /var/lib/portreeve/models.db");
 
     clean.test_box.write("/etc/portreeve/conf.d/mine.yaml", SETTINGS);
+    let cache = "/var/cache/private/portreeve";
+    clean.test_box.sh(&format!(
+        "mkdir {cache}/mounted; mount -t tmpfs tmpfs {cache}/mounted; touch {cache}/mounted/weights"
+    ));
     clean.test_box.sh("dpkg --purge portreeve 2>/dev/null");
+    // Of a disk that was mounted there, nothing.
+    assert_eq!(clean.test_box.sh(&format!("cd {cache}; find . -type f")), "./mounted/weights");
+    clean.test_box.sh(&format!("umount {cache}/mounted; rmdir {cache}/mounted {cache}"));
     // What no package brought is nobody's to take away.
     assert_eq!(clean.traces(), BTreeSet::from(["/etc/portreeve".to_owned()]));
 }
