@@ -49,10 +49,7 @@ impl Schema {
     /// A section for each key of the highest level.
     fn sections(&self, roff: &mut Roff) {
         for (key, section) in entries(&self.0["properties"]) {
-            let below = match kind(section) {
-                Kind::Map(_) => ".NAME",
-                _ => "",
-            };
+            let below = if matches!(kind(section), Kind::Map(_)) { ".NAME" } else { "" };
             roff.control("SS", []).text([bold(key), roman(below)]);
             roff.text(prose(&self.remarks(section).join(" ")));
             for object in self.objects(section) {
@@ -176,10 +173,9 @@ fn kind(schema: &Value) -> Kind<'_> {
 
 /// Its type, where it has one beside `null`.
 fn type_of(schema: &Value) -> Option<&str> {
-    match &schema["type"] {
-        Value::Array(types) => types.iter().filter_map(Value::as_str).find(|one| *one != "null"),
-        other => other.as_str(),
-    }
+    let all = schema["type"].as_array();
+    let other = all.and_then(|all| all.iter().filter_map(Value::as_str).find(|one| *one != "null"));
+    other.or_else(|| schema["type"].as_str())
 }
 
 fn scalar(schema: &Value) -> String {
