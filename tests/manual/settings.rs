@@ -105,13 +105,11 @@ impl Schema {
     fn values(&self, roff: &mut Roff) {
         for (name, value) in entries(&self.0["$defs"]).filter(|(name, _)| self.is_named(name)) {
             roff.control("TP", []).text([italic(words(name))]);
-            let mut text = vec![roman(self.form(value))];
+            let mut text = prose(description(value));
             if let Some(examples) = value["examples"].as_array() {
                 let examples: Vec<_> = examples.iter().map(plain).collect();
-                text.push(roman(format!(", such as {}", examples.join(", "))));
+                text.push(roman(format!(" For example {}.", examples.join(", "))));
             }
-            text.push(roman(". "));
-            text.extend(prose(description(value)));
             roff.text(text);
         }
     }
