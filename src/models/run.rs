@@ -344,7 +344,7 @@ impl Keeper<'_> {
                 return End::Failed("its main process gave no sign of life (watchdog)".to_owned());
             }
             // Its main process did as it was told: another command of its unit did not.
-            ("signal" | "core-dump", "") | ("signal" | "core-dump", "exited") => {
+            ("signal" | "core-dump", "" | "exited") => {
                 return End::Failed("a signal ended one of its unit's steps".to_owned());
             }
             ("exit-code", "") => {
