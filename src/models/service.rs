@@ -51,6 +51,11 @@ impl Service {
         !matches!(self.active_state.as_str(), "inactive" | "failed") && !self.waits_for_restart()
     }
 
+    /// It is being stopped.
+    pub fn is_going_down(&self) -> bool {
+        self.active_state == "deactivating"
+    }
+
     /// Nothing of it runs, and its manager will start it again.
     pub fn waits_for_restart(&self) -> bool {
         self.sub_state.starts_with("auto-restart")
