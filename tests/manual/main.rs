@@ -24,6 +24,10 @@ use clap_mangen::{
     roff::{Roff, bold, roman},
 };
 
+/// A page has a version; its date would be one more thing to keep up. Empty, the next word would be taken for it.
+const NO_DATE: &str = " ";
+/// How roff writes an apostrophe, wherever it is formatted.
+const PREAMBLE: &str = ".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n";
 /// What every page is said to be of.
 const SOURCE: &str = concat!("portreeve ", env!("CARGO_PKG_VERSION"));
 
@@ -52,7 +56,10 @@ fn add_verb(
     // As '--help' shows it: how often an argument may stand, and what follows '--'.
     let usage = verb.clone().render_usage().to_string();
     let usage = usage.strip_prefix("Usage: ").unwrap().to_owned();
-    let man = Man::new(verb.clone().override_usage(usage)).source(SOURCE).manual("portreeve");
+    let man = Man::new(verb.clone().override_usage(usage))
+        .date(NO_DATE)
+        .source(SOURCE)
+        .manual("portreeve");
     let name = man.get_filename();
     let name = name.strip_suffix(".1").unwrap();
     let codes = verb.get_after_help().map_or(codes.to_owned(), ToString::to_string);
@@ -67,8 +74,12 @@ fn add_verb(
     if shown().next().is_some() {
         man.render_subcommands_section(&mut page).unwrap();
     }
-    page.extend(ending(&codes, parent).to_roff().into_bytes());
-    pages.insert(format!("man1/{name}.1"), String::from_utf8(page).unwrap());
+    let page = String::from_utf8(page).unwrap();
+    // Each section brings it along.
+    let (_, sections) = page.split_once(PREAMBLE).unwrap();
+    let page =
+        format!("{PREAMBLE}{}{}", sections.replace(PREAMBLE, ""), ending(&codes, parent).to_roff());
+    pages.insert(format!("man1/{name}.1"), page);
     shown().for_each(|below| add_verb(pages, below, &codes, Some(name)));
 }
 

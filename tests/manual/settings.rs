@@ -4,7 +4,7 @@
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 use serde_json::Value;
 
-use super::SOURCE;
+use super::{NO_DATE, SOURCE};
 
 const DESCRIPTION: &str = "portreeve needs no settings: those inside the program guard the ports of the AI stack. Files lay \
 over them what differs on a host, from the lowest to the highest: config.yaml, those in conf.d by the order of their names, the \
@@ -20,7 +20,7 @@ pub(super) fn page() -> String {
     portreeve::cli::config::schema(&mut schema).unwrap();
     let schema = Schema(serde_json::from_slice(&schema).unwrap());
     let mut roff = Roff::new();
-    roff.control("TH", ["portreeve.yaml", "5", "", SOURCE, "portreeve"]);
+    roff.control("TH", ["portreeve.yaml", "5", NO_DATE, SOURCE, "portreeve"]);
     roff.control("SH", ["NAME"]).text([roman("portreeve.yaml - settings of portreeve")]);
     roff.control("SH", ["SYNOPSIS"]);
     roff.text([bold("/etc/portreeve/config.yaml")]).control("br", []);
