@@ -38,7 +38,7 @@ pub enum Kind {
 /// An engine that can run containers.
 pub struct Engine<'a> {
     pub test_box: &'a TestBox,
-    kind: Kind,
+    pub kind: Kind,
     /// The command line up to the engine's verb.
     program: Vec<String>,
     /// Where its API listens; for Podman only once it was told to `serve`.
