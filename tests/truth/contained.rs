@@ -1,8 +1,14 @@
 //! Containers of a scene: alive, without a monitor, forgotten by their engine, or left behind when it came back.
 
+use std::fs;
+
 use crate::{
     scene::{Intent, Planted, Scene},
-    support::engines::{Container, Engine, Kind},
+    support::{
+        DEADLINE,
+        engines::{Container, Engine, Kind, kill, signal},
+        wait_until,
+    },
 };
 
 /// What becomes of a container.
@@ -13,48 +19,64 @@ enum Fate {
     Abandoned,
 }
 
+/// What becomes of the engine and of those of its containers that lose their monitor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Plot {
+    Nothing,
+    /// Podman still says that they run.
+    Unsupervised,
+    /// It has lost what it knew, and is there.
+    Forgotten,
+    /// dockerd and containerd are dead.
+    Dead,
+    /// They do not answer.
+    Frozen,
+}
+
 /// One engine of the lane has some containers in this scene.
 pub(crate) fn plant(scene: &mut Scene<'_>) {
-    let engines = &scene.lane.engines;
-    if engines.is_empty() {
-        return;
-    }
-    let engine = &engines[scene.dice.below(engines.len())];
+    let lane = scene.lane;
+    let engine = &lane.engines[scene.dice.below(lane.engines.len())];
     let is_docker = matches!(engine.kind, Kind::DockerSystemd | Kind::DockerCgroupfs);
-    // Docker's monitors live as long as their containers, unless all of Docker is killed and what it knew is lost.
-    let is_upset = scene.dice.one_in(if is_docker { 4 } else { 2 });
-    let is_forgotten = is_upset && (is_docker || scene.dice.one_in(2));
-    let count = 1 + scene.dice.below(3);
+    let plot = if is_docker {
+        let plots = [Plot::Nothing, Plot::Nothing, Plot::Forgotten, Plot::Dead, Plot::Frozen];
+        scene.dice.pick(&plots)
+    } else {
+        scene.dice.pick(&[Plot::Nothing, Plot::Unsupervised, Plot::Forgotten])
+    };
     let mut abandoned = Vec::new();
-    for _ in 0..count {
-        let is_abandoned = is_upset && !scene.dice.one_in(3);
+    for _ in 0..=scene.dice.below(3) {
+        let is_abandoned = plot != Plot::Nothing && !scene.dice.one_in(3);
         let fate = if is_abandoned { Fate::Abandoned } else { Fate::Lives };
-        let (container, at) = contain(scene, engine, fate, is_forgotten);
-        if fate == Fate::Abandoned {
-            abandoned.push((container.clone(), at));
+        let (container, name) = contain(scene, engine, fate, plot);
+        if is_abandoned {
+            abandoned.push((container.clone(), name));
         }
         scene.containers.push(container);
     }
-    if abandoned.is_empty() {
-        return;
-    }
-    if is_docker {
-        let all: Vec<&Container> = abandoned.iter().map(|(container, _)| container).collect();
-        engine.abandon(&all);
-        engine.forget();
-        engine.start_daemon();
-        return;
-    }
-    for (container, _) in &abandoned {
-        engine.kill_monitor(container);
-    }
-    if is_forgotten {
-        engine.forget();
-        for (_, name) in &abandoned {
-            if scene.dice.one_in(3) {
-                // It may say that something of it is busy, and has forgotten it nevertheless.
-                engine.run(&["rm", "--force", name]);
+    let all: Vec<&Container> = abandoned.iter().map(|(container, _)| container).collect();
+    match plot {
+        Plot::Nothing => {}
+        Plot::Unsupervised => all.iter().for_each(|container| engine.kill_monitor(container)),
+        Plot::Forgotten if is_docker => {
+            engine.abandon(&all);
+            engine.forget();
+            engine.start_daemon();
+        }
+        Plot::Forgotten => {
+            all.iter().for_each(|container| engine.kill_monitor(container));
+            engine.forget();
+            for (_, name) in &abandoned {
+                if scene.dice.one_in(3) {
+                    // It may say that something of it is busy, and has forgotten it nevertheless.
+                    engine.run(&["rm", "--force", name]);
+                }
             }
+        }
+        Plot::Dead => engine.abandon(&all),
+        Plot::Frozen => {
+            signal(lane.test_box, "STOP", &engine.daemons());
+            all.iter().for_each(|container| engine.kill_monitor(container));
         }
     }
 }
@@ -63,33 +85,90 @@ fn contain(
     scene: &mut Scene<'_>,
     engine: &Engine<'_>,
     fate: Fate,
-    is_forgotten: bool,
+    plot: Plot,
 ) -> (Container, String) {
-    let server = scene.any_server();
+    let (server, child) = (scene.any_server(), scene.any_server());
+    let (port, childs) = (server.port.to_string(), child.port.to_string());
     let mut plant = vec!["--as", server.line.as_str()];
-    let port = server.port.to_string();
     if server.has_port {
         plant.extend(["--listen", &port]);
     }
-    let container = engine.contain(&server.name, &["--network", "host"], &plant);
-    let (kind, intent) = match (fate, is_forgotten) {
+    let has_child = scene.dice.one_in(3);
+    if has_child {
+        plant.extend(["--child", "--as", &child.line, "--listen", &childs]);
+    }
+    let mut options = vec!["--network", "host"];
+    if scene.dice.one_in(5) {
+        options.extend(["--pid", "host"]);
+    }
+    let container = engine.contain(&server.name, &options, &plant);
+    let (kind, intent) = match (fate, plot) {
         (Fate::Lives, _) => ("in a supervised container", Intent::Living),
-        (Fate::Abandoned, false) => ("in a container without its monitor", Intent::Ambiguous),
-        (Fate::Abandoned, true) => ("left behind by a container", Intent::Orphan),
+        (Fate::Abandoned, Plot::Forgotten) => ("left behind by a container", Intent::Orphan),
+        (Fate::Abandoned, Plot::Dead | Plot::Frozen) => {
+            ("in a container whose engine does not answer", Intent::Ambiguous)
+        }
+        (Fate::Abandoned, Plot::Nothing | Plot::Unsupervised) => {
+            ("in a container without its monitor", Intent::Ambiguous)
+        }
     };
-    scene.planted.push(Planted {
-        name: server.name.clone(),
-        kind,
-        intent,
-        pid: Some(container.pid),
-        start: 0,
-    });
+    let planted = |name: &str, kind, intent, pid| {
+        Planted { name: name.to_owned(), kind, intent, pid: Some(pid), start: 0 }
+    };
+    scene.planted.push(planted(&server.name, kind, intent, container.pid));
+    if has_child {
+        let pid = only_child(scene, container.pid);
+        // The first of its pid namespace takes it along; with the host's pids nobody knows a stranger's child.
+        scene.planted.push(planted(&child.name, kind, intent, pid));
+    }
     if fate == Fate::Lives {
         let name = format!("{}-monitor", server.name);
-        let (kind, intent) = ("monitor of a container", Intent::Living);
-        scene.planted.push(Planted { name, kind, intent, pid: Some(container.monitor), start: 0 });
+        let kind = "monitor of a container";
+        scene.planted.push(planted(&name, kind, Intent::Living, container.monitor));
+        if scene.dice.one_in(4) {
+            sent_in(scene, engine, &server.name);
+        }
     }
     (container, server.name)
+}
+
+fn only_child(scene: &Scene<'_>, pid: u32) -> u32 {
+    let file = scene.lane.test_box.inside(&format!("/proc/{pid}/task/{pid}/children"));
+    let mut child = None;
+    wait_until(DEADLINE, "the child of a container's process", || {
+        // Any thread of it may have had it.
+        let tasks = fs::read_dir(file.ancestors().nth(2).expect("a folder")).expect("procfs");
+        let text = |task: fs::DirEntry| fs::read_to_string(task.path().join("children")).ok();
+        let all: String = tasks.flatten().filter_map(text).collect();
+        child = all.split_whitespace().next().and_then(|pid| pid.parse().ok());
+        child.is_some()
+    });
+    child.expect("just seen")
+}
+
+/// A command in a container; Podman's has a monitor of its own, which may be killed.
+fn sent_in(scene: &mut Scene<'_>, engine: &Engine<'_>, container: &str) {
+    let server = scene.declared_server();
+    let (line, port) = (format!("{} --of {}", server.line, server.name), server.port.to_string());
+    let words = ["exec", "--detach", container, "/bin/plant", "--as", &line, "--listen", &port];
+    engine.must(&words);
+    let mark = format!("--of {}", server.name);
+    let mut pid = None;
+    // Its own line, not that of a command that starts it.
+    wait_until(DEADLINE, "the command in the container", || {
+        let alike = scene.alike(&mark);
+        pid = alike.into_iter().find(|pid| scene.starts_with(*pid, "python3"));
+        pid.is_some()
+    });
+    let pid = pid.expect("just seen");
+    let is_podman = !matches!(engine.kind, Kind::DockerSystemd | Kind::DockerCgroupfs);
+    let (kind, intent) = ("a command in a supervised container", Intent::Living);
+    let name = server.name;
+    scene.planted.push(Planted { name, kind, intent, pid: Some(pid), start: 0 });
+    if is_podman && scene.dice.one_in(2) {
+        let monitor = scene.lane.test_box.stat(pid).expect("it lives").parent;
+        kill(scene.lane.test_box, &[u32::try_from(monitor).expect("a pid")]);
+    }
 }
 
 /// Removes them; what their engine does not know any more was ended with the rest.
@@ -98,6 +177,11 @@ pub(crate) fn strike(scene: &Scene<'_>) {
         return;
     }
     for engine in &scene.lane.engines {
+        let daemons = engine.daemons();
+        if !daemons.is_empty() {
+            signal(scene.lane.test_box, "CONT", &daemons);
+        }
+        engine.start_daemon();
         let all = engine.must(&["ps", "--all", "--quiet"]);
         for id in all.split_whitespace() {
             engine.run(&["rm", "--force", id]);

@@ -41,6 +41,7 @@ impl Played {
                 verdict: text("verdict"),
                 reason: text("reason").unwrap_or_default(),
                 fault: fault(planted.intent, scene.lives(planted), !said["outcome"].is_null())
+                    .filter(|fault| *fault != "missed" || !scene.is_blinded)
                     .map(|fault| format!("{fault}: {} (pid {pid}): {said:#}", planted.kind)),
             }
         });
@@ -96,7 +97,7 @@ fn beyond(scene: &Scene<'_>, report: &Report) -> Vec<String> {
             faults.push(format!("wrong kill: {unit} was restarted {runs:?} times, by us {times}"));
         }
     }
-    for part in &scene.extinct {
+    for part in scene.extinct.iter().filter(|_| !scene.is_blinded) {
         for pid in scene.alike(part) {
             faults.push(format!("missed: child of a brood (pid {pid}): {:#}", report.process(pid)));
         }

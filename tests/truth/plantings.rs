@@ -10,7 +10,7 @@ use Intent::{Ambiguous, Living, Orphan};
 const QUIET: &str = ">/dev/null 2>&1 </dev/null";
 
 /// Each with its weight.
-const ALL: [(usize, fn(&mut Scene<'_>)); 21] = [
+const ALL: [(usize, fn(&mut Scene<'_>)); 24] = [
     (3, present),
     (5, left),
     (2, left_with_child),
@@ -31,6 +31,9 @@ const ALL: [(usize, fn(&mut Scene<'_>)); 21] = [
     (1, cron),
     (1, by_hand),
     (1, subreaper),
+    (1, sandbox),
+    (1, others_in_a_session),
+    (1, shared_port),
     (3, receipts::plant),
 ];
 
@@ -104,7 +107,7 @@ fn left_with_child(scene: &mut Scene<'_>) {
     let parent = server.once_left();
     let is_session_leader = scene.dice.one_in(3);
     let setsid = if is_session_leader { "--setsid " } else { "" };
-    let (name, words, intent) = match scene.dice.below(4) {
+    let (name, words, intent) = match scene.dice.below(5) {
         // A fellow goes with its server; another's child is judged once its parent is gone.
         0 => {
             let has_port = !scene.dice.one_in(4);
@@ -124,6 +127,13 @@ fn left_with_child(scene: &mut Scene<'_>) {
         }
         2 => {
             let (name, words) = scene.stranger();
+            (name, words, Ambiguous)
+        }
+        // It has its parent's socket, and nothing else of it.
+        3 => {
+            let name = scene.name();
+            server = server.with("--inherit");
+            let words = format!("--as 'node server.js' --ready /run/planted/{name}");
             (name, words, Ambiguous)
         }
         _ => {
@@ -158,7 +168,7 @@ fn traced(scene: &mut Scene<'_>) {
     leave(scene, &server, Living, "traced by somebody");
     scene.last.push_str(&format!(
         "pid=$(pid {}); setsid strace -qq -p $pid -o /dev/null {QUIET} & \
-         until grep -q 'TracerPid:.[1-9]' /proc/$pid/status; do sleep .02; done\n",
+         until_so is_traced $pid\n",
         server.name
     ));
 }
@@ -308,7 +318,7 @@ fn dead_unit(scene: &mut Scene<'_>) {
     let text = format!("Type={kind}\nExecStart=/bin/sh /app/{unit}.sh\nKillMode=process");
     write_unit(scene, &unit, &text, Some(&script));
     scene.script.push_str(&format!(
-        "t=0; while systemctl is-active -q {unit}; do sleep .02; t=$((t+1)); [ $t -lt 900 ]; done\n"
+        "is_over() {{ ! systemctl is-active -q {unit}; }}; until_so is_over\n"
     ));
 }
 
@@ -444,4 +454,51 @@ fn subreaper(scene: &mut Scene<'_>) {
     scene.truth(&supervisor, "a supervisor, its login over", Ambiguous);
     let (terminal, line) = to_be_left(scene, &command);
     visit(scene, "alice", terminal, line, vec![server.name, supervisor], true);
+}
+
+/// In a pid namespace that no engine made; whoever made it is killed, or is not.
+fn sandbox(scene: &mut Scene<'_>) {
+    let (name, server) = (scene.name(), scene.declared_server());
+    // Inside it has another pid, and its file is not waited for.
+    let words = server.words.replace(&server.line, &format!("{} --of {name}", server.line));
+    scene.script.push_str(&format!(
+        "setsid unshare --pid --fork --mount-proc {PLANT} {words} {QUIET} & maker=$!\n\
+         await {}; pgrep -o -f -- '^python3.*--of {name}' >/run/planted/{name}\n",
+        server.name
+    ));
+    if scene.dice.one_in(2) {
+        scene.script.push_str("kill -KILL $maker\n");
+        scene.truth(&name, "in a sandbox whose maker is dead", Ambiguous);
+    } else {
+        scene.truth(&name, "in a sandbox", Living);
+    }
+}
+
+/// In the scope of a session that is over, but of another user. Who lingers on either side may have meant it.
+fn others_in_a_session(scene: &mut Scene<'_>) {
+    let (place, server) = (scene.server(1, true), scene.any_server());
+    let (host, user) = scene.dice.pick(&[("alice", "bob"), ("bob", "alice"), ("alice", "daemon")]);
+    let (terminal, line) = to_be_left(scene, &place.command());
+    scene.truth(&place.name, "left by a login", Ambiguous);
+    visit(scene, host, terminal, line, vec![place.name.clone()], true);
+    let may_stay = [host, user].contains(&"bob");
+    let intent = if may_stay { Ambiguous } else { server.once_left() };
+    scene.truth(&server.name, "another user's in a session that is over", intent);
+    scene.last.push_str(&format!(
+        "setpriv --reuid {user} --regid {user} --clear-groups {} {QUIET}; beside {1} {2}\n",
+        server.daemonised(),
+        server.name,
+        place.name
+    ));
+}
+
+/// Somebody at a terminal and what an earlier login left share one port.
+fn shared_port(scene: &mut Scene<'_>) {
+    let (old, new) = (scene.declared_server(), scene.name());
+    let share = |words: &str| words.replace("--listen", "--reuse-port --listen");
+    let old = Server { words: share(&old.words), ..old };
+    let words = old.words.replace(&format!("planted/{}", old.name), &format!("planted/{new}"));
+    leave(scene, &old, Orphan, "left by a login, its port shared with a living one");
+    scene.truth(&new, "in an open session, its port shared with an orphan", Living);
+    visit(scene, "alice", Terminal::Yes, format!("{PLANT} {words}"), vec![new], false);
 }

@@ -2,13 +2,24 @@
 
 use crate::{
     plantings::leave,
-    scene::{Intent, PLANT, Planted, Scene},
+    scene::{Intent, PLANT, Planted, Scene, Visit},
     support::Terminal,
 };
 use Intent::{Ambiguous, Fleeting, Living, Orphan, Racing};
 
-const ALL: [fn(&mut Scene<'_>); 7] =
-    [restart, pid_reuse, re_exec, orphan_re_execs, brood, newcomer, storm];
+const ALL: [fn(&mut Scene<'_>); 11] = [
+    restart,
+    pid_reuse,
+    re_exec,
+    orphan_re_execs,
+    brood,
+    living_brood,
+    newcomer,
+    storm,
+    logout,
+    server_dies,
+    blind,
+];
 
 /// Adds one.
 pub(crate) fn any(scene: &mut Scene<'_>) {
@@ -46,15 +57,15 @@ fn pid_reuse(scene: &mut Scene<'_>) {
     let words = server.words.replace(&format!("/run/planted/{old}"), &format!("/run/planted/{new}"));
     let moment = moment(scene);
     scene.race.push_str(&format!(
-        "(sleep {moment}; old=$(pid {old}); kill -KILL $old 2>/dev/null; gone $old
+        "(sleep {moment}; old=$(pid {old}); kill -KILL $old 2>/dev/null; until_so is_gone $old
           for try in $(seq 200); do
               echo $((old - 1)) >/proc/sys/kernel/ns_last_pid
-              {PLANT} {words} & new=$!
+              {PLANT} {words} 2>/dev/null & new=$!
               while [ $new = $old ] && kill -0 $new 2>/dev/null; do
                   [ -e /run/planted/{new} ] && break 2
                   sleep .01
               done
-              kill -KILL $new 2>/dev/null; wait $new; rm -f /run/planted/{new}
+              kill -KILL $new 2>/dev/null; wait $new 2>/dev/null; rm -f /run/planted/{new}
           done; wait) &\n"
     ));
     let kind = "newcomer with an orphan's pid, port and command line";
@@ -67,14 +78,7 @@ fn re_exec(scene: &mut Scene<'_>) {
     scene.truth(&server.name, "runs itself anew in an open session", Living);
     let moment = moment(scene);
     scene.race.push_str(&format!("(sleep {moment}; kill -USR1 $(pid {})) &\n", server.name));
-    scene.visits.push(crate::scene::Visit {
-        user: "alice",
-        terminal: Terminal::Yes,
-        line: server.command(),
-        names: vec![server.name],
-        kills: Vec::new(),
-        leaves: false,
-    });
+    visit(scene, Terminal::Yes, server.command(), vec![server.name]);
 }
 
 fn orphan_re_execs(scene: &mut Scene<'_>) {
@@ -104,8 +108,7 @@ fn newcomer(scene: &mut Scene<'_>) {
     let new = server.name.clone();
     let ms = scene.dice.below(1000);
     scene.race.push_str(&format!(
-        "(await reap-began; sleep .3; sleep 0.{ms:03}; {}; await {new}
-          echo $(pid {new}) >/sys/fs/cgroup/$(cut -d: -f3 /proc/$(pid {place})/cgroup)/cgroup.procs) &\n",
+        "(await reap-began; sleep .3; sleep 0.{ms:03}; {}; beside {new} {place}) &\n",
         server.daemonised()
     ));
     let kind = "newcomer, started after the reap began";
@@ -115,4 +118,51 @@ fn newcomer(scene: &mut Scene<'_>) {
 /// Pids go by quickly.
 fn storm(scene: &mut Scene<'_>) {
     scene.race.push_str("(for i in $(seq 400); do /bin/true; done) &\n");
+}
+
+/// A server in somebody's terminal has children all the time.
+fn living_brood(scene: &mut Scene<'_>) {
+    let server = scene.declared_server().with("--inherit --brood 40:70");
+    scene.truth(&server.name, "in an open session, with ever more children", Living);
+    visit(scene, Terminal::Yes, server.command(), vec![server.name]);
+}
+
+fn visit(scene: &mut Scene<'_>, terminal: Terminal, line: String, names: Vec<String>) {
+    let kills = Vec::new();
+    scene.visits.push(Visit { user: "alice", terminal, line, names, kills, leaves: false });
+}
+
+/// A session ends while it is looked at.
+fn logout(scene: &mut Scene<'_>) {
+    let server = scene.any_server();
+    let intent = if server.once_left() == Orphan { Racing } else { Ambiguous };
+    scene.truth(&server.name, "in a session that ends meanwhile", intent);
+    let line = format!("nohup {} >/dev/null 2>&1 </dev/null &", server.command());
+    let moment = moment(scene);
+    scene.race.push_str(&format!(
+        "(sleep {moment}; shell=$(ps -o ppid= -p $(pid {})); [ $shell -gt 1 ] && kill -KILL $shell) &\n",
+        server.name
+    ));
+    visit(scene, Terminal::No, line, vec![server.name]);
+}
+
+/// An inference server dies while its worker is looked at.
+fn server_dies(scene: &mut Scene<'_>) {
+    let (server, worker) = (scene.name(), scene.name());
+    let line = format!(
+        "{PLANT} --as 'python3 -m vllm serve some/model' --ready /run/planted/{server} \
+         --child --title VLLM::EngineCore --ready /run/planted/{worker}"
+    );
+    scene.truth(&worker, "worker whose server dies meanwhile", Racing);
+    let moment = moment(scene);
+    scene.race.push_str(&format!("(sleep {moment}; kill -KILL $(pid {server})) &\n"));
+    visit(scene, Terminal::Yes, line, vec![worker, server]);
+}
+
+/// systemd or logind begin anew while they are asked.
+fn blind(scene: &mut Scene<'_>) {
+    let moment = moment(scene);
+    let who = scene.dice.pick(&["daemon-reexec", "restart systemd-logind", "daemon-reload"]);
+    scene.race.push_str(&format!("(sleep {moment}; systemctl {who}) &\n"));
+    scene.is_blinded = true;
 }

@@ -47,10 +47,9 @@ pub(crate) fn plant(scene: &mut Scene<'_>) {
         scene.script.push_str(&format!("systemctl start {unit}\n"));
     }
     match owner {
-        "waits for a restart" => scene.script.push_str(&format!(
-            "t=0; until [ \"$(systemctl show -P SubState {unit})\" = auto-restart ]; do sleep .02; \
-             t=$((t+1)); [ $t -lt 900 ]; done\n"
-        )),
+        "waits for a restart" => {
+            scene.script.push_str(&format!("until_so is_state auto-restart {unit}\n"));
+        }
         "is stopped" => scene.script.push_str(&format!("systemctl stop {unit}\n")),
         _ => {}
     }

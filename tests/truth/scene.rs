@@ -71,7 +71,7 @@ pub(crate) const SERVICES: [Service; 5] = [
 /// The settings of every scene.
 pub(crate) fn settings() -> String {
     let mut text = "defaults: { min_age: 100ms, grace: 300ms, respawn_watch: 0s }\n\
-                    engines: { timeout: 5s }\nservices:\n"
+                    engines: { timeout: 2s }\nservices:\n"
         .to_owned();
     for Service { name, runs_in, first_port, is_portless } in &SERVICES {
         let runs_in =
@@ -169,6 +169,8 @@ pub(crate) struct Scene<'a> {
     /// Who is planted by the race.
     pub(crate) planted_later: Vec<Planted>,
     pub(crate) notes: Vec<Note>,
+    /// Somebody who is asked may not answer during the race: an orphan may stay, and nobody else may go.
+    pub(crate) is_blinded: bool,
     /// Units of which systemd has to have started exactly so many new runs by itself.
     pub(crate) restarts: Vec<(String, u32)>,
     /// Command lines of which nobody may be left.
@@ -179,13 +181,30 @@ pub(crate) struct Scene<'a> {
     ports: [u16; SERVICES.len()],
 }
 
-const FUNCTIONS: &str = r#"
-await() { for n; do t=0; until [ -e /run/planted/$n ]; do sleep .02; t=$((t+1)); [ $t -lt 900 ] || { echo "no $n" >&2; exit 1; }; done; done; }
-pid() { cat /run/planted/$1; }
-gone() { t=0; while [ -e /proc/$1/exe ] && readlink /proc/$1/exe >/dev/null; do sleep .02; t=$((t+1)); [ $t -lt 900 ]; done; }
-alone() { await $1; t=0; until [ "$(cut -d' ' -f4 /proc/$(pid $1)/stat)" != "$2" ]; do sleep .02; t=$((t+1)); [ $t -lt 900 ]; done; }
+/// What goes wrong in a race.
+const RACE_SAID: &str = "/run/planted/race-said";
+
+/// Where `FUNCTIONS` is in the box.
+const TOOLS: &str = "/etc/truth.sh";
+
+/// What the scripts of a scene use. A wait that takes too long fails, and the scene with it.
+pub(crate) const FUNCTIONS: &str = r#"
+until_so() { local t=0; until "$@" >/dev/null 2>&1; do sleep .02; t=$((t+1)); [ $t -lt 900 ] || { echo "still not so: $*" >&2; exit 1; }; done; }
+await() { local n; for n; do until_so test -e /run/planted/$n; done; }
+pid() { local pid; pid=$(cat /run/planted/$1); [ "$pid" -gt 1 ] && echo $pid; }
+is_gone() { ! readlink /proc/$1/exe; }
+is_state() { [ "$(systemctl show -P SubState $2)" = $1 ]; }
+is_traced() { grep -q 'TracerPid:.[1-9]' /proc/$1/status; }
 into() { await $1; mkdir -p /sys/fs/cgroup/$2; echo $(pid $1) >/sys/fs/cgroup/$2/cgroup.procs; }
+beside() { into $1 "$(sed -n 's/^0:://p' /proc/$(pid $2)/cgroup)"; }
 "#;
+
+impl Lane<'_> {
+    /// Gives the scripts of scenes what they use.
+    pub(crate) fn write_tools(&self) {
+        self.test_box.write(TOOLS, FUNCTIONS);
+    }
+}
 
 impl<'a> Scene<'a> {
     pub(crate) fn new(lane: &'a Lane<'a>, seed: u64) -> Self {
@@ -199,6 +218,7 @@ impl<'a> Scene<'a> {
             race: String::new(),
             planted_later: Vec::new(),
             notes: Vec::new(),
+            is_blinded: false,
             restarts: Vec::new(),
             extinct: Vec::new(),
             containers: Vec::new(),
@@ -241,7 +261,8 @@ impl<'a> Scene<'a> {
         let line = format!("python3 -u /app/{of}.py --config /etc/{of}.yaml");
         let listen = if has_port { format!("--listen {port} ") } else { String::new() };
         let stubborn = if self.dice.one_in(4) { "--ignore-term " } else { "" };
-        let words = format!("--as '{line}' {listen}{stubborn}--ready /run/planted/{name}");
+        let how = if self.dice.one_in(10) { "--how own-table " } else { "" };
+        let words = format!("--as '{line}' {how}{listen}{stubborn}--ready /run/planted/{name}");
         Server { name, service, has_port, port, line, words }
     }
 
@@ -266,7 +287,7 @@ impl<'a> Scene<'a> {
                 login
             })
             .collect();
-        self.lane.test_box.sh(&format!("{FUNCTIONS}\nsystemctl daemon-reload\n{script}"));
+        self.lane.test_box.sh(&format!(". {TOOLS}\nsystemctl daemon-reload\n{script}"));
         let mut left = Vec::new();
         for (visit, login) in visits.into_iter().zip(logins) {
             let pids: Vec<u32> = visit.names.iter().map(|name| self.pid(name)).collect();
@@ -290,17 +311,20 @@ impl<'a> Scene<'a> {
         }
         if !scopes.is_empty() {
             self.lane.test_box.sh(&format!(
-                "t=0; for scope in {}; do until [ \"$(systemctl show -P SubState $scope)\" = abandoned ]; do \
-                 sleep .02; t=$((t+1)); [ $t -lt 400 ]; done; done",
+                ". {TOOLS}; for scope in {}; do until_so is_state abandoned $scope; done",
                 scopes.join(" ")
             ));
         }
-        self.collect();
         if !self.notes.is_empty() {
             crate::receipts::write_all(self);
         }
+        // Whoever keeps the books begins anew, and nothing is true that was not before.
+        if self.dice.one_in(5) {
+            let books = ["systemctl restart systemd-logind", "systemctl daemon-reexec"];
+            self.last.push_str(self.dice.pick(&books));
+        }
         if !self.last.is_empty() {
-            self.lane.test_box.sh(&format!("{FUNCTIONS}\n{}", self.last));
+            self.lane.test_box.sh(&format!(". {TOOLS}\n{}", self.last));
         }
         self.collect();
         let youngest = self.planted.iter().filter(|p| p.pid.is_some()).max_by_key(|p| p.start);
@@ -337,16 +361,18 @@ impl<'a> Scene<'a> {
         let lane = self.lane;
         lane.test_box.sh(
             r#"
+            # In a group of 0 we would be ourselves, out of the box and all.
+            race=$(cat /run/race); [ "$race" -gt 1 ] && kill -KILL -- "-$race" || true
             for round in 1 2 3 4 5 6 7 8; do
                 for folder in $(find /proc -maxdepth 2 -name exe \( -lname '*/plant' -o -lname '*/strace' -o -lname '*/ssh' -o -lname '*/plant (deleted)' \) -printf '%h ' 2>/dev/null); do
                     kill -KILL ${folder#/proc/} 2>/dev/null || true
                 done
-                units=$(cd /run/systemd/system; ls | grep -E '^(t-|u-|portreeve-model-)' || true)
-                [ $round -gt 1 ] || [ -z "$units" ] || systemctl stop $units 2>/dev/null || true
+                [ $round -gt 1 ] || systemctl stop 't-*' 'u-*' 'portreeve-model-*' 2>/dev/null || true
+                [ $round -gt 1 ] || runuser -u bob -- env XDG_RUNTIME_DIR=/run/user/1001 systemctl --user stop 't-*' 2>/dev/null || true
                 find /proc -maxdepth 2 -name exe -lname '*/plant' 2>/dev/null | grep -q . || break
             done
             cd /run/systemd/system; rm -rf t-* u-* portreeve-model-*
-            rm -rf /run/planted/* /app/* /etc/cron.d/t-* /var/lib/portreeve
+            rm -rf /run/race /run/planted/* /app/* /etc/cron.d/t-* /var/lib/portreeve
             find /sys/fs/cgroup/system.slice -maxdepth 1 \( -name 't-*' -o -name 'nobodys-*' \) -exec rmdir {} + 2>/dev/null || true
             systemctl reset-failed
             runuser -u bob -- env XDG_RUNTIME_DIR=/run/user/1001 systemctl --user reset-failed
@@ -380,12 +406,23 @@ impl<'a> Scene<'a> {
         found
     }
 
+    /// Whether the command line of a process begins like this.
+    pub(crate) fn starts_with(&self, pid: u32, word: &str) -> bool {
+        let file = self.lane.test_box.inside(&format!("/proc/{pid}/cmdline"));
+        fs::read(file).is_ok_and(|line| line.starts_with(word.as_bytes()))
+    }
+
     /// Starts what runs beside `reap`.
     pub(crate) fn begin_race(&self) -> Child {
-        let script = format!("{FUNCTIONS}\n{}\nwait", self.race);
-        let mut command = self.lane.test_box.command(&["bash", "-c", &script]);
+        let script =
+            format!("echo $$ >/run/race; . {TOOLS}; exec 2>{RACE_SAID}\n{}\nwait", self.race);
+        // A group of its own, which ends with the scene.
+        let mut command = self.lane.test_box.command(&["setsid", "--wait", "bash", "-c", &script]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        command.spawn().expect("tests/box/box runs")
+        let race = command.spawn().expect("tests/box/box runs");
+        let file = self.lane.test_box.inside("/run/race");
+        wait_until(DEADLINE, "the race begins", || file.exists());
+        race
     }
 
     /// Waits until all of the race are in place; they may be gone again.
@@ -398,6 +435,14 @@ impl<'a> Scene<'a> {
                 self.runs(unit).is_some_and(|runs| runs >= *times)
             });
         }
+    }
+
+    /// What went wrong in the race: nothing.
+    pub(crate) fn check_race(&self) {
+        let file = self.lane.test_box.inside(RACE_SAID);
+        let said = fs::read_to_string(file).unwrap_or_default();
+        let said: Vec<&str> = said.lines().filter(|line| !line.contains("Killed")).collect();
+        assert!(said.is_empty(), "the race: {}", said.join("; "));
     }
 
     /// How often systemd has started a unit anew by itself, where it is up.
