@@ -67,6 +67,10 @@ impl<'a> Lane<'a> {
             2 => &[Kind::Podman, Kind::PodmanOfBob],
             _ => &[Kind::Podman, Kind::PodmanOfAlice],
         };
+        // What ignores SIGTERM in a unit is not waited for when a scene is struck.
+        let limit = "[Manager]\nDefaultTimeoutStopSec=2s\n";
+        test_box.write("/run/systemd/system.conf.d/truth.conf", limit);
+        test_box.sh("systemctl daemon-reexec");
         let engines = kinds.iter().map(|kind| Engine::start(test_box, *kind)).collect();
         let pid_of = |unit| test_box.sh(&format!("systemctl show -P MainPID {unit}"));
         let keepers = ["ssh", "dbus", "systemd-journald", "user@1001"]
