@@ -112,8 +112,12 @@ fn contain(
             ("in a container without its monitor", Intent::Ambiguous)
         }
     };
-    let planted = |name: &str, kind, intent, pid| {
-        Planted { name: name.to_owned(), kind, intent, pid: Some(pid), start: 0 }
+    let planted = |name: &str, kind, intent, pid| Planted {
+        name: name.to_owned(),
+        kind,
+        intent,
+        pid: Some(pid),
+        start: 0,
     };
     scene.planted.push(planted(&server.name, kind, intent, container.pid));
     if has_child {

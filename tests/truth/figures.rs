@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     scene::{Intent, Planted, Scene},
-    support::Report,
+    support::{DEADLINE, Report, wait_until},
 };
 
 /// One process of a scene that was played.
@@ -92,7 +92,11 @@ fn beyond(scene: &Scene<'_>, report: &Report) -> Vec<String> {
         }
     }
     for (unit, times) in &scene.restarts {
-        let runs = scene.runs(unit);
+        let mut runs = None;
+        wait_until(DEADLINE, &format!("{unit} is up"), || {
+            runs = scene.runs(unit);
+            runs.is_some()
+        });
         if runs != Some(*times) {
             faults.push(format!("wrong kill: {unit} was restarted {runs:?} times, by us {times}"));
         }

@@ -90,12 +90,7 @@ fn left(scene: &mut Scene<'_>) {
     leave(scene, &server, intent, "left by a login");
 }
 
-pub(crate) fn leave(
-    scene: &mut Scene<'_>,
-    server: &Server,
-    intent: Intent,
-    kind: &'static str,
-) {
+pub(crate) fn leave(scene: &mut Scene<'_>, server: &Server, intent: Intent, kind: &'static str) {
     let (terminal, line) = to_be_left(scene, &server.command());
     scene.truth(&server.name, kind, intent);
     visit(scene, "alice", terminal, line, vec![server.name.clone()], true);
@@ -112,11 +107,8 @@ fn left_with_child(scene: &mut Scene<'_>) {
         0 => {
             let has_port = !scene.dice.one_in(4);
             let child = scene.server(server.service, has_port);
-            let intent = if is_session_leader && parent != Orphan {
-                Ambiguous
-            } else {
-                child.once_left()
-            };
+            let intent =
+                if is_session_leader && parent != Orphan { Ambiguous } else { child.once_left() };
             (child.name, child.words, intent)
         }
         1 => {
@@ -181,7 +173,10 @@ fn dead_script(scene: &mut Scene<'_>) {
     let script = format!("/app/{leader}.sh");
     scene.lane.test_box.write(
         &script,
-        &format!("{} &\n{PLANT} {words} &\necho $$ >/run/planted/{leader}; wait\n", server.command()),
+        &format!(
+            "{} &\n{PLANT} {words} &\necho $$ >/run/planted/{leader}; wait\n",
+            server.command()
+        ),
     );
     let intent = server.once_left();
     scene.truth(&server.name, "in a dead script's group", intent);
@@ -267,10 +262,8 @@ fn forking_unit(scene: &mut Scene<'_>) {
         script.push_str(&format!("{} {QUIET}\n", server.daemonised()));
         scene.truth(&server.name, "in a forking unit", Living);
         unit = format!("t-{}.service", server.name);
-        script.push_str(&format!(
-            "until [ -e /run/planted/{} ]; do sleep 0.02; done\n",
-            server.name
-        ));
+        script
+            .push_str(&format!("until [ -e /run/planted/{} ]; do sleep 0.02; done\n", server.name));
     }
     let text = format!("Type=forking\nExecStart=/bin/sh /app/{unit}.sh");
     write_unit(scene, &unit, &text, Some(&script));
@@ -317,9 +310,9 @@ fn dead_unit(scene: &mut Scene<'_>) {
     );
     let text = format!("Type={kind}\nExecStart=/bin/sh /app/{unit}.sh\nKillMode=process");
     write_unit(scene, &unit, &text, Some(&script));
-    scene.script.push_str(&format!(
-        "is_over() {{ ! systemctl is-active -q {unit}; }}; until_so is_over\n"
-    ));
+    scene
+        .script
+        .push_str(&format!("is_over() {{ ! systemctl is-active -q {unit}; }}; until_so is_over\n"));
 }
 
 /// A unit with KillMode=process was started anew: what its earlier run left is known by a declaration alone.
@@ -401,7 +394,8 @@ fn scope(scene: &mut Scene<'_>) {
     let server = scene.any_server();
     scene.truth(&server.name, "in a scope", Living);
     let command = scene.dice.pick(&[true, false]);
-    let command = if command { server.daemonised() } else { format!("setsid {} &", server.command()) };
+    let command =
+        if command { server.daemonised() } else { format!("setsid {} &", server.command()) };
     scene.lane.test_box.write(&format!("/app/{}.sh", server.name), &format!("{command}\n"));
     scene.script.push_str(&format!(
         "systemd-run --quiet --scope --unit=t-{0} sh /app/{0}.sh {QUIET}\n",
@@ -416,10 +410,10 @@ fn cron(scene: &mut Scene<'_>) {
     scene.truth(name, "a job of cron's", Living);
     scene.truth(&left.name, "left by a job of cron's", Living);
     let (script, table) = (format!("/app/{name}.sh"), format!("/etc/cron.d/t-{name}"));
-    scene.lane.test_box.write(
-        &script,
-        &format!("(setsid {} {QUIET} &)\n{}\n", left.command(), running.command()),
-    );
+    scene
+        .lane
+        .test_box
+        .write(&script, &format!("(setsid {} {QUIET} &)\n{}\n", left.command(), running.command()));
     scene.lane.test_box.write(&table, &format!("@reboot alice sh {script}\n"));
     // Another's table would run a second time.
     scene.script.push_str(&format!(
@@ -433,10 +427,9 @@ fn by_hand(scene: &mut Scene<'_>) {
     let server = scene.any_server();
     if scene.dice.one_in(2) {
         scene.truth(&server.name, "below a living parent", Living);
-        scene.script.push_str(&format!(
-            "setsid bash -c \"{} & wait\" {QUIET} &\n",
-            server.command()
-        ));
+        scene
+            .script
+            .push_str(&format!("setsid bash -c \"{} & wait\" {QUIET} &\n", server.command()));
     } else {
         scene.truth(&server.name, "daemonised by root", Ambiguous);
         scene.script.push_str(&format!("{}\n", server.daemonised()));

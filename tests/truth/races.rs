@@ -54,7 +54,8 @@ fn pid_reuse(scene: &mut Scene<'_>) {
     let server = scene.declared_server();
     let (old, new) = (server.name.clone(), scene.name());
     leave(scene, &server, Racing, "orphan whose pid is used again");
-    let words = server.words.replace(&format!("/run/planted/{old}"), &format!("/run/planted/{new}"));
+    let words =
+        server.words.replace(&format!("/run/planted/{old}"), &format!("/run/planted/{new}"));
     let moment = moment(scene);
     scene.race.push_str(&format!(
         "(sleep {moment}; old=$(pid {old}); kill -KILL $old 2>/dev/null; until_so is_gone $old

@@ -59,12 +59,7 @@ pub(crate) const SERVICES: [Service; 5] = [
         first_port: 21080,
         is_portless: false,
     },
-    Service {
-        name: "web",
-        runs_in: "{ container: web-1 }",
-        first_port: 21120,
-        is_portless: false,
-    },
+    Service { name: "web", runs_in: "{ container: web-1 }", first_port: 21120, is_portless: false },
     Service { name: "daemon", runs_in: "container", first_port: 21160, is_portless: true },
 ];
 
@@ -335,9 +330,7 @@ impl<'a> Scene<'a> {
 
     pub(crate) fn pid(&self, name: &str) -> u32 {
         let known = self.planted.iter().find(|planted| planted.name == name);
-        known
-            .and_then(|planted| planted.pid)
-            .unwrap_or_else(|| self.lane.test_box.planted(name))
+        known.and_then(|planted| planted.pid).unwrap_or_else(|| self.lane.test_box.planted(name))
     }
 
     /// Reads pids and starts of all that are in place.
@@ -445,9 +438,11 @@ impl<'a> Scene<'a> {
         assert!(said.is_empty(), "the race: {}", said.join("; "));
     }
 
-    /// How often systemd has started a unit anew by itself, where it is up.
+    /// How often systemd has started a unit anew by itself, where it is up; none also while systemd itself begins anew.
     pub(crate) fn runs(&self, unit: &str) -> Option<u32> {
-        let shown = self.lane.test_box.sh(&format!("systemctl show -P SubState -P NRestarts {unit}"));
+        let ask = ["systemctl", "show", "-P", "SubState", "-P", "NRestarts", unit];
+        let output = self.lane.test_box.run(&ask);
+        let shown = String::from_utf8_lossy(&output.stdout).into_owned();
         let mut words: Vec<&str> = shown.split_whitespace().collect();
         words.sort_unstable();
         match words[..] {
