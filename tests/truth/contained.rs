@@ -57,14 +57,14 @@ pub(crate) fn plant(scene: &mut Scene<'_>) {
     let all: Vec<&Container> = abandoned.iter().map(|(container, _)| container).collect();
     match plot {
         Plot::Nothing => {}
-        Plot::Unsupervised => all.iter().for_each(|container| engine.kill_monitor(container)),
+        Plot::Unsupervised => kill_monitors(engine, &all),
         Plot::Forgotten if is_docker => {
             engine.abandon(&all);
             engine.forget();
             engine.start_daemon();
         }
         Plot::Forgotten => {
-            all.iter().for_each(|container| engine.kill_monitor(container));
+            kill_monitors(engine, &all);
             engine.forget();
             for (_, name) in &abandoned {
                 if scene.dice.one_in(3) {
@@ -76,7 +76,7 @@ pub(crate) fn plant(scene: &mut Scene<'_>) {
         Plot::Dead => engine.abandon(&all),
         Plot::Frozen => {
             signal(lane.test_box, "STOP", &engine.daemons());
-            all.iter().for_each(|container| engine.kill_monitor(container));
+            kill_monitors(engine, &all);
         }
     }
 }
@@ -136,12 +136,18 @@ fn contain(
     (container, server.name)
 }
 
+fn kill_monitors(engine: &Engine<'_>, containers: &[&Container]) {
+    for container in containers {
+        engine.kill_monitor(container);
+    }
+}
+
 fn only_child(scene: &Scene<'_>, pid: u32) -> u32 {
-    let file = scene.lane.test_box.inside(&format!("/proc/{pid}/task/{pid}/children"));
+    let tasks = scene.lane.test_box.inside(&format!("/proc/{pid}/task"));
     let mut child = None;
     wait_until(DEADLINE, "the child of a container's process", || {
         // Any thread of it may have had it.
-        let tasks = fs::read_dir(file.ancestors().nth(2).expect("a folder")).expect("procfs");
+        let tasks = fs::read_dir(&tasks).expect("procfs");
         let text = |task: fs::DirEntry| fs::read_to_string(task.path().join("children")).ok();
         let all: String = tasks.flatten().filter_map(text).collect();
         child = all.split_whitespace().next().and_then(|pid| pid.parse().ok());

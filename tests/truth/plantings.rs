@@ -9,8 +9,10 @@ use Intent::{Ambiguous, Living, Orphan};
 
 const QUIET: &str = ">/dev/null 2>&1 </dev/null";
 
+type Planting = fn(&mut Scene<'_>);
+
 /// Each with its weight.
-const ALL: [(usize, fn(&mut Scene<'_>)); 24] = [
+const ALL: [(usize, Planting); 24] = [
     (3, present),
     (5, left),
     (2, left_with_child),
@@ -158,7 +160,7 @@ fn pane(scene: &mut Scene<'_>) {
 fn traced(scene: &mut Scene<'_>) {
     let server = scene.declared_server();
     leave(scene, &server, Living, "traced by somebody");
-    scene.last.push_str(&format!(
+    scene.at_last(format!(
         "pid=$(pid {}); setsid strace -qq -p $pid -o /dev/null {QUIET} & \
          until_so is_traced $pid\n",
         server.name
@@ -227,7 +229,7 @@ fn write_unit(scene: &mut Scene<'_>, unit: &str, text: &str, script: Option<&str
         test_box.write(&format!("/app/{unit}.sh"), script);
     }
     test_box.write(&format!("/run/systemd/system/{unit}"), &format!("[Service]\n{text}\n"));
-    scene.script.push_str(&format!("systemctl start {unit}\n"));
+    scene.at_first(format!("systemctl start {unit}\n"));
 }
 
 /// A living unit: its main process, a child of that, a helper that its script daemonised.
@@ -255,16 +257,16 @@ fn unit(scene: &mut Scene<'_>) {
 /// Type=forking without PIDFile=: with two processes systemd cannot tell which is the main one; with one it guesses.
 fn forking_unit(scene: &mut Scene<'_>) {
     let count = scene.dice.pick(&[1, 2, 2]);
-    let mut script = String::new();
-    let mut unit = String::new();
-    for _ in 0..count {
-        let server = scene.any_server();
-        script.push_str(&format!("{} {QUIET}\n", server.daemonised()));
+    let servers: Vec<Server> = (0..count).map(|_| scene.any_server()).collect();
+    let start = |server: &Server| {
+        let ready = format!("/run/planted/{}", server.name);
+        format!("{} {QUIET}\nuntil [ -e {ready} ]; do sleep 0.02; done\n", server.daemonised())
+    };
+    let script: String = servers.iter().map(start).collect();
+    for server in &servers {
         scene.truth(&server.name, "in a forking unit", Living);
-        unit = format!("t-{}.service", server.name);
-        script
-            .push_str(&format!("until [ -e /run/planted/{} ]; do sleep 0.02; done\n", server.name));
     }
+    let unit = format!("t-{}.service", servers[0].name);
     let text = format!("Type=forking\nExecStart=/bin/sh /app/{unit}.sh");
     write_unit(scene, &unit, &text, Some(&script));
 }
@@ -277,7 +279,7 @@ fn runner(scene: &mut Scene<'_>) {
     let script = format!("(setsid {} &)\nexec sleep infinity\n", server.command());
     let text = format!("ExecStart=/bin/sh /app/{unit}.sh\nKillMode=process");
     write_unit(scene, &unit, &text, Some(&script));
-    scene.script.push_str(&format!("await {}\n", server.name));
+    scene.at_first(format!("await {}\n", server.name));
 }
 
 /// The unit in which a service is declared to run is there once in a scene.
@@ -310,9 +312,7 @@ fn dead_unit(scene: &mut Scene<'_>) {
     );
     let text = format!("Type={kind}\nExecStart=/bin/sh /app/{unit}.sh\nKillMode=process");
     write_unit(scene, &unit, &text, Some(&script));
-    scene
-        .script
-        .push_str(&format!("is_over() {{ ! systemctl is-active -q {unit}; }}; until_so is_over\n"));
+    scene.at_first(format!("is_over() {{ ! systemctl is-active -q {unit}; }}; until_so is_over\n"));
 }
 
 /// A unit with KillMode=process was started anew: what its earlier run left is known by a declaration alone.
@@ -332,7 +332,7 @@ fn restarted_unit(scene: &mut Scene<'_>) {
     );
     let text = format!("ExecStart=/bin/sh /app/{unit}.sh\nKillMode=process");
     write_unit(scene, &unit, &text, Some(&script));
-    scene.script.push_str(&format!("await {0}\nsystemctl restart {unit}\n", old.name));
+    scene.at_first(format!("await {0}\nsystemctl restart {unit}\n", old.name));
 }
 
 /// In the control group of a service that systemd has ended whole.
@@ -345,7 +345,7 @@ fn survivor(scene: &mut Scene<'_>) {
         &format!("/run/systemd/system/{unit}"),
         "[Service]\nExecStart=/bin/sleep infinity\n",
     );
-    scene.script.push_str(&format!(
+    scene.at_first(format!(
         "systemctl start {unit}; systemctl stop {unit}\n{}\ninto {name} system.slice/{unit}\n",
         server.daemonised()
     ));
@@ -355,7 +355,7 @@ fn unknown_unit(scene: &mut Scene<'_>) {
     let server = scene.any_server();
     let name = &server.name;
     scene.truth(name, "in a unit that systemd does not know", Ambiguous);
-    scene.script.push_str(&format!(
+    scene.at_first(format!(
         "{}\ninto {name} system.slice/nobodys-{name}.service\n",
         server.daemonised()
     ));
@@ -383,7 +383,7 @@ fn users_unit(scene: &mut Scene<'_>) {
     };
     scene.truth(&name, kind, intent);
     scene.lane.test_box.write(&format!("/app/{name}.sh"), &script);
-    scene.script.push_str(&format!(
+    scene.at_first(format!(
         "runuser -u bob -- env XDG_RUNTIME_DIR=/run/user/1001 systemd-run --user --quiet --unit=t-{name} \
          -p KillMode=process sh /app/{name}.sh\n"
     ));
@@ -397,7 +397,7 @@ fn scope(scene: &mut Scene<'_>) {
     let command =
         if command { server.daemonised() } else { format!("setsid {} &", server.command()) };
     scene.lane.test_box.write(&format!("/app/{}.sh", server.name), &format!("{command}\n"));
-    scene.script.push_str(&format!(
+    scene.at_first(format!(
         "systemd-run --quiet --scope --unit=t-{0} sh /app/{0}.sh {QUIET}\n",
         server.name
     ));
@@ -416,7 +416,7 @@ fn cron(scene: &mut Scene<'_>) {
         .write(&script, &format!("(setsid {} {QUIET} &)\n{}\n", left.command(), running.command()));
     scene.lane.test_box.write(&table, &format!("@reboot alice sh {script}\n"));
     // Another's table would run a second time.
-    scene.script.push_str(&format!(
+    scene.at_first(format!(
         "rm -f /run/crond.reboot; systemctl restart cron; await {name} {}; rm {table}\n",
         left.name
     ));
@@ -427,12 +427,10 @@ fn by_hand(scene: &mut Scene<'_>) {
     let server = scene.any_server();
     if scene.dice.one_in(2) {
         scene.truth(&server.name, "below a living parent", Living);
-        scene
-            .script
-            .push_str(&format!("setsid bash -c \"{} & wait\" {QUIET} &\n", server.command()));
+        scene.at_first(format!("setsid bash -c \"{} & wait\" {QUIET} &\n", server.command()));
     } else {
         scene.truth(&server.name, "daemonised by root", Ambiguous);
-        scene.script.push_str(&format!("{}\n", server.daemonised()));
+        scene.at_first(format!("{}\n", server.daemonised()));
     }
 }
 
@@ -454,13 +452,13 @@ fn sandbox(scene: &mut Scene<'_>) {
     let (name, server) = (scene.name(), scene.declared_server());
     // Inside it has another pid, and its file is not waited for.
     let words = server.words.replace(&server.line, &format!("{} --of {name}", server.line));
-    scene.script.push_str(&format!(
+    scene.at_first(format!(
         "setsid unshare --pid --fork --mount-proc {PLANT} {words} {QUIET} & maker=$!\n\
          await {}; pgrep -o -f -- '^python3.*--of {name}' >/run/planted/{name}\n",
         server.name
     ));
     if scene.dice.one_in(2) {
-        scene.script.push_str("kill -KILL $maker\n");
+        scene.at_first("kill -KILL $maker\n");
         scene.truth(&name, "in a sandbox whose maker is dead", Ambiguous);
     } else {
         scene.truth(&name, "in a sandbox", Living);
@@ -477,7 +475,7 @@ fn others_in_a_session(scene: &mut Scene<'_>) {
     let may_stay = [host, user].contains(&"bob");
     let intent = if may_stay { Ambiguous } else { server.once_left() };
     scene.truth(&server.name, "another user's in a session that is over", intent);
-    scene.last.push_str(&format!(
+    scene.at_last(format!(
         "setpriv --reuid {user} --regid {user} --clear-groups {} {QUIET}; beside {1} {2}\n",
         server.daemonised(),
         server.name,

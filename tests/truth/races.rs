@@ -43,9 +43,9 @@ fn restart(scene: &mut Scene<'_>) {
         &format!("/run/systemd/system/{unit}"),
         &format!("[Service]\nExecStart=/bin/sh /app/{unit}.sh\nRestart=always\nRestartSec=10ms\n"),
     );
-    scene.script.push_str(&format!("systemctl start {unit}; await {name}\n"));
+    scene.at_first(format!("systemctl start {unit}; await {name}\n"));
     let moment = moment(scene);
-    scene.race.push_str(&format!("(sleep {moment}; kill -KILL $(pid {name})) &\n"));
+    scene.beside_reap(format!("(sleep {moment}; kill -KILL $(pid {name})) &\n"));
     scene.restarts.push((unit, 1));
 }
 
@@ -57,7 +57,7 @@ fn pid_reuse(scene: &mut Scene<'_>) {
     let words =
         server.words.replace(&format!("/run/planted/{old}"), &format!("/run/planted/{new}"));
     let moment = moment(scene);
-    scene.race.push_str(&format!(
+    scene.beside_reap(format!(
         "(sleep {moment}; old=$(pid {old}); kill -KILL $old 2>/dev/null; until_so is_gone $old
           for try in $(seq 200); do
               echo $((old - 1)) >/proc/sys/kernel/ns_last_pid
@@ -78,16 +78,17 @@ fn re_exec(scene: &mut Scene<'_>) {
     let server = scene.any_server().with("--re-exec");
     scene.truth(&server.name, "runs itself anew in an open session", Living);
     let moment = moment(scene);
-    scene.race.push_str(&format!("(sleep {moment}; kill -USR1 $(pid {})) &\n", server.name));
+    scene.beside_reap(format!("(sleep {moment}; kill -USR1 $(pid {})) &\n", server.name));
     visit(scene, Terminal::Yes, server.command(), vec![server.name]);
 }
 
 fn orphan_re_execs(scene: &mut Scene<'_>) {
     let server = scene.declared_server().with("--re-exec");
     let moment = moment(scene);
-    scene
-        .race
-        .push_str(&format!("(sleep {moment}; kill -USR1 $(pid {}) 2>/dev/null) &\n", server.name));
+    scene.beside_reap(format!(
+        "(sleep {moment}; kill -USR1 $(pid {}) 2>/dev/null) &\n",
+        server.name
+    ));
     leave(scene, &server, Racing, "orphan that runs itself anew");
 }
 
@@ -95,7 +96,8 @@ fn orphan_re_execs(scene: &mut Scene<'_>) {
 fn brood(scene: &mut Scene<'_>) {
     let mut server = scene.declared_server();
     let marked = format!("{} --of {}", server.line, server.name);
-    server.words = server.words.replace(&server.line, &marked);
+    // What a thread has in a table of its own is not inherited.
+    server.words = server.words.replace(&server.line, &marked).replace("--how own-table ", "");
     let server = server.with("--inherit --brood 40:70");
     leave(scene, &server, Orphan, "orphan with ever more children");
     scene.extinct.push(format!("--of {}", server.name));
@@ -108,7 +110,7 @@ fn newcomer(scene: &mut Scene<'_>) {
     leave(scene, &host, Ambiguous, "left by a login");
     let new = server.name.clone();
     let ms = scene.dice.below(1000);
-    scene.race.push_str(&format!(
+    scene.beside_reap(format!(
         "(await reap-began; sleep .3; sleep 0.{ms:03}; {}; beside {new} {place}) &\n",
         server.daemonised()
     ));
@@ -118,7 +120,7 @@ fn newcomer(scene: &mut Scene<'_>) {
 
 /// Pids go by quickly.
 fn storm(scene: &mut Scene<'_>) {
-    scene.race.push_str("(for i in $(seq 400); do /bin/true; done) &\n");
+    scene.beside_reap("(for i in $(seq 400); do /bin/true; done) &\n");
 }
 
 /// A server in somebody's terminal has children all the time.
@@ -140,7 +142,7 @@ fn logout(scene: &mut Scene<'_>) {
     scene.truth(&server.name, "in a session that ends meanwhile", intent);
     let line = format!("nohup {} >/dev/null 2>&1 </dev/null &", server.command());
     let moment = moment(scene);
-    scene.race.push_str(&format!(
+    scene.beside_reap(format!(
         "(sleep {moment}; shell=$(ps -o ppid= -p $(pid {})); [ $shell -gt 1 ] && kill -KILL $shell) &\n",
         server.name
     ));
@@ -156,7 +158,7 @@ fn server_dies(scene: &mut Scene<'_>) {
     );
     scene.truth(&worker, "worker whose server dies meanwhile", Racing);
     let moment = moment(scene);
-    scene.race.push_str(&format!("(sleep {moment}; kill -KILL $(pid {server})) &\n"));
+    scene.beside_reap(format!("(sleep {moment}; kill -KILL $(pid {server})) &\n"));
     visit(scene, Terminal::Yes, line, vec![worker, server]);
 }
 
@@ -164,6 +166,6 @@ fn server_dies(scene: &mut Scene<'_>) {
 fn blind(scene: &mut Scene<'_>) {
     let moment = moment(scene);
     let who = scene.dice.pick(&["daemon-reexec", "restart systemd-logind", "daemon-reload"]);
-    scene.race.push_str(&format!("(sleep {moment}; systemctl {who}) &\n"));
+    scene.beside_reap(format!("(sleep {moment}; systemctl {who}) &\n"));
     scene.is_blinded = true;
 }

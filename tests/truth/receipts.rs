@@ -44,13 +44,13 @@ pub(crate) fn plant(scene: &mut Scene<'_>) {
     if let Some(text) = text {
         let file = format!("/run/systemd/system/{unit}");
         scene.lane.test_box.write(&file, &format!("[Service]\n{text}\n"));
-        scene.script.push_str(&format!("systemctl start {unit}\n"));
+        scene.at_first(format!("systemctl start {unit}\n"));
     }
     match owner {
         "waits for a restart" => {
-            scene.script.push_str(&format!("until_so is_state auto-restart {unit}\n"));
+            scene.at_first(format!("until_so is_state auto-restart {unit}\n"));
         }
-        "is stopped" => scene.script.push_str(&format!("systemctl stop {unit}\n")),
+        "is stopped" => scene.at_first(format!("systemctl stop {unit}\n")),
         _ => {}
     }
     let (kind, intent) = match (flaw, owner) {
@@ -61,7 +61,7 @@ pub(crate) fn plant(scene: &mut Scene<'_>) {
         }
     };
     scene.truth(&name, kind, intent);
-    scene.script.push_str(&format!(
+    scene.at_first(format!(
         "{PLANT} --daemonise --as '{name} serves' --ready /run/planted/{name}\n\
          into {name} system.slice/cron.service\n"
     ));

@@ -229,6 +229,21 @@ impl<'a> Scene<'a> {
         self.planted.push(Planted { name, kind, intent, pid: None, start: 0 });
     }
 
+    /// Adds to what root runs before anybody leaves.
+    pub(crate) fn at_first(&mut self, script: impl AsRef<str>) {
+        self.script.push_str(script.as_ref());
+    }
+
+    /// Adds to what root runs once everybody is in place or gone.
+    pub(crate) fn at_last(&mut self, script: impl AsRef<str>) {
+        self.last.push_str(script.as_ref());
+    }
+
+    /// Adds to what runs beside `reap`.
+    pub(crate) fn beside_reap(&mut self, script: impl AsRef<str>) {
+        self.race.push_str(script.as_ref());
+    }
+
     /// A name that nobody else has in this scene.
     pub(crate) fn name(&mut self) -> String {
         self.names += 1;
