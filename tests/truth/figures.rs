@@ -12,7 +12,7 @@ use crate::{
     support::{DEADLINE, Report, wait_until},
 };
 
-/// One process of a scene that was played.
+/// What became of a process.
 pub(crate) struct Fate {
     pub(crate) kind: &'static str,
     pub(crate) intent: Intent,
@@ -128,8 +128,8 @@ pub(crate) struct Figures {
 }
 
 impl Figures {
-    /// Adds a scene.
-    pub(crate) fn add(&mut self, seed: u64, played: Played) {
+    /// Adds a scene; what was wrong with it.
+    pub(crate) fn add(&mut self, seed: u64, played: Played) -> Option<String> {
         self.scenes += 1;
         let Played { fates, mut faults } = played;
         for Fate { kind, intent, verdict, reason, fault } in fates {
@@ -146,19 +146,19 @@ impl Figures {
             let what = fault.split(':').next().unwrap_or_default();
             *self.faults.entry(what.to_owned()).or_default() += 1;
         }
-        if !faults.is_empty() {
-            self.fail(seed, &faults.join("\n"));
-        }
+        (!faults.is_empty()).then(|| self.fail(seed, &faults.join("\n")))
     }
 
     /// A scene could not be set, or ended in the middle.
-    pub(crate) fn broke(&mut self, seed: u64, cause: &str) {
+    pub(crate) fn broke(&mut self, seed: u64, cause: &str) -> String {
         *self.faults.entry("not played".to_owned()).or_default() += 1;
-        self.fail(seed, &format!("not played: {cause}"));
+        self.fail(seed, &format!("not played: {cause}"))
     }
 
-    fn fail(&mut self, seed: u64, what: &str) {
-        self.failures.push(format!("scene {seed}: {what}\nagain: tests/truth/run 1 {seed}"));
+    fn fail(&mut self, seed: u64, what: &str) -> String {
+        let failure = format!("scene {seed}: {what}\nagain: tests/truth/run 1 {seed}");
+        self.failures.push(failure.clone());
+        failure
     }
 
     fn of(&self, intent: Intent) -> usize {

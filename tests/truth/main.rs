@@ -137,17 +137,20 @@ fn play_all(number: usize, seeds: &[u64], figures: &Mutex<Figures>) -> Result<()
             left = rest;
             let began = Instant::now();
             let played = panic::catch_unwind(AssertUnwindSafe(|| play(&lane, seed)));
-            let mut figures = figures.lock().unwrap();
-            match played {
-                Ok(one) => figures.add(seed, one),
-                Err(cause) => {
-                    let cause = cause.downcast_ref::<String>().cloned().unwrap_or_default();
-                    figures.broke(seed, &cause);
+            let failure = {
+                let mut figures = figures.lock().unwrap();
+                match played {
+                    Ok(played) => figures.add(seed, played),
+                    Err(cause) => {
+                        let cause = cause.downcast_ref::<String>().cloned().unwrap_or_default();
+                        Some(figures.broke(seed, &cause))
+                    }
                 }
-            }
+            };
             println!("scene {seed}: {:.1} s", began.elapsed().as_secs_f32());
-            if figures.failures.last().is_some_and(|last| last.contains(&format!(" {seed}:"))) {
-                println!("{}", figures.failures.last().unwrap());
+            // Whatever is wrong there, the next scene is not to inherit it.
+            if let Some(failure) = failure {
+                println!("{failure}");
                 break;
             }
         }
