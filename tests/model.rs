@@ -150,6 +150,8 @@ fn the_unit_of_a_model_is_shown_and_nothing_else() {
         "/opt/vllm/bin/vllm",
         "--run-as",
         "vllm",
+        "--gpus",
+        "0",
     ]);
     let shown = place.must(&["show", "llama"]);
     for part in ["/opt/vllm/bin/vllm", "user"] {
@@ -169,8 +171,16 @@ fn the_unit_of_a_model_is_shown_and_nothing_else() {
     let config = config.to_str().unwrap();
     let unit = place.must(&["show", "llama", "--unit", "--config", config]);
     assert!(unit.contains(&format!(" model --config {config} exec llama\n")), "{unit}");
+    let offline = place.must(&["show", "llama", "--unit", "--offline", "--config", config]);
+    for part in
+        ["/portreeve model exec llama\n", "\nUser=vllm\n", "\nSupplementaryGroups=render video\n"]
+    {
+        assert!(offline.contains(part), "{part}: {offline}");
+    }
     for words in [
         &["show", "llama", "--user"][..],
+        &["show", "llama", "--offline"],
+        &["show", "llama", "--unit", "--user", "--offline"],
         &["show", "llama", "--unit", "--json"],
         &["show", "x", "--unit"],
     ] {

@@ -51,6 +51,8 @@ fn build(name: &str) -> Result<House, String> {
     test_box.sh("mkdir -p /srv/models && touch /srv/models/l.gguf
          ln -s /build/examples/model-server /usr/local/bin/llama-server");
     packaging::install(test_box, CONFIG);
+    // What a model's main process goes by is handed to it.
+    test_box.sh("chmod 600 /etc/portreeve/config.yaml");
     Ok(House { test_box, engine: None })
 }
 
@@ -301,6 +303,7 @@ fn a_stranger_on_its_port_blocks_it_once_and_nothing_loops() {
         house.test_box().sh("date +%s").parse::<u64>().unwrap() > later
     });
     assert_eq!(asked(), before, "it was asked again");
+    house.model(&["status", "blocked"]).ends_with(1).says("its gate was shut at its last start");
     assert!(house.lives(stranger));
     house.model(&["stop", "blocked"]).ends_with(0);
     house.test_box().sh("systemctl stop stranger-8704");
@@ -395,6 +398,7 @@ fn enabled_models_are_started_without_holding_the_boot_up() {
     house.native("slow", 8708, &["--load-for", "usr1"]);
     house.contained("quick", 8709, &[]);
     house.model(&["enable", "slow", "quick"]).ends_with(0).says("is started at boot from now on");
+    assert_eq!(house.status("slow")["now"]["enabled"], true);
     // What a boot starts; it does not wait.
     house.test_box().sh("systemctl start portreeve-models.service");
     house.wait_for("quick", "running", "");
@@ -407,9 +411,103 @@ fn enabled_models_are_started_without_holding_the_boot_up() {
     house.wait_for("slow", "running", "");
     house.wait_for("quick", "running", "");
     house.model(&["disable", "slow", "quick"]).ends_with(0);
-    assert_eq!(house.property(&unit("slow"), "UnitFileState"), "disabled");
+    assert_eq!(house.status("slow")["now"]["enabled"], false);
     house.model(&["stop", "slow", "quick"]).ends_with(0);
     for (name, port) in [("slow", 8708), ("quick", 8709)] {
         house.nothing_is_left(name, port);
     }
+}
+
+#[test]
+fn a_server_that_outlives_its_unit_is_known_for_what_it_is_and_reaped() {
+    let Some(house) = house() else { return };
+    house.change("moved", "[Service]\nRestartSec=1h\n");
+    house.native("moved", 8710, &[]);
+    house.model(&["start", "moved"]).ends_with(0);
+    let (wrapper, server) = (house.main_pid("moved"), house.server("moved"));
+    house.test_box().sh(&format!(
+        "mkdir -p /sys/fs/cgroup/system.slice/elsewhere.service
+         echo {server} >/sys/fs/cgroup/system.slice/elsewhere.service/cgroup.procs"
+    ));
+    house.kill("KILL", wrapper);
+    house.wait_for("moved", "failed", &format!("its server, pid {server}, outlived its unit"));
+    assert!(house.lives(server));
+    house.model(&["start", "moved"]).ends_with(1).complains(&server.to_string());
+    house.test_box().sh("/usr/bin/portreeve reap moved");
+    assert!(!house.lives(server));
+    house.model(&["start", "moved"]).ends_with(0);
+    house.model(&["stop", "moved"]).ends_with(0);
+    house.nothing_is_left("moved", 8710);
+}
+
+#[test]
+fn a_users_models_are_kept_by_the_users_own_manager() {
+    let house = match build("model-users") {
+        Ok(house) => house,
+        Err(reason) => return skip(&reason),
+    };
+    let podman = Engine::start(house.test_box, Kind::PodmanOfBob);
+    podman.serve();
+    podman.give_model("model-vllm", "vllm", "");
+    let by = |user: &str, words: &[&str]| {
+        let id = house.test_box.sh(&format!("id -u {user}"));
+        let run = format!("XDG_RUNTIME_DIR=/run/user/{id}");
+        let home = format!("HOME=/home/{user}");
+        let first =
+            ["runuser", "-u", user, "--", "env", &run, &home, "/usr/bin/portreeve", "model"];
+        let mut command = house.test_box.command(&[&first[..], words].concat());
+        Ran::of(&command.stdin(Stdio::null()).output().unwrap())
+    };
+    let bob = |words: &[&str]| by("bob", words);
+    let native = ["--backend", "llamacpp", "--path", "/srv/models/l.gguf", "--port", "8711"];
+    house.test_box.sh("chmod 644 /etc/portreeve/config.yaml");
+    bob(&[&["register", "own", "--memory", "1G"], &native[..]].concat())
+        .ends_with(0)
+        .says("portreeve-model-own.service");
+    let boxed = [
+        "--backend",
+        "vllm",
+        "--model",
+        "org/qwen",
+        "--container",
+        "--engine",
+        "podman",
+        "--port",
+        "8712",
+    ];
+    bob(&[&["register", "boxed", "--image", "model-vllm", "--network", "host"], &boxed[..]]
+        .concat())
+    .ends_with(0);
+    bob(&["enable", "own", "boxed"]).ends_with(0);
+    bob(&["start", "own", "boxed"])
+        .ends_with(0)
+        .says("'own' is running")
+        .says("'boxed' is running");
+    let state = |name: &str| {
+        house.test_box.sh(&format!(
+            "runuser -u bob -- env XDG_RUNTIME_DIR=/run/user/1001 \
+             systemctl --user show --property=ActiveState --value portreeve-model-{name}"
+        ))
+    };
+    assert_eq!([state("own"), state("boxed")], ["active", "active"]);
+    bob(&["status"]).ends_with(0).says("healthy").says("portreeve-model-boxed.service");
+    bob(&["stop", "--all"]).ends_with(0).says("none is left");
+    assert_eq!([state("own"), state("boxed")], ["inactive", "inactive"]);
+    for port in [8711, 8712] {
+        assert!(house.test_box.can_bind(port), "{port}");
+    }
+    for name in ["own", "boxed"] {
+        bob(&["unregister", name]).ends_with(0);
+    }
+    // Root's models are the system's.
+    house.model(&["list"]).ends_with(0).says("no model is registered");
+
+    let mut login = house.test_box.login("alice", support::Terminal::No);
+    login.types("echo here");
+    wait_until(DEADLINE, "alice has a manager", || {
+        house.test_box.run(&["test", "-S", "/run/user/1000/systemd/private"]).status.success()
+    });
+    by("alice", &[&["register", "hers"], &native[..]].concat()).ends_with(0);
+    by("alice", &["enable", "hers"]).ends_with(0).complains("loginctl enable-linger");
+    login.leaves();
 }

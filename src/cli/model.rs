@@ -15,7 +15,7 @@ use crate::{
         self, BackendName, Quantization, Spec,
         spec::{self, Engine, Watch},
     },
-    config::settings::Settings,
+    config::{self, settings::Settings},
     host::Host,
     ident::{GpuName, ModelName, Port},
     models::{
@@ -171,6 +171,9 @@ pub(super) enum ModelVerb {
         /// As it is for a user's manager (default: where another than root asks)
         #[arg(long, requires = "unit")]
         user: bool,
+        /// As it is for a system that is only being built: of its manager, by the settings of its /etc/portreeve
+        #[arg(long, requires = "unit", conflicts_with = "user")]
+        offline: bool,
         #[command(flatten)]
         form: Form,
     },
@@ -342,12 +345,12 @@ impl Stack {
         Ok(self)
     }
 
-    /// In a model's unit: the registry is not its main process's to open.
-    fn of_one(file: ConfigFile, name: &ModelName, given: &Handover) -> Result<Self, Failure> {
-        let mut settings = file.load()?.settings;
+    /// In a model's unit: neither registry nor settings are its main process's to open.
+    fn of_one(name: &ModelName, given: &Handover) -> Self {
+        let mut settings = Settings { engines: given.engines.clone(), ..config::embedded() };
         let models = vec![(name.clone(), given.spec.clone())];
         guard::guard(&mut settings, &models);
-        Ok(Self { host: Host::live(), settings, path: PathBuf::new(), models, config: None })
+        Self { host: Host::live(), settings, path: PathBuf::new(), models, config: None }
     }
 
     fn keeper(&self, until: Option<Instant>) -> Keeper<'_> {
@@ -384,7 +387,7 @@ impl Stack {
 pub(super) fn run(file: ConfigFile, verb: ModelVerb, out: &mut dyn Write) -> Result<u8, Failure> {
     let given = if let ModelVerb::Exec { name, .. } = &verb { exec::given(name)? } else { None };
     if let (ModelVerb::Exec { name, command }, Some(given)) = (&verb, given) {
-        return exec::run(&Stack::of_one(file, name, &given)?, name, command, Some(given));
+        return exec::run(&Stack::of_one(name, &given), name, command, Some(given));
     }
     let stack = Stack::load(file)?;
     if let ModelVerb::List { as_recorded: true, form } = &verb {
@@ -421,10 +424,15 @@ pub(super) fn run(file: ConfigFile, verb: ModelVerb, out: &mut dyn Write) -> Res
             }
             list(&stack, form, out)?;
         }
-        ModelVerb::Show { name, unit: true, user, form: _ } => {
-            out.write_all(unit::text(&stack, &name, user)?.as_bytes())?;
+        ModelVerb::Show { name, unit: true, user, offline, form: _ } => {
+            let whose = match (offline, user) {
+                (true, _) => unit::Whose::Offline,
+                (false, true) => unit::Whose::User,
+                (false, false) => unit::Whose::Ours,
+            };
+            out.write_all(unit::text(&stack, &name, whose)?.as_bytes())?;
         }
-        ModelVerb::Show { name, unit: false, user: _, form } => {
+        ModelVerb::Show { name, unit: false, user: _, offline: _, form } => {
             let record = stack.records()?.into_iter().find(|record| record.name == name);
             let record = record.ok_or_else(|| stack.unknown(&name))?;
             if form.json {
@@ -463,6 +471,7 @@ fn register(
     wants_unit: bool,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
+    let spec = &from_anywhere(spec)?;
     if spec.run_as.is_some() && !rustix::process::geteuid().is_root() {
         let why =
             "--run-as is for models of the system, and a user's manager runs all as that user";
@@ -513,6 +522,20 @@ fn register(
         }
     }
     Ok(())
+}
+
+/// A process's weights are where they are seen from here: it is started from elsewhere.
+fn from_anywhere(spec: &Spec) -> Result<Spec, Failure> {
+    let is_file = spec.backend.backend().models.is_file(&spec.model);
+    if spec.is_container || !is_file {
+        return Ok(spec.clone());
+    }
+    let path = std::path::absolute(&spec.model)?;
+    let model = path.into_os_string().into_string().map_err(|path| {
+        let why = format!("the path of the weights is no text: '{}'", path.display());
+        Failure::Usage(format!("{why}\nhint: give its folder a name in UTF-8"))
+    })?;
+    Ok(Spec { model, ..spec.clone() })
 }
 
 /// What is up is stopped first.

@@ -97,6 +97,13 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
     }
 }
 
+/// The settings where no file has any: for who is not to read them.
+pub fn embedded() -> Settings {
+    let text = include_str!("../../config/default.yaml");
+    let (fragment, _) = read::read(source::DEFAULT_LAYER, "default", text);
+    validate::settings(&fragment, Vec::new())
+}
+
 /// The names of services and models that the files have, as far as they can be read. Quick, and silent: for a shell that
 /// completes one. Compose is not asked.
 pub fn names(sources: &Sources) -> (Vec<ServiceName>, Vec<ModelName>) {

@@ -4,6 +4,7 @@ use std::{fmt, path::PathBuf, str::FromStr, sync::OnceLock, time::Duration};
 
 use globset::GlobMatcher;
 use regex::bytes::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     backend::Spec,
@@ -132,7 +133,7 @@ impl Default for Gate {
 }
 
 /// `engines:`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Engines {
     /// Docker.
     pub docker: EngineUse,
@@ -145,7 +146,7 @@ pub struct Engines {
 }
 
 /// How long an engine may take for each rung of the stop ladder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ladder {
     /// For the stop, on top of the grace period.
     pub stop_timeout: Duration,
@@ -177,7 +178,7 @@ impl Default for Engines {
 }
 
 /// Whether and where an engine, or who knows GPUs, is asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EngineUse {
     /// Where it is found, at its usual places.
     Auto,

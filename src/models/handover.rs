@@ -23,7 +23,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use super::cards::Chosen;
-use crate::{act::interrupt::timespec, backend::Spec, sys};
+use crate::{act::interrupt::timespec, backend::Spec, config::settings::Engines, sys};
 
 /// What it is called in the store.
 const NAME: &str = "portreeve-model";
@@ -44,6 +44,9 @@ pub struct Handover {
     pub chosen: Chosen,
     /// Our installation.
     pub instance: String,
+    /// How engines are asked: it reads no settings of its own.
+    #[serde(default)]
+    pub engines: Engines,
 }
 
 /// As it is written.
@@ -155,7 +158,12 @@ mod tests {
     fn handover() -> Handover {
         let cards = Cards { nvidia: vec!["GPU-1".to_owned()], amd: Vec::new() };
         let chosen = Chosen { cards, devices: 1 };
-        Handover { spec: Spec::sample(BackendName::Vllm), chosen, instance: "i".to_owned() }
+        Handover {
+            spec: Spec::sample(BackendName::Vllm),
+            chosen,
+            instance: "i".to_owned(),
+            engines: Engines::default(),
+        }
     }
 
     #[test]

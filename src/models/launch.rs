@@ -130,6 +130,11 @@ impl<'a> Prepared<'a> {
         Self::on_engine(order, || cards(order.host, order.settings, order.spec))
     }
 
+    /// Whose container it will be.
+    pub fn kind(&self) -> EngineKind {
+        self.engine.name.kind
+    }
+
     /// The same with GPUs that were found already.
     pub fn with(order: Order<'a>, chosen: Chosen) -> Result<Self, Trouble> {
         Self::on_engine(order, || Ok(chosen))

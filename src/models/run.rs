@@ -1,7 +1,7 @@
 //! A model's unit and the registry: its run is ordered from systemd, and the commands around its main process, which have the rights that
 //! it lacks, write down how it goes. Each of them may be killed and the next goes on from what is there.
 
-use std::env;
+use std::{env, time::Duration};
 
 use super::{
     Registry, State,
@@ -10,7 +10,7 @@ use super::{
     launch::{self, Prepared},
     lifecycle::{Down, Keeper, Up, put_failure, replace_old},
     native,
-    receipt::{Main, Receipt, Worker, boot_id},
+    receipt::{self, Main, Receipt, Worker, boot_id},
     registry::{Record, RegistryError},
     service::{self, Service},
     trouble::Trouble,
@@ -21,11 +21,16 @@ use crate::{
         interrupt::Interrupt,
         systemctl::{self, NotDone, Order},
     },
-    backend::Spec,
+    backend::{Spec, spec::Engine},
+    host::Host,
     ident::{ModelName, Pid},
     snapshot::Seen,
 };
 
+/// So often its manager may hang up on one order.
+const MOST_HANG_UPS: usize = 10;
+/// For it to be there again.
+const PAUSE: Duration = Duration::from_millis(300);
 /// How many of its last lines are told.
 const LOG_LINES: usize = 15;
 
@@ -54,7 +59,13 @@ impl Keeper<'_> {
         if reaps {
             launch::pass_gate(self.host, self.settings, spec, reaps, interrupt, say)?;
         }
+        let waits = unit.waits_for_restart();
         let (host, manager, unit) = (self.host, service::manager(), unit_of(name));
+        if waits {
+            // systemd would only wait with us until its time has come.
+            let stop = Order::Stop;
+            drop(systemctl::give(host, manager, stop, &unit, self.until, interrupt, &mut || ()));
+        }
         // Somebody asks for it: how often systemd tried before is not held against it.
         let forgotten = systemctl::forget_failure(host, manager, &unit);
         if let Err(why @ NotDone::NotGiven(_)) = forgotten {
@@ -67,7 +78,21 @@ impl Keeper<'_> {
                 say(&now.status_text);
             }
         };
-        match systemctl::give(host, manager, Order::Start, &unit, None, interrupt, &mut look) {
+        let mut given = Ok(());
+        for _ in 0..MOST_HANG_UPS {
+            given = systemctl::give(host, manager, Order::Start, &unit, None, interrupt, &mut look);
+            // A manager that executes itself anew hangs up on who waits: the same order is merged with the one that goes on.
+            let goes_on = match service::look_at(host, &unit) {
+                Seen::Known(now) => now.restarts == 0 && now.is_up(),
+                Seen::Denied | Seen::Unreadable(_) => true,
+                Seen::Gone => false,
+            };
+            let hung_up = goes_on && matches!(given, Err(NotDone::Failed(_)));
+            if !hung_up || interrupt.wait(PAUSE) {
+                break;
+            }
+        }
+        match given {
             Ok(()) => {}
             Err(NotDone::Failed(words)) => {
                 return Err(self.why_not(
@@ -121,10 +146,7 @@ impl Keeper<'_> {
             return is_tried_again.then_some(hint).into_iter().fold(trouble, Trouble::hint);
         }
         let gate = gate_of(name);
-        let is_shut = match service::look_at(self.host, &gate) {
-            Seen::Known(gate) => gate.active_state == "failed",
-            Seen::Gone | Seen::Denied | Seen::Unreadable(_) => false,
-        };
+        let is_shut = service::state_of(self.host, &gate).as_deref() == Some("failed");
         if !is_shut {
             return Trouble::new(format!("systemd says: {words}"))
                 .hint(format!("'systemctl status {unit}'"));
@@ -202,11 +224,15 @@ impl Keeper<'_> {
             let order = self.order(name, spec, &instance);
             self.check_conflicts(registry, order)?;
             let chosen = launch::cards(self.host, self.settings, spec)?;
+            let mut spec = spec.clone();
             if spec.is_container {
                 let prepared = Prepared::with(order, chosen.clone())?;
+                // The one that answers now is the one that it is started on.
+                spec.engine = Some(Engine::of_kind(prepared.kind()));
                 replace_old(registry, &worker, name, &prepared, interrupt, say)?;
             }
-            handover::give(&Handover { spec: spec.clone(), chosen, instance }).map_err(|error| {
+            let engines = self.settings.engines.clone();
+            handover::give(&Handover { spec, chosen, instance, engines }).map_err(|error| {
                 Trouble::unknown(format!("systemd does not hand over what was found: {error}"))
                     .hint("its unit needs NotifyAccess=exec and FileDescriptorStoreMax=")
             })
@@ -264,19 +290,23 @@ impl Keeper<'_> {
         say: &mut dyn FnMut(&str),
     ) -> Result<(), Trouble> {
         let end = self.how_it_ended(name);
-        let (record, brought) = {
+        let (record, brought, survivor) = {
             // Also where it cannot be written: what is left is ended first.
             let registry = Registry::look(self.registry)?;
             let registry = registry.ok_or_else(|| Trouble::unknown("there is no registry"))?;
-            let contained = registry.receipt(name)?.and_then(|receipt| receipt.container);
+            let receipt = registry.receipt(name)?;
+            let survivor = receipt.as_ref().and_then(|receipt| survivor(self.host, receipt));
+            let contained = receipt.and_then(|receipt| receipt.container);
             let spec = self.spec(name).ok();
             let brought = self.bring_down(&registry, name, spec, contained, interrupt, say);
-            (recorded(&registry, name)?, brought)
+            (recorded(&registry, name)?, brought, survivor)
         };
         let Some(record) = record else { return brought.map(drop) };
         let mut registry = self.open()?;
         let (to, why) = match (end, &brought) {
             (_, Err(left)) => (State::Failed, left.why.clone()),
+            // Its receipt is kept: by that it is known for what it is.
+            (_, Ok(_)) if survivor.is_some() => (State::Failed, outlived(name, survivor)),
             (End::Asked(why), Ok(_)) => (State::Stopped, why),
             (End::Failed(why), Ok(_)) => (State::Failed, why),
         };
@@ -311,7 +341,12 @@ impl Keeper<'_> {
             (_, "killed" | "dumped") => {
                 return End::Failed(format!("SIG{status} ended its main process"));
             }
-            (_, "exited") => format!("exit code {status}"),
+            // Why is what it said.
+            (_, "exited") => {
+                return End::Failed(
+                    said.unwrap_or_else(|| format!("it ended with exit code {status}")),
+                );
+            }
             (result, _) => format!("systemd calls it '{result}'"),
         };
         End::Failed(said.map_or_else(|| how.clone(), |said| format!("{said} ({how})")))
@@ -323,6 +358,19 @@ impl Keeper<'_> {
                 .hint(format!("'portreeve model start {name}' has systemd start it"))
         })
     }
+}
+
+/// A server that is no process of its unit any more, and lives on: systemd has ended the others by now.
+fn survivor(host: &Host, receipt: &Receipt) -> Option<Pid> {
+    let is_ours = receipt.container.is_none() && boot_id(host)? == receipt.boot_id;
+    let server = receipt.process.as_ref().filter(|_| is_ours)?;
+    let is_it = receipt::key_of(server.key.pid).is_some_and(|now| now.is_same(&server.key));
+    is_it.then_some(server.key.pid)
+}
+
+fn outlived(name: &ModelName, survivor: Option<Pid>) -> String {
+    let pid = survivor.map_or_else(String::new, |pid| format!("pid {pid}"));
+    format!("its server, {pid}, outlived its unit ('portreeve reap {name}' ends it)")
 }
 
 /// How a run came to its end, and why.

@@ -31,8 +31,6 @@ pub struct Service {
     pub invocation_id: Option<String>,
     /// How often its manager restarted it by itself.
     pub restarts: u64,
-    /// Whether it is started with its target: `enabled`, `disabled`, `static`.
-    pub unit_file_state: String,
     /// Its file is newer than what the manager has read.
     pub needs_reload: bool,
     /// When it became active, since the boot; none = it never was.
@@ -77,7 +75,6 @@ impl Service {
             status_text: text("StatusText").unwrap_or_default(),
             invocation_id: properties.get("InvocationID").and_then(Value::hex),
             restarts: number("NRestarts").unwrap_or_default(),
-            unit_file_state: text("UnitFileState").unwrap_or_default(),
             needs_reload: properties.get("NeedDaemonReload").and_then(Value::flag)?,
             active_since: set("ActiveEnterTimestampMonotonic").map(Duration::from_micros),
             memory_bytes: counted("MemoryCurrent"),
@@ -120,6 +117,11 @@ pub fn look_at(host: &Host, unit: &UnitName) -> Seen<Service> {
         Seen::Denied => Seen::Denied,
         Seen::Unreadable(why) => Seen::Unreadable(why),
     }
+}
+
+/// What a unit is doing, as far as its manager tells.
+pub fn state_of(host: &Host, unit: &UnitName) -> Option<String> {
+    look_at(host, unit).known().map(|unit| unit.active_state.clone())
 }
 
 /// The unit of a model, where it has one.

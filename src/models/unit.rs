@@ -34,6 +34,8 @@ pub struct Surroundings {
     pub config: Option<PathBuf>,
     /// Those of [`GPU_GROUPS`] that there are.
     pub groups: Vec<&'static str>,
+    /// Whoever builds a system writes it, and it is no file to be edited there.
+    pub is_offline: bool,
 }
 
 /// Groups whose members may use AMD's and Intel's devices (udev's 50-udev-default.rules); NVIDIA's are everybody's.
@@ -99,8 +101,12 @@ impl Unit<'_> {
         let Spec { backend, model, host, gpus, .. } = self.spec;
         let unit = unit_of(self.model);
         let switch = if self.is_systems() { "" } else { "--user " };
-        page.why("Written by 'portreeve model register', which writes it anew. Changes belong into a drop-in:");
-        page.why(&format!("'systemctl {switch}edit {unit}'."));
+        if self.surroundings.is_offline {
+            page.why("Written by 'portreeve model show --unit --offline'. Changes belong into a drop-in.");
+        } else {
+            page.why("Written by 'portreeve model register', which writes it anew. Changes belong into a drop-in:");
+            page.why(&format!("'systemctl {switch}edit {unit}'."));
+        }
         let gpus: Vec<String> = gpus.iter().map(ToString::to_string).collect();
         let on = match (gpus.is_empty(), self.spec.is_container) {
             (true, false) => " without a GPU".to_owned(),

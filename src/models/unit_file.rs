@@ -22,6 +22,9 @@ use crate::{
     snapshot::Seen,
 };
 
+/// What enabled ones hang on.
+const TARGET: &str = "portreeve-models.target";
+
 /// How a file of ours begins.
 const MARK: &str = "# Written by 'portreeve model register'";
 
@@ -41,7 +44,16 @@ pub fn surroundings(
     config: Option<&Path>,
 ) -> io::Result<Surroundings> {
     let program = installed(std::env::current_exe()?);
-    Ok(Surroundings { manager, program, config: config.map(Path::to_owned), groups: groups(host) })
+    let (config, groups) = (config.map(Path::to_owned), groups(host));
+    Ok(Surroundings { manager, program, config, groups, is_offline: false })
+}
+
+/// The same for a system that is only being built. Nothing of this host counts: the settings will be in its `/etc/portreeve`, and
+/// its groups are those that a distribution has.
+pub fn offline() -> io::Result<Surroundings> {
+    let program = installed(std::env::current_exe()?);
+    let groups = GPU_GROUPS.to_vec();
+    Ok(Surroundings { manager: Manager::System, program, config: None, groups, is_offline: true })
 }
 
 /// As it is called, though an update has put another in its place meanwhile (proc_pid_exe(5)).
@@ -158,8 +170,19 @@ fn on_gpus_by_hook(host: &Host, settings: &Settings) -> Vec<String> {
     runs.filter(|one| is_by_hook(&one.id.0)).map(|one| one.name).collect()
 }
 
+/// Whether it is started at boot: by its link, for a manager that has not read its files anew tells what was before.
+pub fn is_enabled(host: &Host, name: &ModelName) -> bool {
+    let link = |folder: PathBuf| folder.join(format!("{TARGET}.wants")).join(unit_of(name).0);
+    folder(host).is_ok_and(|folder| fs::symlink_metadata(link(folder)).is_ok())
+}
+
 fn path(host: &Host, name: &ModelName) -> Result<PathBuf, Trouble> {
-    let folder = match service::manager() {
+    Ok(folder(host)?.join(unit_of(name).0))
+}
+
+/// Where units are kept that are not a package's.
+fn folder(host: &Host) -> Result<PathBuf, Trouble> {
+    Ok(match service::manager() {
         Manager::System => host.path("etc/systemd/system"),
         Manager::User(_) => {
             let absolute = |name: &str, below: &str| {
@@ -171,8 +194,7 @@ fn path(host: &Host, name: &ModelName) -> Result<PathBuf, Trouble> {
                 .ok_or_else(|| Trouble::new("there is no place for its unit: no HOME is set"))?
                 .join("systemd/user")
         }
-    };
-    Ok(folder.join(unit_of(name).0))
+    })
 }
 
 /// Nobody else's file is written over or removed.

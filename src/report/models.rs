@@ -26,7 +26,7 @@ use crate::{
         registry::{Event, Record},
         service::Service,
         trouble::Trouble,
-        unit::unit_of,
+        unit::{gate_of, unit_of},
         usage::Usage,
     },
 };
@@ -153,6 +153,10 @@ pub struct Status {
     pub unseen: Option<String>,
     /// Its unit, where it has one.
     pub unit: Option<Service>,
+    /// It is started at boot.
+    pub is_enabled: bool,
+    /// What its gate is doing, in systemd's word, where it is failed.
+    pub gate: Option<String>,
     /// What it uses.
     pub usage: Usage,
 }
@@ -168,6 +172,17 @@ impl Status {
         let unit = self.unit.as_ref()?;
         if unit.waits_for_restart() {
             return Some("systemd is about to start it again".to_owned());
+        }
+        let journal = || format!("('journalctl -u {}')", gate_of(&self.record.name));
+        match self.gate.as_deref().filter(|_| unit.active_state == "inactive") {
+            Some("activating") => {
+                return Some(format!("its gate waits for its ports and GPUs {}", journal()));
+            }
+            Some("failed") => {
+                let why = "its gate was shut at its last start, and systemd does not try again";
+                return Some(format!("{why} {}", journal()));
+            }
+            Some(_) | None => {}
         }
         let is_given_up = unit.active_state == "failed" && unit.restarts > 0;
         is_given_up.then(|| {
@@ -259,7 +274,7 @@ pub fn render_status_json(all: &[Status], out: &mut dyn Write) -> io::Result<()>
             engine: container.map(|container| container.engine.word()),
             container: container.map(|container| container.name.clone()),
             unit: status.unit.as_ref().map(|_| unit_of(&status.record.name).0),
-            enabled: status.unit.as_ref().map(|unit| unit.unit_file_state == "enabled"),
+            enabled: status.unit.as_ref().map(|_| status.is_enabled),
             uptime_ms: status.uptime().map(in_ms),
             restarts: status.unit.as_ref().map(|unit| unit.restarts),
             memory_bytes: status.usage.memory_bytes,

@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
         }
         ["verify", name, file] => {
-            let Handover { spec, chosen, instance } = serde_json::from_slice(&fs::read(file)?)?;
+            let Handover { spec, chosen, instance, .. } = serde_json::from_slice(&fs::read(file)?)?;
             let (host, name) = (&Host::live(), &ModelName(name.to_owned()));
             let settings = &config::load(&Sources::default())?.settings;
             let sight = Sight::Whole;

@@ -20,7 +20,8 @@ use crate::{
         journal, logs, plan, reconcile,
         registry::{Record, RegistryError},
         service,
-        unit::unit_of,
+        unit::{gate_of, unit_of},
+        unit_file,
         usage::Meter,
     },
     report::{Style, escape::escape, exit, models},
@@ -61,6 +62,10 @@ pub(super) fn status(
             unseen: unseen.get(&record.name).cloned(),
             usage: meter.read(unit.as_ref(), receipt.as_ref()),
             receipt: stack.receipt(&record.name),
+            gate: (record.state == State::Failed)
+                .then(|| service::state_of(&stack.host, &gate_of(&record.name)))
+                .flatten(),
+            is_enabled: unit_file::is_enabled(&stack.host, &record.name),
             unit,
             record,
         }

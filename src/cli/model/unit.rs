@@ -25,12 +25,29 @@ pub(super) fn write(stack: &Stack, name: &ModelName, spec: &Spec) -> Result<Writ
     unit_file::write(&stack.host, &stack.settings, (name, spec), stack.config.as_deref())
 }
 
-/// The text of a model's unit; for a user's manager where that is asked for, or another than root asks.
-pub(super) fn text(stack: &Stack, name: &ModelName, is_users: bool) -> Result<String, Failure> {
+/// For which manager a unit is printed.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Whose {
+    /// That of whoever asks: the system's for root.
+    Ours,
+    /// A user's.
+    User,
+    /// That of a system which is only being built.
+    Offline,
+}
+
+/// The text of a model's unit.
+pub(super) fn text(stack: &Stack, name: &ModelName, whose: Whose) -> Result<String, Failure> {
     let spec = stack.spec(name)?;
-    let uid = rustix::process::geteuid().as_raw();
-    let manager = if is_users { Manager::User(uid) } else { service::manager() };
-    let around = unit_file::surroundings(&stack.host, manager, stack.config.as_deref())?;
+    let config = stack.config.as_deref();
+    let around = match whose {
+        Whose::Ours => unit_file::surroundings(&stack.host, service::manager(), config)?,
+        Whose::User => {
+            let manager = Manager::User(rustix::process::geteuid().as_raw());
+            unit_file::surroundings(&stack.host, manager, config)?
+        }
+        Whose::Offline => unit_file::offline()?,
+    };
     Ok(crate::models::unit::text(name, spec, &around))
 }
 

@@ -147,6 +147,8 @@ fn everybodys(page: &mut Page) {
 fn file_system(page: &mut Page) {
     page.why("All that it may write to is named above. Homes may have weights.");
     page.set("ProtectSystem", "strict");
+    page.why("systemd 252 leaves it out beside ProtectKernelTunables=.");
+    page.set("ReadOnlyPaths", "/run");
     page.set("ProtectHome", "read-only");
     for key in [
         "PrivateTmp",

@@ -22,6 +22,7 @@ fn systems() -> Surroundings {
         program: "/usr/bin/portreeve".into(),
         config: None,
         groups: vec!["render"],
+        is_offline: false,
     }
 }
 
