@@ -54,7 +54,8 @@ impl Keeper<'_> {
                 "its unit's file is newer than what systemd has read of it: 'systemctl daemon-reload'",
             );
         }
-        if reaps {
+        // Whoever starts it already has passed.
+        if reaps && !unit.is_up() {
             launch::pass_gate(self.host, self.settings, spec, reaps, interrupt, say)?;
         }
         let waits = unit.waits_for_restart();
@@ -298,6 +299,10 @@ impl Keeper<'_> {
         interrupt: &mut Interrupt,
         say: &mut dyn FnMut(&str),
     ) -> Result<(), Trouble> {
+        // By hand beside a run, it would take that for what is left over.
+        if env::var_os("SERVICE_RESULT").is_none() {
+            return Err(not_its_unit(name));
+        }
         let end = self.how_it_ended(name);
         let (record, brought, survivor) = {
             // Also where it cannot be written: what is left is ended first.
@@ -372,11 +377,13 @@ impl Keeper<'_> {
     }
 
     fn this_run(&self, name: &ModelName) -> Result<Worker, Trouble> {
-        Worker::this_run(self.host, &unit_of(name)).ok_or_else(|| {
-            Trouble::new("this is a command of its unit, and none runs it")
-                .hint(format!("'portreeve model start {name}' has systemd start it"))
-        })
+        Worker::this_run(self.host, &unit_of(name)).ok_or_else(|| not_its_unit(name))
     }
+}
+
+fn not_its_unit(name: &ModelName) -> Trouble {
+    Trouble::new("this is a command of its unit, and none runs it")
+        .hint(format!("'portreeve model start {name}' has systemd start it"))
 }
 
 /// A server that is no process of its unit any more, and lives on: systemd has ended the others by now.
