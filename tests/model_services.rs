@@ -582,3 +582,35 @@ fn a_users_models_are_kept_by_the_users_own_manager() {
     by("alice", &["enable", "hers"]).ends_with(0).complains("loginctl enable-linger");
     login.leaves();
 }
+
+#[test]
+fn whoever_is_killed_while_it_stops_nothing_is_left_and_the_next_stop_says_so() {
+    let Some(house) = house() else { return };
+    house.native("torn", 8715, &["--slow-stop", "0.2", "--child"]);
+    house.contained("torn-box", 8716, &["--slow-stop", "0.2"]);
+    let unit_of_box = unit("torn-box");
+    for moment in ["0.05", "0.25"] {
+        for (name, part) in
+            [("torn", "main"), ("torn", "server"), ("torn-box", "main"), ("torn-box", "step")]
+        {
+            house.model(&["start", name]).ends_with(0);
+            let pid = match part {
+                "main" => house.main_pid(name).to_string(),
+                "server" => house.server(name).to_string(),
+                // Whatever of its unit runs then: its main process, or the step behind it.
+                _ => format!("$(cat /sys/fs/cgroup/system.slice/{unit_of_box}/cgroup.procs)"),
+            };
+            // The moment is the test.
+            house.test_box().sh(&format!(
+                "systemctl stop --no-block {}; sleep {moment}; kill -9 {pid} 2>/dev/null || true",
+                unit(name)
+            ));
+            let said = house.model(&["stop", name]).ends_with(0);
+            let what = format!("{name}, {part} at {moment} s: {}{}", said.out, said.err);
+            assert_eq!(house.status(name)["state"], "stopped", "{what}");
+            house.nothing_is_left(name, if name == "torn" { 8715 } else { 8716 });
+        }
+    }
+    let ends = |event: &String| event.starts_with("stopped: ") || event.starts_with("failed: ");
+    assert!(house.events("torn").iter().filter(|e| ends(e)).count() >= 4);
+}
