@@ -1,7 +1,7 @@
 //! A model's unit and the registry: its run is ordered from systemd, and the commands around its main process, which have the rights that
 //! it lacks, write down how it goes. Each of them may be killed and the next goes on from what is there.
 
-use std::env;
+use std::{env, time::Duration};
 
 use super::{
     Registry, State,
@@ -22,6 +22,7 @@ use crate::{
         systemctl::{self, NotDone, Order},
     },
     backend::{Spec, spec::Engine},
+    config::settings::{Gate, Settings},
     host::Host,
     ident::{ModelName, Pid},
     snapshot::Seen,
@@ -149,8 +150,10 @@ impl Keeper<'_> {
             return Trouble::new(format!("systemd says: {words}"))
                 .hint(format!("'systemctl status {unit}'"));
         }
-        let (host, settings) = (self.host, self.settings);
-        let passed = launch::pass_gate(host, settings, spec, false, interrupt, &mut |_| ());
+        // The gate has waited as long as it is to.
+        let gate_now = Gate { timeout: Duration::ZERO, ..self.settings.gate };
+        let settings = Settings { gate: gate_now, ..self.settings.clone() };
+        let passed = launch::pass_gate(self.host, &settings, spec, false, interrupt, &mut |_| ());
         let trouble = passed.err().unwrap_or_else(|| {
             Trouble::new("its gate was shut, and by now all is free")
                 .hint(format!("'journalctl -u {gate}' says who was in the way"))
