@@ -33,7 +33,7 @@ rustPlatform.buildRustPackage {
     cp -r packaging/usr/lib packaging/usr/share $out/
     chmod -R u+w $out/lib $out/share
     cp docs/*.md $out/share/doc/portreeve/
-    find $out/lib $out/share/doc/portreeve/examples -type f -exec sed -i \
+    find $out/lib $out/share/man $out/share/doc/portreeve/examples -type f -exec sed -i \
       -e "s|/usr/bin/portreeve|$out/bin/portreeve|g" \
       -e "s|/usr/bin/systemctl|${systemd}/bin/systemctl|g" \
       -e "s|/usr/share/doc|$out/share/doc|g" {} +

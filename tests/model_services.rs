@@ -214,6 +214,9 @@ fn a_process_is_started_kept_up_and_stopped_by_its_unit() {
     let rights = house.test_box().sh(&format!("grep CapEff /proc/{wrapper}/status"));
     assert!(rights.ends_with("0000000000000000"), "{rights}");
     house.model(&["logs", "plain"]).ends_with(0).says("ready");
+    // Its unit's commands are its unit's.
+    house.model(&["step", "down", "plain"]).ends_with(1).complains("none runs it");
+    house.wait_for("plain", "running", "");
 
     house.kill("KILL", server);
     house.wait_for_event(
@@ -393,6 +396,74 @@ fn the_commands_around_its_main_process_may_be_killed() {
 }
 
 #[test]
+fn a_start_beside_a_start_waits_with_it_and_a_stop_calls_off_who_waits() {
+    let Some(house) = house() else { return };
+    let (unit, gate) = (unit("twice"), "portreeve-gate@twice.service");
+    house.test_box().write(
+        &format!("/run/systemd/system/{gate}.d/hold.conf"),
+        "[Service]\nExecStartPre=/bin/sh -c 'while [ -e /run/hold-gate ]; do sleep 0.05; done'\n",
+    );
+    house.native("twice", 8713, &["--load-for", "usr1"]);
+    let start = || {
+        let mut start =
+            house.test_box().command(&["/usr/bin/portreeve", "model", "start", "twice"]);
+        start.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let ended = |start: std::process::Child| Ran::of(&start.wait_with_output().unwrap());
+    let loads = || {
+        wait_until(DEADLINE, "it loads, with its port", || {
+            house.property(&unit, "StatusText").starts_with("loading for")
+                && !house.test_box().can_bind(8713)
+        });
+    };
+    let first = start();
+    loads();
+    let asked = house.property(gate, "InvocationID");
+    let second = start();
+    wait_until(DEADLINE, "its gate is asked again", || {
+        house.property(gate, "InvocationID") != asked
+            && house.property(gate, "ActiveState") == "inactive"
+    });
+    house.kill("USR1", house.server("twice"));
+    ended(first).ends_with(0).says("is running");
+    ended(second).ends_with(0).says("is running");
+    house.test_box().sh(&format!("systemctl start {unit}"));
+    house.model(&["stop", "twice"]).ends_with(0);
+
+    let first = start();
+    loads();
+    house.model(&["stop", "twice"]).ends_with(0);
+    ended(first).ends_with(1).complains("somebody else had it stopped meanwhile");
+    assert_eq!(house.property(&unit, "ActiveState"), "inactive");
+    house.nothing_is_left("twice", 8713);
+
+    // While it waits for its gate, nothing of it runs yet.
+    house.test_box().sh("touch /run/hold-gate");
+    let first = start();
+    wait_until(DEADLINE, "its gate is asked", || {
+        house.property(gate, "ActiveState") == "activating"
+    });
+    house.model(&["stop", "twice"]).ends_with(0);
+    ended(first).ends_with(1).complains("somebody else had it stopped meanwhile");
+    house.test_box().sh(&format!("rm /run/hold-gate; systemctl stop {gate}"));
+    assert_eq!(house.property(&unit, "ActiveState"), "inactive");
+    house.nothing_is_left("twice", 8713);
+}
+
+#[test]
+fn a_step_that_is_killed_is_not_taken_for_a_stop() {
+    let Some(house) = house() else { return };
+    let more = "[Service]\nRestartSec=1h\nExecStartPost=/bin/sh -c 'kill -9 $$$$'\n";
+    house.change("cut", more);
+    house.native("cut", 8714, &[]);
+    let why = "a signal ended one of its unit's steps";
+    house.model(&["start", "cut"]).ends_with(1).complains(why);
+    house.wait_for("cut", "failed", why);
+    house.model(&["stop", "cut"]).ends_with(0);
+    house.nothing_is_left("cut", 8714);
+}
+
+#[test]
 fn enabled_models_are_started_without_holding_the_boot_up() {
     let Some(house) = house() else { return };
     house.native("slow", 8708, &["--load-for", "usr1"]);
@@ -510,4 +581,36 @@ fn a_users_models_are_kept_by_the_users_own_manager() {
     by("alice", &[&["register", "hers"], &native[..]].concat()).ends_with(0);
     by("alice", &["enable", "hers"]).ends_with(0).complains("loginctl enable-linger");
     login.leaves();
+}
+
+#[test]
+fn whoever_is_killed_while_it_stops_nothing_is_left_and_the_next_stop_says_so() {
+    let Some(house) = house() else { return };
+    house.native("torn", 8715, &["--slow-stop", "0.2", "--child"]);
+    house.contained("torn-box", 8716, &["--slow-stop", "0.2"]);
+    let unit_of_box = unit("torn-box");
+    for moment in ["0.05", "0.25"] {
+        for (name, part) in
+            [("torn", "main"), ("torn", "server"), ("torn-box", "main"), ("torn-box", "step")]
+        {
+            house.model(&["start", name]).ends_with(0);
+            let pid = match part {
+                "main" => house.main_pid(name).to_string(),
+                "server" => house.server(name).to_string(),
+                // Whatever of its unit runs then: its main process, or the step behind it.
+                _ => format!("$(cat /sys/fs/cgroup/system.slice/{unit_of_box}/cgroup.procs)"),
+            };
+            // The moment is the test.
+            house.test_box().sh(&format!(
+                "systemctl stop --no-block {}; sleep {moment}; kill -9 {pid} 2>/dev/null || true",
+                unit(name)
+            ));
+            let said = house.model(&["stop", name]).ends_with(0);
+            let what = format!("{name}, {part} at {moment} s: {}{}", said.out, said.err);
+            assert_eq!(house.status(name)["state"], "stopped", "{what}");
+            house.nothing_is_left(name, if name == "torn" { 8715 } else { 8716 });
+        }
+    }
+    let ends = |event: &String| event.starts_with("stopped: ") || event.starts_with("failed: ");
+    assert!(house.events("torn").iter().filter(|e| ends(e)).count() >= 4);
 }

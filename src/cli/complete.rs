@@ -3,7 +3,6 @@
 
 use std::{collections::BTreeSet, ffi::OsString, io::Write};
 
-use clap::CommandFactory;
 use clap_complete::{
     CompleteEnv,
     engine::CompletionCandidate,
@@ -18,8 +17,6 @@ use crate::{
     report::exit,
 };
 
-use super::Cli;
-
 /// Set by the script, and by whoever wants it.
 const VARIABLE: &str = "COMPLETE";
 
@@ -31,7 +28,7 @@ pub(super) fn answer(arguments: &[OsString]) -> Option<u8> {
     if words.first().is_some_and(|first| first != "--") {
         return None;
     }
-    let asked = CompleteEnv::with_factory(Cli::command)
+    let asked = CompleteEnv::with_factory(super::command)
         .var(VARIABLE)
         .shells(Shells(&[&Bash, &Fish, &Zsh]))
         .try_complete(arguments, std::env::current_dir().ok().as_deref());

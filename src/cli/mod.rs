@@ -19,7 +19,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::engine::ArgValueCandidates;
 use output::{Destination, Output, OutputError};
 
@@ -230,6 +230,11 @@ enum Failure {
     Interrupt(#[source] io::Error),
     #[error("the report cannot be written: {0}")]
     Write(#[from] io::Error),
+}
+
+/// The whole command line, as `--help` shows it: the manual's pages are made of it.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the command with these arguments and answers with the exit code of the table in `--help`.

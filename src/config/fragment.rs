@@ -229,10 +229,10 @@ pub struct ModelFragment {
     /// The GPUs that it computes on: one, or a list.
     #[schemars(with = "Option<GpusText>")]
     pub gpus: Option<At<Vec<At<GpuName>>>>,
-    /// Memory in bytes.
+    /// Memory.
     #[schemars(with = "Option<AmountText>")]
     pub memory: Option<At<u64>>,
-    /// Processors, in thousandths.
+    /// Processors: 4.0 are four.
     #[schemars(with = "Option<ProcessorsText>")]
     pub cpu: Option<At<u32>>,
     /// Processes and threads.
@@ -317,7 +317,7 @@ pub enum Kind {
     Worker,
 }
 
-/// How `compose:` is written.
+/// A file, an entry with these keys, or a list of both.
 #[derive(JsonSchema)]
 #[schemars(untagged, rename = "Compose")]
 #[expect(dead_code, reason = "it exists for its schema only")]

@@ -228,6 +228,8 @@ pub struct Service {
     pub name: ServiceName,
     /// Where it is declared to run, if that is declared.
     pub runs_in: Option<RunsIn>,
+    /// The unit that portreeve keeps it in, where it does: no stranger to it, and no reason to call others strangers.
+    pub own_unit: Option<UnitName>,
     /// Its guarded ports.
     pub ports: Vec<Endpoint>,
     /// It sets SO_REUSEADDR before it binds them.

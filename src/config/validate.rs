@@ -18,6 +18,7 @@ pub(super) fn settings(merged: &Fragment, models: Vec<(ModelName, Spec)>) -> Set
     let services = services.map(|(name, At { value: service, .. })| Service {
         name: name.clone(),
         runs_in: service.runs_in.as_ref().map(|place| place.value.clone()),
+        own_unit: None,
         ports: service.ports.iter().flat_map(|ports| &ports.value).map(|port| port.value).collect(),
         reuse_addr: service.reuse_addr.as_ref().is_none_or(|reuse| reuse.value),
         gpus: service

@@ -213,7 +213,11 @@ fn load(
         }
         pause = (pause * 2).min(LAST_LOOK);
     }
-    Ok(kept.is_itself(interrupt, say).err().map(Exit::Unhealthy))
+    match kept.is_itself(interrupt, say) {
+        Ok(()) => Ok(None),
+        // One that has died meanwhile is not itself either.
+        Err(trouble) => Ok(Some(kept.look()?.map_or(Exit::Unhealthy(trouble), Exit::Server))),
+    }
 }
 
 /// Lets time pass; how it ended meanwhile.

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{State, plan::container_name, registry::Record};
+use super::{State, plan::container_name, registry::Record, unit::unit_of};
 use crate::{
     backend::{Spec, claims},
     config::settings::{ForeignHolder, RunsIn, Service, Settings},
-    ident::{Endpoint, GpuName, ModelName, ServiceName},
+    ident::{Endpoint, GpuName, ModelName, ServiceName, UnitName},
 };
 
 /// What is wanted of each model, by name: what is declared over what is registered.
@@ -65,6 +65,7 @@ pub fn guard(settings: &mut Settings, models: &[(ModelName, Spec)]) {
             None => settings.services.push(Service {
                 name: service,
                 runs_in: runs_in(name, spec),
+                own_unit: own_unit(name, spec),
                 ports: own,
                 reuse_addr: true,
                 gpus: spec.gpus.clone(),
@@ -84,11 +85,17 @@ fn runs_in(name: &ModelName, spec: &Spec) -> Option<RunsIn> {
     spec.is_container.then(container)
 }
 
+/// Its unit, where that has its server: it may as well be kept in the foreground ('model exec').
+fn own_unit(name: &ModelName, spec: &Spec) -> Option<UnitName> {
+    (!spec.is_container).then(|| unit_of(name))
+}
+
 fn extend(service: &mut Service, name: &ModelName, spec: &Spec, ports: Vec<Endpoint>) {
     service.ports.extend(ports);
     let is_new = |gpu: &&GpuName| !service.gpus.contains(gpu);
     let gpus: Vec<GpuName> = spec.gpus.iter().filter(is_new).cloned().collect();
     service.gpus.extend(gpus);
+    service.own_unit = own_unit(name, spec);
     let own = runs_in(name, spec);
     let gives_way = match &service.runs_in {
         // With a pattern it would convict who was only suspected.
@@ -122,6 +129,7 @@ mod tests {
         Service {
             name: name.into(),
             runs_in: None,
+            own_unit: None,
             ports: ports.iter().map(|port| port.parse().unwrap()).collect(),
             reuse_addr: true,
             gpus: Vec::new(),

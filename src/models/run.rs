@@ -22,15 +22,12 @@ use crate::{
         systemctl::{self, NotDone, Order},
     },
     backend::{Spec, spec::Engine},
+    config::settings::{Gate, Settings},
     host::Host,
     ident::{ModelName, Pid},
     snapshot::Seen,
 };
 
-/// So often its manager may hang up on one order.
-const MOST_HANG_UPS: usize = 10;
-/// For it to be there again.
-const PAUSE: Duration = Duration::from_millis(300);
 /// How many of its last lines are told.
 const LOG_LINES: usize = 15;
 
@@ -48,7 +45,9 @@ impl Keeper<'_> {
         let mut registry = self.open()?;
         self.reconcile_one(&mut registry, name)?;
         let before = recorded(&registry, name)?;
-        if before.as_ref().is_some_and(|record| record.state == State::Running) {
+        // One that is being stopped is started once that is done.
+        let is_up = !unit.is_going_down();
+        if is_up && before.as_ref().is_some_and(|record| record.state == State::Running) {
             return Ok(Up::WasUp);
         }
         if unit.needs_reload {
@@ -56,7 +55,8 @@ impl Keeper<'_> {
                 "its unit's file is newer than what systemd has read of it: 'systemctl daemon-reload'",
             );
         }
-        if reaps {
+        // Whoever starts it already has passed.
+        if reaps && !unit.is_up() {
             launch::pass_gate(self.host, self.settings, spec, reaps, interrupt, say)?;
         }
         let waits = unit.waits_for_restart();
@@ -78,23 +78,10 @@ impl Keeper<'_> {
                 say(&now.status_text);
             }
         };
-        let mut given = Ok(());
-        for _ in 0..MOST_HANG_UPS {
-            given = systemctl::give(host, manager, Order::Start, &unit, None, interrupt, &mut look);
-            // A manager that executes itself anew hangs up on who waits: the same order is merged with the one that goes on.
-            let goes_on = match service::look_at(host, &unit) {
-                Seen::Known(now) => now.restarts == 0 && now.is_up(),
-                Seen::Denied | Seen::Unreadable(_) => true,
-                Seen::Gone => false,
-            };
-            let hung_up = goes_on && matches!(given, Err(NotDone::Failed(_)));
-            if !hung_up || interrupt.wait(PAUSE) {
-                break;
-            }
-        }
+        let given = systemctl::give(host, manager, Order::Start, &unit, None, interrupt, &mut look);
         match given {
             Ok(()) => {}
-            Err(NotDone::Failed(words)) => {
+            Err(NotDone::Failed(words) | NotDone::HungUp(words)) => {
                 return Err(self.why_not(
                     &mut registry,
                     name,
@@ -139,7 +126,9 @@ impl Keeper<'_> {
             let log = journal::of_this_run(self.host, &unit, LOG_LINES);
             let trouble = Trouble { log, ..Trouble::new(record.why) };
             let is_tried_again = match service::look_at(self.host, &unit) {
-                Seen::Known(unit) => unit.is_up() || unit.waits_for_restart(),
+                Seen::Known(unit) => {
+                    unit.waits_for_restart() || unit.is_up() && !unit.is_going_down()
+                }
                 Seen::Gone | Seen::Denied | Seen::Unreadable(_) => false,
             };
             let hint = format!("systemd tries it again; 'portreeve model stop {name}' ends that");
@@ -147,12 +136,24 @@ impl Keeper<'_> {
         }
         let gate = gate_of(name);
         let is_shut = service::state_of(self.host, &gate).as_deref() == Some("failed");
+        let is_stopped = match service::look_at(self.host, &unit) {
+            Seen::Known(unit) => {
+                unit.is_going_down() || unit.active_state == "inactive" && unit.result == "success"
+            }
+            Seen::Gone => true,
+            Seen::Denied | Seen::Unreadable(_) => false,
+        };
+        if !is_shut && is_stopped {
+            return Trouble::new("somebody else had it stopped meanwhile");
+        }
         if !is_shut {
             return Trouble::new(format!("systemd says: {words}"))
                 .hint(format!("'systemctl status {unit}'"));
         }
-        let (host, settings) = (self.host, self.settings);
-        let passed = launch::pass_gate(host, settings, spec, false, interrupt, &mut |_| ());
+        // The gate has waited as long as it is to.
+        let gate_now = Gate { timeout: Duration::ZERO, ..self.settings.gate };
+        let settings = Settings { gate: gate_now, ..self.settings.clone() };
+        let passed = launch::pass_gate(self.host, &settings, spec, false, interrupt, &mut |_| ());
         let trouble = passed.err().unwrap_or_else(|| {
             Trouble::new("its gate was shut, and by now all is free")
                 .hint(format!("'journalctl -u {gate}' says who was in the way"))
@@ -169,21 +170,33 @@ impl Keeper<'_> {
         interrupt: &mut Interrupt,
         say: &mut dyn FnMut(&str),
     ) -> Result<Option<String>, Trouble> {
-        let unit = service::of_model(self.host, name)?;
-        if unit.is_none_or(|unit| !unit.is_up() && !unit.waits_for_restart()) {
-            return Ok(None);
-        }
+        let Some(before) = service::of_model(self.host, name)? else { return Ok(None) };
+        let ran = before.is_up() || before.waits_for_restart();
         let (host, manager, unit) = (self.host, service::manager(), unit_of(name));
-        say("systemd stops its unit");
+        if ran {
+            say("systemd stops its unit");
+        }
+        // Also where nothing of it runs: its start may wait for its gate.
         let mut look = || ();
         match systemctl::give(host, manager, Order::Stop, &unit, self.until, interrupt, &mut look) {
+            Ok(()) => {}
             // What is left is told by the look that follows.
-            Ok(()) | Err(NotDone::Failed(_)) => {}
+            Err(NotDone::Failed(_) | NotDone::HungUp(_)) => {
+                let now = service::of_model(host, name)?;
+                if now.is_some_and(|now| now.is_up() && !now.is_going_down()) {
+                    let why = "somebody else has it started meanwhile";
+                    return Err(Trouble::new(why).hint(format!("'systemctl status {unit}'")));
+                }
+            }
             Err(why @ (NotDone::Interrupted | NotDone::Late)) => {
                 let hint = format!("it goes on stopping: 'systemctl status {unit}'");
                 return Err(Trouble::unknown(why.to_string()).hint(hint));
             }
+            Err(NotDone::NotGiven(_)) if !ran => {}
             Err(why @ NotDone::NotGiven(_)) => return Err(Trouble::unknown(why.to_string())),
+        }
+        if !ran {
+            return Ok(None);
         }
         let registry = Registry::look(self.registry).ok().flatten();
         let record = registry.and_then(|registry| recorded(&registry, name).ok().flatten());
@@ -289,6 +302,10 @@ impl Keeper<'_> {
         interrupt: &mut Interrupt,
         say: &mut dyn FnMut(&str),
     ) -> Result<(), Trouble> {
+        // By hand beside a run, it would take that for what is left over.
+        if env::var_os("SERVICE_RESULT").is_none() {
+            return Err(not_its_unit(name));
+        }
         let end = self.how_it_ended(name);
         let (record, brought, survivor) = {
             // Also where it cannot be written: what is left is ended first.
@@ -334,6 +351,16 @@ impl Keeper<'_> {
             ("watchdog", _) => {
                 return End::Failed("its main process gave no sign of life (watchdog)".to_owned());
             }
+            // Its main process did as it was told: another command of its unit did not.
+            ("signal" | "core-dump", "" | "exited") => {
+                return End::Failed("a signal ended one of its unit's steps".to_owned());
+            }
+            ("exit-code", "") => {
+                return End::Failed("one of its unit's steps failed".to_owned());
+            }
+            ("exit-code", "exited") if status == "0" => {
+                return End::Failed("one of its unit's steps failed".to_owned());
+            }
             ("timeout", _) => "it took longer than its unit allows".to_owned(),
             ("oom-kill", _) => {
                 return End::Failed("the kernel killed it for want of memory".to_owned());
@@ -353,11 +380,13 @@ impl Keeper<'_> {
     }
 
     fn this_run(&self, name: &ModelName) -> Result<Worker, Trouble> {
-        Worker::this_run(self.host, &unit_of(name)).ok_or_else(|| {
-            Trouble::new("this is a command of its unit, and none runs it")
-                .hint(format!("'portreeve model start {name}' has systemd start it"))
-        })
+        Worker::this_run(self.host, &unit_of(name)).ok_or_else(|| not_its_unit(name))
     }
+}
+
+fn not_its_unit(name: &ModelName) -> Trouble {
+    Trouble::new("this is a command of its unit, and none runs it")
+        .hint(format!("'portreeve model start {name}' has systemd start it"))
 }
 
 /// A server that is no process of its unit any more, and lives on: systemd has ended the others by now.

@@ -1,6 +1,6 @@
 //! A model's unit: what it is called, and what its manager says of it.
 
-use std::{collections::HashMap, time::Duration};
+use std::collections::HashMap;
 
 use super::{trouble::Trouble, unit::unit_of};
 use crate::{
@@ -33,14 +33,6 @@ pub struct Service {
     pub restarts: u64,
     /// Its file is newer than what the manager has read.
     pub needs_reload: bool,
-    /// When it became active, since the boot; none = it never was.
-    pub active_since: Option<Duration>,
-    /// What its processes have, in bytes; none where nobody counts.
-    pub memory_bytes: Option<u64>,
-    /// The processor time that its processes took.
-    pub cpu_time: Option<Duration>,
-    /// Its main process.
-    pub main_pid: Option<u32>,
     /// Where its processes are, below the control groups' root.
     pub control_group: String,
 }
@@ -49,6 +41,11 @@ impl Service {
     /// Something of it runs, or is about to.
     pub fn is_up(&self) -> bool {
         !matches!(self.active_state.as_str(), "inactive" | "failed") && !self.waits_for_restart()
+    }
+
+    /// It is being stopped.
+    pub fn is_going_down(&self) -> bool {
+        self.active_state == "deactivating"
     }
 
     /// Nothing of it runs, and its manager will start it again.
@@ -64,9 +61,6 @@ impl Service {
     fn read(properties: &HashMap<String, Value>) -> Option<Self> {
         let text = |key: &str| properties.get(key).and_then(Value::text).map(str::to_owned);
         let number = |key: &str| properties.get(key).and_then(Value::number);
-        // What nobody counts is the largest number (systemd src/basic, `UINT64_MAX`).
-        let counted = |key: &str| number(key).filter(|n| *n != u64::MAX);
-        let set = |key: &str| number(key).filter(|n| *n != 0);
         Some(Self {
             load_state: text("LoadState")?,
             active_state: text("ActiveState")?,
@@ -76,10 +70,6 @@ impl Service {
             invocation_id: properties.get("InvocationID").and_then(Value::hex),
             restarts: number("NRestarts").unwrap_or_default(),
             needs_reload: properties.get("NeedDaemonReload").and_then(Value::flag)?,
-            active_since: set("ActiveEnterTimestampMonotonic").map(Duration::from_micros),
-            memory_bytes: counted("MemoryCurrent"),
-            cpu_time: counted("CPUUsageNSec").map(Duration::from_nanos),
-            main_pid: set("MainPID").and_then(|pid| u32::try_from(pid).ok()),
             control_group: text("ControlGroup").unwrap_or_default(),
         })
     }

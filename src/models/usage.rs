@@ -90,3 +90,78 @@ fn held(gpus: &Gpus, pids: &BTreeSet<Pid>) -> Option<u64> {
     let of_gpu = gpus.all.iter().filter(|gpu| !gpu.is_split).flat_map(|gpu| &gpu.holdings);
     of_gpu.filter(|holding| pids.contains(&holding.pid)).map(|holding| holding.memory_bytes).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::snapshot::{Gpu, GpuHolding, GpuSource, GpuUse, GpuVendor, Seen};
+
+    fn gpu(holdings: &[(u32, Option<u64>)]) -> Gpu {
+        let holding = |&(pid, memory_bytes): &(u32, Option<u64>)| GpuHolding {
+            pid: Pid(pid),
+            kind: GpuUse::Compute,
+            memory_bytes,
+        };
+        Gpu {
+            vendor: GpuVendor::Nvidia,
+            index: 0,
+            uuid: None,
+            bus: None,
+            name: String::new(),
+            part: None,
+            is_split: false,
+            is_integrated: false,
+            memory: Seen::Known(None),
+            holdings: holdings.iter().map(holding).collect(),
+            may_miss: None,
+            source: GpuSource::Nvml,
+        }
+    }
+
+    fn service(control_group: &str) -> Service {
+        Service {
+            load_state: "loaded".to_owned(),
+            active_state: "active".to_owned(),
+            sub_state: "running".to_owned(),
+            result: "success".to_owned(),
+            status_text: String::new(),
+            invocation_id: None,
+            restarts: 0,
+            needs_reload: false,
+            control_group: control_group.to_owned(),
+        }
+    }
+
+    fn write(folder: &Path, file: &str, text: &str) {
+        let path = folder.join("sys/fs/cgroup/system.slice/m.service").join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    #[test]
+    fn what_a_unit_uses_is_what_all_in_its_control_group_use() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), "cgroup.procs", "7\n8\n");
+        write(folder.path(), "workers/cgroup.procs", "9\n");
+        write(folder.path(), "memory.current", "1048576\n");
+        write(folder.path(), "cpu.stat", "usage_usec 2500000\nuser_usec 1\n");
+        let host = Host::fixture(folder.path());
+        let usage = |holdings: &[(u32, Option<u64>)]| {
+            let gpus = Some(Gpus { all: vec![gpu(holdings)], ..Gpus::default() });
+            Meter { host: &host, gpus }.read(Some(&service("/system.slice/m.service")), None)
+        };
+        let expected = Usage {
+            memory_bytes: Some(1 << 20),
+            cpu_time: Some(Duration::from_millis(2500)),
+            gpu_bytes: Some(30),
+        };
+        assert_eq!(usage(&[(7, Some(10)), (9, Some(20)), (10, Some(40))]), expected);
+        assert_eq!(usage(&[]).gpu_bytes, Some(0));
+        // How much one of them has is not known, so the sum is not.
+        assert_eq!(usage(&[(7, Some(10)), (9, None)]).gpu_bytes, None);
+        let nobody = Meter { host: &host, gpus: None };
+        assert_eq!(nobody.read(None, None), Usage::default());
+    }
+}

@@ -38,7 +38,7 @@ pub enum Kind {
 /// An engine that can run containers.
 pub struct Engine<'a> {
     pub test_box: &'a TestBox,
-    kind: Kind,
+    pub kind: Kind,
     /// The command line up to the engine's verb.
     program: Vec<String>,
     /// Where its API listens; for Podman only once it was told to `serve`.
@@ -376,6 +376,8 @@ pub fn kill(test_box: &TestBox, pids: &[u32]) {
 
 /// Sends a signal: `STOP` freezes, `CONT` thaws.
 pub fn signal(test_box: &TestBox, signal: &str, pids: &[u32]) {
+    // 0 would be our own process group, which reaches out of the box.
+    assert!(pids.iter().all(|pid| *pid > 1), "SIG{signal} for {pids:?}");
     let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
     test_box.sh(&format!("kill -{signal} {}", pids.join(" ")));
 }

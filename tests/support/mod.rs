@@ -290,6 +290,14 @@ impl Login {
             self.client.try_wait().expect("our child").is_some()
         });
     }
+
+    /// The connection was cut; waits until it is seen.
+    pub fn was_cut(mut self) {
+        drop(self.keyboard.take());
+        wait_until(DEADLINE, "the ssh client has ended", || {
+            self.client.try_wait().expect("our child").is_some()
+        });
+    }
 }
 
 /// `/proc/PID/stat`, in part (proc_pid_stat(5)).

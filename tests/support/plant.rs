@@ -21,6 +21,9 @@
 //! | `--wipe-arguments` | overwrites its command line with NULs |
 //! | `--leash FIFO` | ends when nobody has this FIFO open for writing any more |
 //! | `--leave` | ends once all is in place |
+//! | `--subreaper` | adopts what its descendants leave behind |
+//! | `--re-exec` | at SIGUSR1 runs itself anew: the same pid, start and command line, all else from the beginning |
+//! | `--brood N:MS` | has a child every MS milliseconds, N in all: `--inherit` gives them its sockets; they look like it and stay |
 //! | `--inherit` | the child gets its sockets, too |
 //! | `--child …` | all that follows is for a child process |
 
@@ -35,13 +38,14 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     os::{
         fd::OwnedFd,
-        unix::{ffi::OsStringExt, process::CommandExt},
+        unix::{ffi::OsStringExt, net::UnixStream, process::CommandExt},
     },
     path::{Path, PathBuf},
     process::{self, Command, Stdio},
     str::FromStr,
     sync::{Arc, atomic::AtomicBool, mpsc},
     thread,
+    time::Duration,
 };
 
 use rustix::{
@@ -53,6 +57,10 @@ use ways::Way;
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
 fn main() -> Outcome {
+    // One of a brood: it has what it inherited and does nothing.
+    if env::var_os("PLANT_STAYS").is_some() {
+        stay();
+    }
     if let Some(words) = handed_over()? {
         return Part::parse(words)?.play();
     }
@@ -93,6 +101,9 @@ struct Part {
     leave: bool,
     inherit: bool,
     wipe_arguments: bool,
+    subreaper: bool,
+    re_exec: bool,
+    brood: Option<(u32, u64)>,
     descriptors: usize,
     way: Way,
     leash: Option<PathBuf>,
@@ -166,6 +177,13 @@ impl Part {
                 "--wipe-arguments" => part.wipe_arguments = true,
                 "--reuse-port" => reuse_port = true,
                 "--v6only" => v6only = true,
+                "--subreaper" => part.subreaper = true,
+                "--re-exec" => part.re_exec = true,
+                "--brood" => {
+                    let value = value()?;
+                    let (count, pause) = value.split_once(':').ok_or("'--brood' wants N:MS")?;
+                    part.brood = Some((count.parse()?, pause.parse()?));
+                }
                 "--descriptors" => part.descriptors = value()?.parse()?,
                 "--how" => part.way = value()?.parse()?,
                 "--leash" => part.leash = Some(value()?.into()),
@@ -199,6 +217,12 @@ impl Part {
         if self.wipe_arguments {
             wipe_arguments()?;
         }
+        if self.subreaper {
+            rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+        }
+        if self.re_exec {
+            run_anew_at_signal()?;
+        }
         if let Some(fifo) = self.leash.clone() {
             thread::spawn(move || end_with(&fifo));
         }
@@ -211,6 +235,9 @@ impl Part {
         if let Some(words) = self.child {
             let mut child = Command::new(env::current_exe()?).args(words).spawn()?;
             thread::spawn(move || child.wait());
+        }
+        if let Some((count, pause)) = self.brood {
+            thread::spawn(move || breed(count, pause));
         }
         if let Some(file) = self.ready {
             announce(&file)?;
@@ -279,6 +306,38 @@ fn stay() -> ! {
 fn end_with(fifo: &Path) {
     let _ = File::open(fifo).and_then(|mut fifo| fifo.read_to_end(&mut Vec::new()));
     process::exit(0)
+}
+
+/// Runs this program anew under the same command line at SIGUSR1. What is to be done is still in the memory file.
+fn run_anew_at_signal() -> Outcome {
+    let (mut told, tell) = UnixStream::pair()?;
+    signal_hook::low_level::pipe::register(signal_hook::consts::SIGUSR1, tell)?;
+    let mut words = env::args_os();
+    let name = words.next().unwrap_or_default();
+    let mut command = Command::new(env::current_exe()?);
+    command.arg0(name).args(words);
+    thread::spawn(move || {
+        if told.read_exact(&mut [0]).is_ok() {
+            let _ = command.exec();
+        }
+    });
+    Ok(())
+}
+
+/// Has children that look like this process and do nothing. They do not end with it.
+fn breed(count: u32, pause_ms: u64) {
+    let mut words = env::args_os();
+    let name = words.next().unwrap_or_default();
+    let words: Vec<_> = words.collect();
+    for _ in 0..count {
+        thread::sleep(Duration::from_millis(pause_ms));
+        let Ok(exe) = env::current_exe() else { return };
+        let mut child = Command::new(exe);
+        child.arg0(&name).args(&words).env("PLANT_STAYS", "1").stdin(Stdio::null());
+        if let Ok(mut child) = child.spawn() {
+            thread::spawn(move || child.wait());
+        }
+    }
 }
 
 /// Writes NULs over the memory that /proc/self/cmdline shows (fields 48 and 49 of proc_pid_stat(5)).

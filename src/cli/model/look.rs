@@ -53,7 +53,7 @@ pub(super) fn status(
     let meter = Meter::new(&stack.host, &stack.settings, asked.iter().any(is_on_gpus));
     let row = |mut record: Record| {
         let unit = service::of_model(&stack.host, &record.name).ok().flatten();
-        if unit.as_ref().is_some_and(|unit| unit.active_state == "deactivating") {
+        if unit.as_ref().is_some_and(service::Service::is_going_down) {
             record.state = State::Stopping;
         }
         let receipt = stack.receipt(&record.name).filter(|_| record.state.is_up());

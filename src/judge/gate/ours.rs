@@ -48,6 +48,9 @@ impl Look<'_> {
     /// Spared, and beyond doubt where the service is declared to run.
     pub(super) fn is_of(&self, service: &Service, verdict: &Verdict) -> bool {
         let Finding::Spare(spare) = &verdict.finding else { return false };
+        if self.is_in_own_unit(service, spare) {
+            return true;
+        }
         match service.runs_in.as_ref() {
             Some(RunsIn::Unit(name)) => match spare {
                 Spare::ManagedBy(unit) | Spare::InUnit(unit) => {
@@ -72,6 +75,16 @@ impl Look<'_> {
             },
             Some(RunsIn::Container(None)) | None => false,
         }
+    }
+
+    /// A start of what runs already asks as well, and so does a second one of what still loads.
+    fn is_in_own_unit(&self, service: &Service, spare: &Spare) -> bool {
+        let (Spare::ManagedBy(unit) | Spare::InUnit(unit)) = spare else { return false };
+        let is_trusted = match unit.manager {
+            Manager::System => true,
+            Manager::User(uid) => self.is_trusted(uid),
+        };
+        is_trusted && service.own_unit.as_ref() == Some(&unit.name)
     }
 
     fn ourselves(&self) -> Option<&Process> {

@@ -225,6 +225,18 @@ fn who_is_in_the_gates_own_unit_is_accepted_but_not_for_a_shared_login() {
 }
 
 #[test]
+fn who_is_in_the_unit_of_its_model_is_the_service_itself() {
+    let unit = system("portreeve-model-web.service");
+    let held = |name: &str| {
+        let scene = Scene::new().process(7, 1, "web").inside(7, &unit);
+        let scene = scene.unit(&unit, |u| u.main_pid = Some(Pid(7))).listens(7, 3001);
+        scene.set(|s| s.services.iter_mut().for_each(|s| s.own_unit = Some(name.into())))
+    };
+    assert_eq!(words(&held("portreeve-model-web.service"), "3001"), ["blocked", "open"]);
+    assert_eq!(words(&held("portreeve-model-other.service"), "3001"), ["blocked"; 2]);
+}
+
+#[test]
 fn who_may_not_be_seen_is_unknown() {
     let hidden = Scene::new()
         .socket(&[], "0.0.0.0:8091", SocketState::Listening)

@@ -57,6 +57,7 @@ fn service(name: &str, runs_in: Option<RunsIn>, ports: &[u16], patterns: &[&str]
     Service {
         name: name.into(),
         runs_in,
+        own_unit: None,
         ports: ports.iter().map(|p| p.to_string().parse().unwrap()).collect(),
         reuse_addr: true,
         gpus: Vec::new(),

@@ -1,0 +1,2 @@
+# Asks the program for its script, so that both are of one version.
+COMPLETE=fish portreeve | source
