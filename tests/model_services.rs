@@ -562,6 +562,9 @@ fn a_users_models_are_kept_by_the_users_own_manager() {
     };
     assert_eq!([state("own"), state("boxed")], ["active", "active"]);
     bob(&["status"]).ends_with(0).says("healthy").says("portreeve-model-boxed.service");
+    wait_until(DEADLINE, "what they write is in bob's journal", || {
+        ["own", "boxed"].iter().all(|name| bob(&["logs", name]).out.contains("ready at"))
+    });
     bob(&["stop", "--all"]).ends_with(0).says("none is left");
     assert_eq!([state("own"), state("boxed")], ["inactive", "inactive"]);
     for port in [8711, 8712] {

@@ -45,7 +45,7 @@ esac
 
 program=$(command -v -- "${PORTREEVE_PATH:-portreeve}") ||
     refuse "there is no program '${PORTREEVE_PATH:-portreeve}' on this runner" \
-        "install portreeve on it (docs/systemd.md), or say where it is: 'path: /opt/portreeve'"
+        "install portreeve on it (docs/install.md), or say where it is: 'path: /opt/portreeve'"
 
 folder=$(mktemp -d "${RUNNER_TEMP:-/tmp}/portreeve.XXXXXX")
 report=$folder/report.json
