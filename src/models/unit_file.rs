@@ -16,7 +16,7 @@ use crate::{
     act::systemctl,
     backend::{Spec, spec::Engine},
     config::settings::Settings,
-    engine::{self, Phase},
+    engine::{self, NoAnswer, Phase},
     host::Host,
     ident::{Manager, ModelName, UnitName},
     snapshot::Seen,
@@ -136,11 +136,16 @@ pub fn remove(host: &Host, name: &ModelName) -> Result<(), Trouble> {
 fn reload(host: &Host, settings: &Settings) -> Option<String> {
     const FIRST: &str = "systemd has an older text of its unit";
     if service::manager() == Manager::System {
-        let cut_off = on_gpus_by_hook(host, settings);
-        if !cut_off.is_empty() {
-            let all = cut_off.join(", ");
+        let risk = match on_gpus_by_hook(host, settings) {
+            Ok(all) if all.is_empty() => None,
+            Ok(all) => Some(format!("{} may be restarted", all.join(", "))),
+            Err(why) => {
+                Some(format!("no container of Docker's needs a GPU (not known now: {why})"))
+            }
+        };
+        if let Some(risk) = risk {
             return Some(format!(
-                "{FIRST}: 'systemctl daemon-reload' when {all} may be restarted, for it may cut running containers off their GPUs"
+                "{FIRST}: 'systemctl daemon-reload' when {risk}, for it may cut running containers off their GPUs"
             ));
         }
     }
@@ -149,25 +154,28 @@ fn reload(host: &Host, settings: &Settings) -> Option<String> {
 }
 
 /// Running containers of Docker's that have their GPUs by NVIDIA's hook, which systemd does not know of.
-fn on_gpus_by_hook(host: &Host, settings: &Settings) -> Vec<String> {
+fn on_gpus_by_hook(host: &Host, settings: &Settings) -> Result<Vec<String>, NoAnswer> {
     if !host.path("dev/nvidiactl").exists() {
-        return Vec::new();
+        return Ok(Vec::new());
     }
-    let Ok((engine, _)) = launch::engine_of(host, settings, Some(Engine::Docker)) else {
-        return Vec::new();
+    let (engine, _) = match launch::engine_of(host, settings, Some(Engine::Docker)) {
+        Err(NoAnswer::Absent) => return Ok(Vec::new()),
+        found => found?,
     };
     let timeout = settings.engines.timeout;
-    let all = engine::list(&engine, timeout).unwrap_or_default();
-    let runs = all.into_iter().filter(|one| one.state == Phase::Running);
-    let is_by_hook = |id: &str| {
-        let made = engine::find(&engine, id, timeout).ok().flatten();
-        made.is_some_and(|made| {
-            made.device_requests
-                .iter()
-                .any(|device| !device.starts_with('/') && !device.contains('='))
-        })
-    };
-    runs.filter(|one| is_by_hook(&one.id.0)).map(|one| one.name).collect()
+    let mut all = Vec::new();
+    for one in engine::list(&engine, timeout)? {
+        let made = if one.state == Phase::Running {
+            engine::find(&engine, &one.id.0, timeout)?
+        } else {
+            None
+        };
+        let asked = made.map(|made| made.device_requests).unwrap_or_default();
+        if asked.iter().any(|device| !device.starts_with('/') && !device.contains('=')) {
+            all.push(one.name);
+        }
+    }
+    Ok(all)
 }
 
 /// Whether it is started at boot: by its link, for a manager that has not read its files anew tells what was before.

@@ -52,14 +52,16 @@ pub(super) fn status(
     };
     let meter = Meter::new(&stack.host, &stack.settings, asked.iter().any(is_on_gpus));
     let row = |mut record: Record| {
-        let unit = service::of_model(&stack.host, &record.name).ok().flatten();
+        let unit = service::of_model(&stack.host, &record.name);
+        let unit_unseen = unit.as_ref().err().map(|trouble| trouble.why.clone());
+        let unit = unit.ok().flatten();
         if unit.as_ref().is_some_and(service::Service::is_going_down) {
             record.state = State::Stopping;
         }
         let receipt = stack.receipt(&record.name).filter(|_| record.state.is_up());
         models::Status {
             health: healths.get(&record.name).cloned(),
-            unseen: unseen.get(&record.name).cloned(),
+            unseen: unseen.get(&record.name).cloned().or(unit_unseen),
             usage: meter.read(unit.as_ref(), receipt.as_ref()),
             receipt: stack.receipt(&record.name),
             gate: (record.state == State::Failed)

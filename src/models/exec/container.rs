@@ -47,7 +47,13 @@ pub(super) type Write = fn(&str) -> ControlFlow<()>;
 /// What it writes is in the journal without us, under its container's name: Podman's own way where there is one (`log_driver` of
 /// containers.conf(5)). Its API that follows the journal for somebody does not end with it, and keeps a shutdown waiting [4.3].
 fn is_in_the_journal(kind: EngineKind) -> bool {
-    kind == EngineKind::Podman && std::env::var_os("JOURNAL_STREAM").is_some()
+    kind == EngineKind::Podman && journal_has_our_output()
+}
+
+/// `JOURNAL_STREAM` names a device and an inode (systemd.exec(5)); whoever inherited the variable has another output.
+fn journal_has_our_output() -> bool {
+    let Ok(stat) = rustix::fs::fstat(io::stdout()) else { return false };
+    std::env::var("JOURNAL_STREAM").is_ok_and(|s| s == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
 /// Lays the plan, with GPUs that were found already or are looked for now, and clears away what is left of an earlier run.
