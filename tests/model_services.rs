@@ -484,6 +484,12 @@ fn enabled_models_are_started_without_holding_the_boot_up() {
     house.model(&["disable", "slow", "quick"]).ends_with(0);
     assert_eq!(house.status("slow")["now"]["enabled"], false);
     house.model(&["stop", "slow", "quick"]).ends_with(0);
+    // Its link goes with it, though somebody removed its file.
+    house.model(&["enable", "quick"]).ends_with(0);
+    house.test_box().sh(&format!("rm /etc/systemd/system/{}", unit("quick")));
+    house.model(&["unregister", "quick"]).ends_with(0);
+    let link = format!("/etc/systemd/system/portreeve-models.target.wants/{}", unit("quick"));
+    assert!(!house.test_box().run(&["test", "-L", &link]).status.success());
     for (name, port) in [("slow", 8708), ("quick", 8709)] {
         house.nothing_is_left(name, port);
     }

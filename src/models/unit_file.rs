@@ -111,9 +111,11 @@ pub fn write(
 /// Takes a model's unit away. Nothing of it runs.
 pub fn remove(host: &Host, name: &ModelName) -> Result<(), Trouble> {
     let path = path(host, name)?;
-    match fs::symlink_metadata(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Ok(_) | Err(_) => {}
+    let is_absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    // Without its file its link may be there still.
+    if fs::symlink_metadata(&path).is_err_and(|error| is_absent(&error)) && !is_enabled(host, name)
+    {
+        return Ok(());
     }
     is_ours(&path)?;
     let (manager, unit) = (service::manager(), unit_of(name));
@@ -123,7 +125,11 @@ pub fn remove(host: &Host, name: &ModelName) -> Result<(), Trouble> {
     if service::has_manager(host) {
         systemctl::set_enabled(host, manager, false, &[&unit]).map_err(|why| failed(&why))?;
     }
-    fs::remove_file(&path).map_err(|error| failed(&error))?;
+    if let Err(error) =
+        fs::remove_file(&path).or_else(|e| if is_absent(&e) { Ok(()) } else { Err(e) })
+    {
+        return Err(failed(&error));
+    }
     if service::has_manager(host) {
         // A failed one would be kept in mind; that it is not known is as good.
         drop(systemctl::forget_failure(host, manager, &unit));
