@@ -14,7 +14,6 @@
 # the test box. `cold` drops the caches of the whole machine: everybody on it is slower for a while.
 set -euo pipefail
 
-killport_version=2.0.2
 # The host that grows: a tenth of the processes are servers and hold the sockets, each server with nine others in a group of its own.
 declare -A base=([processes]=1000 [descriptors]=50 [listeners]=1000 [connections]=1000)
 declare -A steps=(
@@ -176,7 +175,7 @@ target=$(realpath "$target")
 [ -n "${PORTREEVE-}" ] || cargo build --quiet --release --bin portreeve
 cargo build --quiet --example load --example race --example plant
 cargo build --quiet --release --locked --manifest-path benches/peers/Cargo.toml --target-dir "$target/peers"
-cargo install --quiet --locked --version "$killport_version" --root "$target/peers" --target-dir "$target/peers" killport
+killport=$(benches/killport)
 mount=$(awk '$3 == "cgroup2" { print $2; exit }' /proc/mounts)
 [ -n "$mount" ] || die "no cgroup2 mount"
 
@@ -199,7 +198,7 @@ trap clean_up EXIT
 trap 'exit 1' INT TERM
 cp "${PORTREEVE:-$target/release/portreeve}" "$tools/portreeve"
 cp "$target/debug/examples/"{load,race,plant} "$target/peers/release/"{netstat2-holders,procfs-holders,bare-walk,bare-dump} \
-    "$target/peers/bin/killport" "$script" "$tools"
+    "$killport" "$script" "$tools"
 # The box has ss and fuser of the same release, and no lsof.
 cp "$(command -v lsof)" "$tools/lsof"
 chmod 755 "$tools"
@@ -235,7 +234,7 @@ rows=$tools/rows
 {
     processor=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
     echo "# $(nproc) × $processor, Linux $(uname -r), $(date +%F), $rounds rounds; portreeve $(git rev-parse --short HEAD 2>/dev/null || echo '?')"
-    echo "# lsof $(lsof -v 2>&1 | sed -n 's/^ *revision: //p'), $(fuser -V 2>&1 | head -n 1), $(ss -V), killport $killport_version," \
+    echo "# lsof $(lsof -v 2>&1 | sed -n 's/^ *revision: //p'), $(fuser -V 2>&1 | head -n 1), $(ss -V), $("$killport" --version)," \
         "$(sed -n '/^name = "\(netstat2\|procfs\)"/ { s/.*"\(.*\)".*/\1/; N; s/\nversion = "\(.*\)"/ \1/; p }' benches/peers/Cargo.lock | paste -sd, | sed 's/,/, /')"
     printf 'series\tstep\tlayout\tcommand\tports\texit\truns\tmedian ms\tquarter ms\tthree quarters ms\tcpu ms\tpeak MB\n'
 } >"$rows"
