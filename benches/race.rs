@@ -2,6 +2,9 @@
 //!
 //! ```text
 //! race ROUNDS < COMMANDS        # lines of NAME | COMMAND, split at spaces
+//! race ROUNDS --rows < COMMANDS # one line of each, between tabs: name, exit code, runs, median, quarters, cpu ms, peak MB
+//! race ROUNDS --cold …          # the kernel's caches dropped before each start, outside of what is timed
+//! race ROUNDS --enough SECONDS  # whoever ran for so long in all sits out the rounds that are left
 //! ```
 //!
 //! Writes one table of the times, and one of how many times as long each peer takes as each command whose name begins
@@ -12,6 +15,7 @@
 use std::{
     env,
     error::Error,
+    fs,
     io::{self, Write},
     mem::MaybeUninit,
     process::{Command, Stdio},
@@ -38,6 +42,11 @@ impl Racer {
             cpu: Vec::new(),
             peak_kib: 0,
         })
+    }
+
+    /// In all, as far as it is kept.
+    fn ran(&self) -> Duration {
+        self.wall.iter().sum()
     }
 
     fn run(&mut self) -> Result<(), Box<dyn Error>> {
@@ -82,21 +91,52 @@ fn median(times: &[Duration]) -> f64 {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let rounds: usize = env::args().nth(1).ok_or("expected the number of rounds")?.parse()?;
+    let mut words = env::args().skip(1);
+    let rounds: usize = words.next().ok_or("expected the number of rounds")?.parse()?;
+    let (mut as_rows, mut is_cold, mut enough) = (false, false, Duration::MAX);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--rows" => as_rows = true,
+            "--cold" => is_cold = true,
+            "--enough" => {
+                let seconds = words.next().ok_or("expected seconds behind '--enough'")?;
+                enough = Duration::from_secs(seconds.parse()?);
+            }
+            _ => return Err(format!("'{word}' is not known").into()),
+        }
+    }
     let mut racers: Vec<Racer> =
         io::read_to_string(io::stdin())?.lines().filter_map(Racer::parse).collect();
     // One round to fill the caches.
     for round in 0..=rounds {
-        for racer in &mut racers {
+        for racer in racers.iter_mut().filter(|racer| racer.ran() < enough) {
+            if is_cold {
+                // Pages, dentries and inodes (Documentation/admin-guide/sysctl/vm.rst).
+                fs::write("/proc/sys/vm/drop_caches", "3")?;
+            }
             racer.run()?;
         }
         if round == 0 {
-            for racer in &mut racers {
+            for racer in racers.iter_mut().filter(|racer| racer.ran() < enough) {
                 (racer.wall, racer.cpu) = Default::default();
             }
         }
     }
     let mut out = io::stdout().lock();
+    if as_rows {
+        for racer in &racers {
+            let (name, exit_code, wall) = (&racer.name, racer.exit_code, &racer.wall);
+            let (low, mid, high) = (quantile(wall, 25), median(wall), quantile(wall, 75));
+            let (cpu, peak) = (median(&racer.cpu), racer.peak_kib * 1024 / 100_000);
+            let (whole, tenth) = (peak / 10, peak % 10);
+            writeln!(
+                out,
+                "{name}\t{exit_code}\t{}\t{mid:.2}\t{low:.2}\t{high:.2}\t{cpu:.2}\t{whole}.{tenth}",
+                wall.len()
+            )?;
+        }
+        return Ok(());
+    }
     writeln!(out, "| command | exit | median ms | half of all ms | cpu ms | peak MB |")?;
     writeln!(out, "|---|---|---|---|---|---|")?;
     for racer in &racers {

@@ -261,16 +261,54 @@ fn the_readme_leads_to_every_document() {
     }
 }
 
+/// What one of the scripts below docs/picture writes; none, where there is no Python.
+fn written_by(script: &str, words: &[&str]) -> Option<String> {
+    let folder = repository().join("docs/picture");
+    let run = Command::new("python3").arg(script).args(words).current_dir(folder).output();
+    match run {
+        Ok(run) => {
+            assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+            Some(String::from_utf8(run.stdout).unwrap())
+        }
+        Err(error) => {
+            println!("skipped: python3: {error}");
+            None
+        }
+    }
+}
+
 /// To draw it anew: docs/picture/record has the commands.
 #[test]
 fn the_picture_is_what_its_script_makes_of_the_recording() {
-    let folder = repository().join("docs/picture");
-    let drawn =
-        Command::new("python3").arg(folder.join("render")).arg(folder.join("reap.ansi")).output();
-    let drawn = match drawn {
-        Ok(drawn) => drawn,
-        Err(error) => return println!("skipped: python3: {error}"),
-    };
-    assert!(drawn.status.success(), "{}", String::from_utf8_lossy(&drawn.stderr));
-    assert_eq!(String::from_utf8(drawn.stdout).unwrap(), text("docs/picture/reap.svg"));
+    let Some(drawn) = written_by("render", &["reap.ansi"]) else { return };
+    assert_eq!(drawn, text("docs/picture/reap.svg"));
+}
+
+/// To measure and draw them anew: benches/growth.sh.
+#[test]
+fn the_curves_of_growth_are_what_their_script_makes_of_the_measured_rows() {
+    let Some(drawn) = written_by("curves", &["growth.tsv"]) else { return };
+    assert_eq!(drawn, text("docs/picture/growth.svg"));
+}
+
+#[test]
+fn the_table_of_growth_is_what_its_script_makes_of_the_measured_rows() {
+    let Some(table) = written_by("curves", &["--table", "growth.tsv"]) else { return };
+    assert!(text("docs/performance.md").contains(&table), "not in docs/performance.md:\n{table}");
+}
+
+#[test]
+fn every_series_of_growth_was_measured_at_every_step() {
+    let script = text("benches/growth.sh");
+    let rows = text("docs/picture/growth.tsv");
+    let (_, steps) = script.split_once("declare -A steps=(\n").expect("the steps");
+    let (steps, _) = steps.split_once("\n)").expect("their end");
+    for line in steps.lines() {
+        let (series, steps) = line.trim().split_once('=').expect("a series and its steps");
+        let series = series.trim_matches(['[', ']']);
+        for step in steps.trim_matches('\'').split(' ') {
+            let row = format!("\n{series}\t{step}\tspread\tportreeve\t");
+            assert!(rows.contains(&row), "'{series}' was not measured at {step}");
+        }
+    }
 }

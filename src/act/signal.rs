@@ -83,6 +83,13 @@ pub fn end(
         };
         targets.push(Target { verdict, stage });
     }
+    // One grace period for all from here on, so that equal ones are over in the same moment, and SIGKILL waits for nobody's end.
+    let all_told = Instant::now();
+    for target in &mut targets {
+        if let Stage::Terminating { began, .. } = &mut target.stage {
+            *began = all_told;
+        }
+    }
     wait(host, &mut targets, interrupt, say);
     targets
         .into_iter()
