@@ -5,7 +5,8 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "clippy knows the tests, not their helpers"
+    clippy::print_stdout,
+    reason = "clippy knows the tests, not their helpers; a skip is said aloud"
 )]
 
 use std::{
