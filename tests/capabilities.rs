@@ -101,7 +101,8 @@ const TRIALS: [Trial; 10] = [
         feature: "whether a port is taken (`scan`)",
         words: "scan --port 8506 --port 8599",
         is_had: |r| {
-            state_of(r, "8506/tcp")[0] == "holder_not_visible" && state_of(r, "8599/tcp")[0] == "free"
+            state_of(r, "8506/tcp")[0] == "holder_not_visible"
+                && state_of(r, "8599/tcp")[0] == "free"
         },
     },
     Trial {
@@ -147,7 +148,10 @@ const TRIALS: [Trial; 10] = [
     Trial {
         feature: "ending processes (`reap`)",
         words: "reap login",
-        is_had: |r| r.json["processes"][0]["outcome"]["result"] == "ended" && r.code == 0,
+        is_had: |r| {
+            let ended = &r.json["processes"][0]["outcome"]["result"];
+            verdict_of(r, "login.py") == "orphan" && ended == "terminated" && r.code == 0
+        },
     },
 ];
 
