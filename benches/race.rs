@@ -58,10 +58,10 @@ impl Racer {
         let pid = i32::try_from(child.id())?;
         let mut status = 0;
         let mut usage = MaybeUninit::<libc::rusage>::zeroed();
-        // SAFETY: both pointers are to memory of ours that lives through the call; all zero is a valid rusage.
-        let (waited, usage) = unsafe {
-            (libc::wait4(pid, &raw mut status, 0, usage.as_mut_ptr()), usage.assume_init())
-        };
+        // SAFETY: both pointers are to memory of ours that lives through the call.
+        let waited = unsafe { libc::wait4(pid, &raw mut status, 0, usage.as_mut_ptr()) };
+        // SAFETY: all zero, as it began, is a valid rusage.
+        let usage = unsafe { usage.assume_init() };
         self.wall.push(began.elapsed());
         if waited != pid {
             return Err(io::Error::last_os_error().into());

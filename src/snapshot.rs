@@ -468,6 +468,8 @@ pub struct Sockets {
     /// Processes whose descriptors we were refused, and holders that came and went faster than we looked: with
     /// any, a socket without a holder is not nobody's.
     pub refused: u32,
+    /// Those of them that are known: which sockets they hold is not.
+    pub unread: BTreeSet<Pid>,
     /// Whether bound-but-not-listening TCP sockets would have been seen.
     pub sees_bound: bool,
     /// Sockets whose creating cgroup no longer exists.

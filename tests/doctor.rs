@@ -239,23 +239,22 @@ fn filtered(command: &mut Command, (call, first, errno): Refusal) {
     }
     program.push(answer(libc::SECCOMP_RET_ERRNO | u32::try_from(errno).unwrap()));
     program.push(answer(libc::SECCOMP_RET_ALLOW));
-    // SAFETY: between fork and exec only prctl is called, with memory that the closure owns.
-    unsafe {
-        command.pre_exec(move || {
-            let filter = libc::sock_fprog {
-                len: u16::try_from(program.len()).unwrap(),
-                filter: program.as_mut_ptr(),
-            };
-            let nothing: libc::c_ulong = 0;
-            if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, nothing, nothing, nothing) != 0
-                || libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter)
-                    != 0
-            {
-                return Err(std::io::Error::last_os_error());
-            }
-            Ok(())
-        });
-    }
+    let restrict = move || {
+        let filter = libc::sock_fprog {
+            len: u16::try_from(program.len()).unwrap_or_default(),
+            filter: program.as_mut_ptr(),
+        };
+        let (yes, nothing): (libc::c_ulong, libc::c_ulong) = (1, 0);
+        // SAFETY: it takes five integers.
+        let alone =
+            unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, yes, nothing, nothing, nothing) };
+        let mode = libc::c_ulong::from(libc::SECCOMP_MODE_FILTER);
+        // SAFETY: the kernel only reads the filter, which this closure owns.
+        let filtered = unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const filter) };
+        if (alone, filtered) == (0, 0) { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    // SAFETY: between fork and exec the closure makes two system calls, allocates nothing and takes no lock.
+    unsafe { command.pre_exec(restrict) };
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! The rules of the house, read from the source text: who may use whom, by the table in docs/design.md; that the judge is
-//! pure; where `unsafe` may stand. The table is the only place that lists the allowed arrows.
+//! pure; where `unsafe` may stand, and that it is argued. The table is the only place that lists the allowed arrows.
 
 #![allow(
     clippy::unwrap_used,
@@ -116,14 +116,53 @@ fn the_judge_is_pure() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Files that lift `deny(unsafe_code)`, each for itself, and why no crate does it for them.
+const UNSAFE: [(&str, &str); 6] = [
+    ("src/sys/mod.rs", "the kernel calls of the program, and of its part 'nvml'"),
+    ("benches/load.rs", "fork(2): thousands of processes of one kind"),
+    ("benches/race.rs", "wait4(2): what one child has used"),
+    ("tests/doctor.rs", "a seccomp filter between fork and exec"),
+    ("tests/support/ways.rs", "ways to hold a socket: io_uring, exit(2) of one thread"),
+    ("tests/watch.rs", "a seccomp filter on a thread"),
+];
+/// Of the crate that lifts it for its parts.
+const PARTS: [&str; 1] = ["src/sys/nvml.rs"];
+
 #[test]
-fn unsafe_stands_in_sys_alone() {
-    let (sys, others): (Vec<Source>, Vec<Source>) =
-        sources().into_iter().partition(|s| s.layer().as_deref() == Some("sys"));
-    assert!(sys.iter().any(Source::is_unsafe), "the reader finds what is there");
-    for source in others {
-        assert!(!source.is_unsafe(), "{} holds 'unsafe'", source.file);
+fn unsafe_stands_in_sys_alone_and_in_tests_that_are_named() {
+    assert!(MANIFEST.contains("\nunsafe_code = \"deny\"\n"));
+    let folders = ["src", "tests", "benches", "fuzz"].into_iter();
+    let all: Vec<Source> = folders.flat_map(files_of).collect();
+    for Source { file, text } in &all {
+        let is_named = UNSAFE.iter().any(|(named, _)| *named == *file);
+        let may_be = is_named || PARTS.contains(&file.as_str());
+        let lifts = count(text, "unsafe_code");
+        assert_eq!(
+            lifts,
+            usize::from(is_named),
+            "{file} lifts the ban on unsafe code {lifts} times"
+        );
+        assert!(may_be || count(text, "unsafe") == 0, "{file} holds 'unsafe'");
     }
+    for (file, _) in UNSAFE {
+        assert!(all.iter().any(|source| source.file == file), "{file} is not there");
+    }
+}
+
+/// Clippy asks it of blocks and functions, and of nothing that a macro or an attribute holds.
+#[test]
+fn every_unsafe_has_its_argument_above_it() {
+    let named = UNSAFE.iter().map(|(file, _)| *file).chain(PARTS);
+    let mut found = 0;
+    for file in named {
+        let source = Source::read(file);
+        for line in lines_with_unsafe(&source.text) {
+            found += 1;
+            let is_argued = has_argument(&source.text, line);
+            assert!(is_argued, "{file}:{line}: 'unsafe' without '// SAFETY:' right above it");
+        }
+    }
+    assert!(found > 15, "they are found: {found}");
 }
 
 // ---- the reader itself
@@ -199,14 +238,35 @@ fn a_module_without_a_row_is_found() {
 }
 
 #[test]
-fn unsafe_is_found_but_not_in_tests() {
-    let is_unsafe = |file: &str, text: &str| {
-        Source { file: file.to_owned(), text: text.to_owned() }.is_unsafe()
-    };
-    assert!(is_unsafe("src/host.rs", "fn f() { let fd = unsafe { g() }; }"));
-    assert!(is_unsafe("src/host.rs", "unsafe impl Send for A {}"));
-    assert!(!is_unsafe("src/host.rs", "#![deny(unsafe_code)] mod tests { unsafe fn g() {} }"));
-    assert!(!is_unsafe("src/host/tests.rs", "unsafe fn g() {}"));
+fn unsafe_is_found_wherever_it_stands() {
+    for text in [
+        "fn f() { let fd = unsafe { g() }; }",
+        "unsafe impl Send for A {}",
+        "mod tests { unsafe fn g() {} }",
+        "m!(unsafe { g() });",
+        "#[unsafe(no_mangle)] fn f() {}",
+    ] {
+        assert_eq!(count(text, "unsafe"), 1, "{text}");
+    }
+    for text in ["#[allow(unsafe_code)] fn f() {}", "#![cfg_attr(test, expect(unsafe_code))]"] {
+        assert_eq!(count(text, "unsafe_code"), 1, "{text}");
+    }
+    assert_eq!(count("// unsafe\nconst A: &str = \"unsafe\";", "unsafe"), 0);
+}
+
+#[test]
+fn an_argument_counts_only_right_above() {
+    for (text, is_argued) in [
+        ("// SAFETY: x\nunsafe { f() }", true),
+        ("// SAFETY: x\n// and y\nlet a =\n    unsafe { f() };", true),
+        ("#[unsafe(no_mangle)] // SAFETY: x", true),
+        ("// SAFETY: x\nlet b = 1;\nunsafe { f() }", false),
+        ("unsafe { f() }", false),
+        ("// x\nunsafe { f() }", false),
+    ] {
+        let line = lines_with_unsafe(text)[0];
+        assert_eq!(has_argument(text, line), is_argued, "{text}");
+    }
 }
 
 #[test]
@@ -343,24 +403,75 @@ struct Name {
 
 /// Every file of `src/`.
 fn sources() -> Vec<Source> {
+    files_of("src")
+}
+
+/// Every file of Rust below a folder; none where there is no such folder.
+fn files_of(folder: &str) -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files = Vec::new();
-    let mut folders = vec![root.join("src")];
-    while let Some(folder) = folders.pop() {
+    let mut folders = vec![root.join(folder)];
+    while let Some(folder) = folders.pop().filter(|folder| folder.is_dir()) {
         for entry in fs::read_dir(folder).unwrap() {
             let path: PathBuf = entry.unwrap().path();
-            if path.is_dir() {
+            if path.is_dir() && !path.ends_with("target") {
                 folders.push(path);
             } else if path.extension().is_some_and(|e| e == "rs") {
-                let file = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
-                files.push(Source { file, text: fs::read_to_string(&path).unwrap() });
+                files.push(Source::read(path.strip_prefix(root).unwrap().to_str().unwrap()));
             }
         }
     }
     files
 }
 
+/// Every word of the code with its line, whatever it stands in; comments and literals are none.
+fn words_of(text: &str) -> Vec<(String, usize)> {
+    fn collect(tokens: TokenStream, words: &mut Vec<(String, usize)>) {
+        for tree in tokens {
+            match tree {
+                TokenTree::Ident(word) => words.push((word.to_string(), word.span().start().line)),
+                TokenTree::Group(group) => collect(group.stream(), words),
+                TokenTree::Punct(_) | TokenTree::Literal(_) => {}
+            }
+        }
+    }
+    let mut words = Vec::new();
+    collect(text.parse().unwrap(), &mut words);
+    words
+}
+
+fn count(text: &str, wanted: &str) -> usize {
+    words_of(text).iter().filter(|(word, _)| word == wanted).count()
+}
+
+/// Lines on which something unsafe is done or promised. The type of a function does neither.
+fn lines_with_unsafe(text: &str) -> Vec<usize> {
+    let words = words_of(text);
+    let mut lines = Vec::new();
+    for (at, (word, line)) in words.iter().enumerate() {
+        let is_type = words.get(at + 1).is_some_and(|(next, _)| next == "extern");
+        if word == "unsafe" && !is_type {
+            lines.push(*line);
+        }
+    }
+    lines
+}
+
+/// Whether the statement of this line has its argument, on the line or right above it.
+fn has_argument(text: &str, line: usize) -> bool {
+    let lines: Vec<&str> = text.lines().take(line).map(str::trim).collect();
+    let (this, above) = lines.split_last().unwrap();
+    let is_part = |line: &&&str| line.starts_with("//") || line.ends_with('=');
+    let comments = above.iter().rev().take_while(is_part).chain([this]);
+    comments.into_iter().any(|line| line.contains("// SAFETY: "))
+}
+
 impl Source {
+    fn read(file: &str) -> Self {
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+        Self { file: file.to_owned(), text }
+    }
+
     /// `src/judge/case.rs` → `judge::case`.
     fn module(&self) -> Vec<String> {
         let path = self.file.strip_prefix("src/").unwrap().strip_suffix(".rs").unwrap();
@@ -381,11 +492,6 @@ impl Source {
         let mut names = Vec::new();
         read(self.tokens(), &self.module(), &mut names);
         names
-    }
-
-    /// Tests left out: they do not ship.
-    fn is_unsafe(&self) -> bool {
-        self.names().iter().any(|name| name.path == ["unsafe"] && !name.is_of_tests)
     }
 }
 

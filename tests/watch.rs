@@ -456,15 +456,13 @@ fn refuse_netlink() {
         answer(libc::SECCOMP_RET_ALLOW),
     ];
     let filter = libc::sock_fprog { len: 6, filter: program.as_mut_ptr() };
-    let nothing: libc::c_ulong = 0;
-    // SAFETY: prctl reads the filter, which lives through the call.
-    let answers = unsafe {
-        [
-            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, nothing, nothing, nothing),
-            libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter),
-        ]
-    };
-    assert_eq!(answers, [0, 0], "{}", std::io::Error::last_os_error());
+    let (yes, nothing): (libc::c_ulong, libc::c_ulong) = (1, 0);
+    // SAFETY: it takes five integers.
+    let alone = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, yes, nothing, nothing, nothing) };
+    let mode = libc::c_ulong::from(libc::SECCOMP_MODE_FILTER);
+    // SAFETY: the kernel only reads the filter, which lives through the call.
+    let filtered = unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const filter) };
+    assert_eq!([alone, filtered], [0, 0], "{}", std::io::Error::last_os_error());
 }
 
 #[test]

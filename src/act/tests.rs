@@ -4,10 +4,7 @@ use std::{
     collections::BTreeSet,
     fs,
     net::TcpListener,
-    os::{
-        fd::AsRawFd,
-        unix::process::{CommandExt, ExitStatusExt},
-    },
+    os::{fd::OwnedFd, unix::process::ExitStatusExt},
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -60,20 +57,15 @@ fn plant(script: &str, listener: Option<&TcpListener>) -> Planted {
 }
 
 /// The same, with a word in the shell's command line behind the script.
-#[allow(unsafe_code, reason = "a child's descriptor is set up between fork and exec")]
 fn plant_as(name: &str, script: &str, listener: Option<&TcpListener>) -> Planted {
-    let held = listener.map(AsRawFd::as_raw_fd);
-    let mut command = Command::new("sh");
-    command.args(["-c", script, name]).stdin(Stdio::null()).stdout(Stdio::piped());
-    // SAFETY: dup2 and prctl are async-signal-safe, and touch nothing but the child.
-    unsafe {
-        command.pre_exec(move || {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            if let Some(fd) = held {
-                libc::dup2(fd, 7);
-            }
-            Ok(())
-        });
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "sh", "-c"]).stdout(Stdio::piped());
+    match listener {
+        Some(listener) => {
+            let script = format!("exec 7<&0 0</dev/null; {script}");
+            command.args([&script, name]).stdin(OwnedFd::from(listener.try_clone().unwrap()));
+        }
+        None => drop(command.args([script, name]).stdin(Stdio::null())),
     }
     let mut child = command.spawn().unwrap();
     let mut word = [0; 6];

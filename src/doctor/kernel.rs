@@ -199,7 +199,7 @@ fn rules(read: &Seen<()>) -> Check {
             new(name, State::Good, "a gate sees those that take a free port's packets (DNAT)")
         }
         Seen::Denied => {
-            let fix = "run as root, or with CAP_NET_ADMIN (in a unit also: AF_NETLINK in RestrictAddressFamilies=)";
+            let fix = "run as root, or with CAP_NET_ADMIN and CAP_DAC_READ_SEARCH (in a unit also: AF_NETLINK in RestrictAddressFamilies=)";
             let detail =
                 "refused; a gate calls a port open whose packets a rule (DNAT) takes, and says so";
             new(name, off(fix), detail)

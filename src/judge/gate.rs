@@ -103,13 +103,14 @@ pub fn asks_for_bind(port: &PortVerdict) -> bool {
     }
 }
 
-/// What bears on every port and was not ours to see: without CAP_NET_ADMIN nobody is told the packet filter's rules. That
-/// alone keeps no port shut ([0017](../../docs/decisions/0017-ports-without-a-socket.md)).
+/// What bears on every port and was not ours to see: without CAP_NET_ADMIN nobody is told the packet filter's rules, and which of
+/// the older tables there are is in a file of root's (/proc/net/ip_tables_names, 0440). That alone keeps no port shut ([0017](../../docs/decisions/0017-ports-without-a-socket.md)).
 pub fn unseen(snapshot: &Snapshot) -> Option<Unknown> {
     let beyond = snapshot.beyond.as_ref()?;
     (beyond.detours == Seen::Denied).then(|| Unknown {
         fact: "whether a rule of the packet filter (DNAT) takes a port's packets".to_owned(),
-        why: "this run lacks CAP_NET_ADMIN".to_owned(),
+        why: "this run lacks CAP_NET_ADMIN, or is not root and lacks CAP_DAC_READ_SEARCH"
+            .to_owned(),
         remedy: Some("run it as root, or with CAP_NET_ADMIN".to_owned()),
     })
 }

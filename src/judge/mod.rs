@@ -177,10 +177,28 @@ fn candidates<'a>(snapshot: &'a Snapshot, terms: &'a Terms) -> BTreeMap<Pid, Hel
             }
         }
     }
-    for held in holds.values_mut() {
-        held.unsure = held.unsure.take().or_else(|| unread.clone());
+    for (pid, held) in &mut holds {
+        let own = || unread_descriptors(snapshot, terms, *pid);
+        held.unsure = held.unsure.take().or_else(|| unread.clone()).or_else(own);
     }
     holds
+}
+
+/// What keeps us from knowing what this process holds, where there is something to hold.
+fn unread_descriptors(snapshot: &Snapshot, terms: &Terms, pid: Pid) -> Option<Unknown> {
+    let sockets = snapshot.sockets.known()?;
+    let is_taken = |guard: &Guard| {
+        let mut servers = sockets
+            .all
+            .iter()
+            .filter(|socket| matches!(socket.state, SocketState::Listening | SocketState::Bound));
+        servers.any(|socket| port::is_on(socket, &guard.endpoint) != Truth::No)
+    };
+    (sockets.unread.contains(&pid) && terms.guards.iter().any(is_taken)).then(|| Unknown {
+        fact: format!("which ports pid {pid} holds"),
+        why: "its descriptors could not be read".to_owned(),
+        remedy: None,
+    })
 }
 
 /// Who holds a guarded port as a server, or may: who only has a connection is no candidate.

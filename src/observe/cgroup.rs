@@ -190,6 +190,12 @@ mod tests {
             "0::/system.slice/docker.service",
             "0::/system.slice/docker-compose.service",
             "0::/docker/0123",
+            // As 'docker ps' shows it, one digit too few, one too many, and digits that no engine writes.
+            "0::/docker/0123456789ab",
+            "0::/system.slice/docker-0123456789ab.scope",
+            "0::/docker/123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+            "0::/docker/00123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+            "0::/docker/0123456789ABCDEF0123456789ABCDEF0123456789ABCDEF0123456789ABCDEF",
             "0::/system.slice/docker-IDx.scope",
             "0::/machine.slice/libpod-conmon-ID.scope",
             "0::/user.slice/machine-box.scope",

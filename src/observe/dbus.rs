@@ -553,6 +553,15 @@ mod tests {
         }
     }
 
+    /// Else a user's manager could use up the stack of who asks it.
+    #[test]
+    fn variants_within_variants_are_read_to_a_depth() {
+        let nested = |levels: usize| [b"\x01v\0".repeat(levels), b"\x01y\0\x07".to_vec()].concat();
+        assert_eq!(read(&nested(20), "v"), Some(Value::Other));
+        assert_eq!(read(&nested(200), "v"), None);
+        assert_eq!(read(&nested(300_000), "v"), None);
+    }
+
     proptest! {
         #[test]
         fn no_bytes_and_no_signature_make_the_reader_panic_or_hang(

@@ -68,6 +68,7 @@ pub fn observe<'p>(host: &Host, sockets: &mut Sockets, reach: Reach, pids: &dyn 
     sockets.holdings = found.into_iter().collect();
     let refused = search.refused.into_inner().unwrap_or_else(PoisonError::into_inner);
     sockets.refused = u32::try_from(refused.len()).unwrap_or(u32::MAX);
+    sockets.unread = refused;
     sockets.creator_gone = gone;
 }
 

@@ -126,7 +126,14 @@ fn connect(host: &Host, manager: Manager) -> (Connected, String) {
     let connection = match Connection::to_peer(&private, ANSWER_DEADLINE) {
         Ok(connection) => Ok((connection, None)),
         Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(CallError::Failed(error)),
-        Err(_) => Connection::to_bus(&host.path(bus), ANSWER_DEADLINE).map(|c| (c, Some(SYSTEMD))),
+        Err(error) => match Connection::to_bus(&host.path(bus), ANSWER_DEADLINE) {
+            Ok(connection) => Ok((connection, Some(SYSTEMD))),
+            // A user's bus hangs up on others without a word; why not the manager itself is what helps.
+            Err(_) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Err(CallError::Failed(error))
+            }
+            Err(error) => Err(error),
+        },
     };
     (connection, name)
 }

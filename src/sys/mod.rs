@@ -5,7 +5,7 @@
 use std::{
     io,
     os::{
-        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::process::CommandExt,
     },
     process::Command,
@@ -54,8 +54,9 @@ pub fn open_cgroup(mount: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd> {
 /// Whether two tasks share one descriptor table (`KCMP_FILES` of kcmp(2)). Needs CAP_SYS_PTRACE.
 pub fn shares_descriptors(a: Pid, b: Pid) -> io::Result<bool> {
     const KCMP_FILES: libc::c_int = 2;
+    const UNUSED: libc::c_ulong = 0;
     // SAFETY: kcmp takes five integers and touches no memory of ours.
-    let order = unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, KCMP_FILES, 0, 0) };
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, KCMP_FILES, UNUSED, UNUSED) };
     match order {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(true),
@@ -66,9 +67,16 @@ pub fn shares_descriptors(a: Pid, b: Pid) -> io::Result<bool> {
 /// The user who made the user namespace of this descriptor (`/proc/PID/ns/user`), as our own user namespace numbers
 /// users (`NS_GET_OWNER_UID`, ioctl_ns(2)).
 pub fn namespace_owner(namespace: BorrowedFd<'_>) -> io::Result<u32> {
-    const NS_GET_OWNER_UID: libc::c_ulong = 0xb704;
+    const NS_GET_OWNER_UID: libc::Ioctl = 0xb704;
+    /// `NSFS_MAGIC` (include/uapi/linux/magic.h).
+    const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
+    // To another file's driver the same number may be another request, of which nothing is known here.
+    if rustix::fs::fstatfs(namespace)?.f_type != NSFS_MAGIC {
+        return Err(io::Error::from_raw_os_error(libc::ENOTTY));
+    }
     let mut uid: libc::uid_t = 0;
-    // SAFETY: the request writes one uid_t to `uid`, which is alive for the call; the descriptor is borrowed for it.
+    // SAFETY: the descriptor is a namespace's, as just seen, and borrowed for the call; of those the request writes one uid_t, to
+    // `uid`, which is alive for the call.
     let answer = unsafe {
         libc::ioctl(namespace.as_raw_fd(), NS_GET_OWNER_UID, std::ptr::from_mut(&mut uid))
     };
@@ -98,18 +106,34 @@ pub fn socket_peer(socket: BorrowedFd<'_>) -> io::Result<(u32, Option<Pid>)> {
     Ok((peer.uid, pid))
 }
 
-/// What a socket answers about an option (getsockopt(2)) that takes its question in the same bytes as the answer. Returns how
-/// many of them it wrote.
-pub fn socket_option(
+/// What may be asked of the older packet filter's tables (`IPT_SO_GET_INFO` and `IPT_SO_GET_ENTRIES`,
+/// linux/netfilter_ipv4/ip_tables.h; the same numbers in ip6_tables.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TableQuestion {
+    /// `struct ipt_getinfo`.
+    Info,
+    /// `struct ipt_get_entries`, with the entries behind it.
+    Entries,
+}
+
+/// Has the kernel answer such a question of IPv4's tables, or of IPv6's, in the bytes that hold the question. Returns how many of
+/// them it wrote.
+pub fn ask_table(
     socket: BorrowedFd<'_>,
-    level: libc::c_int,
-    option: libc::c_int,
+    is_ipv6: bool,
+    question: TableQuestion,
     bytes: &mut [u8],
 ) -> io::Result<usize> {
     let too_long = |_| io::Error::from(io::ErrorKind::InvalidInput);
     let mut length = u32::try_from(bytes.len()).map_err(too_long)?;
-    // SAFETY: `bytes` and `length` are alive for the call; the kernel reads and writes at most `length` bytes there, and any
-    // bits fit a byte.
+    let level = if is_ipv6 { libc::SOL_IPV6 } else { libc::SOL_IP };
+    let option = match question {
+        TableQuestion::Info => 64,
+        TableQuestion::Entries => 65,
+    };
+    // SAFETY: `bytes` and `length` are alive for the call, and any bits fit a byte. These two options read and write at most `length`
+    // bytes there (do_ipt_get_ctl, do_ip6t_get_ctl). Others would take an address from those bytes and write to it
+    // (TCP_ZEROCOPY_RECEIVE), which is why the caller does not choose.
     let answer = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
@@ -152,17 +176,20 @@ pub fn begin_session(command: &mut Command) {
     unsafe { command.pre_exec(begin) };
 }
 
-/// The descriptors that a service manager opened for us, with their names (sd_listen_fds(3)); closed with an exec from now on.
-/// Once: whoever asks again gets none.
+/// Copies of the descriptors that a service manager opened for us, with their names (sd_listen_fds(3)); all are closed with an exec
+/// from now on. Once: whoever asks again gets none.
 pub fn listen_fds() -> io::Result<Vec<(OwnedFd, String)>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::Relaxed) {
         return Ok(Vec::new());
     }
-    let all = sd_notify::listen_fds_with_names()?;
-    // SAFETY: the manager opened them for this very process (LISTEN_PID), before anything of ours could; that they are open was
-    // just seen (fcntl(2)); and by the flag nobody is given them twice.
-    Ok(all.map(|(fd, name)| (unsafe { OwnedFd::from_raw_fd(fd) }, name)).collect())
+    let copy = |(fd, name): (RawFd, String)| {
+        // SAFETY: it is open, as was just seen (fcntl(2)), and borrowed for one call. It is not made ours: were the environment to
+        // name a descriptor that something else here owns, that would be closed twice.
+        let given = unsafe { BorrowedFd::borrow_raw(fd) };
+        Ok((rustix::io::fcntl_dupfd_cloexec(given, 0)?, name))
+    };
+    sd_notify::listen_fds_with_names()?.map(copy).collect()
 }
 
 /// Whether a signal is ignored (sigaction(2)).
@@ -195,10 +222,11 @@ extern "C" fn note_sigpipe() {
     IGNORED_SIGPIPE.store(is_ignored(libc::SIGPIPE).unwrap_or_default(), Ordering::Relaxed);
 }
 
-// SAFETY: the loader calls what stands in this section once, before `main`; the function uses nothing that Rust would have to
-// set up first.
-#[used]
+// SAFETY: the section holds addresses of functions (System V ABI, 'Initialization and Termination Functions'), and this is one. The
+// loader calls it once, before `main`, when the C library is set up, with arguments (glibc) or without (musl), which a C function may
+// ignore. It does not unwind, and uses nothing that Rust would have to set up first.
 #[unsafe(link_section = ".init_array")]
+#[used]
 static NOTE_SIGPIPE: extern "C" fn() = note_sigpipe;
 
 /// Has the command find SIGPIPE as we did; `Command` gives it the default.

@@ -22,13 +22,13 @@ type GetMemoryInfo = unsafe extern "C" fn(*mut c_void, *mut Memory) -> c_uint;
 pub fn memory(device: &Device<'_>) -> Result<(u64, u64), NvmlError> {
     let mut memory = Memory::default();
     let library = &device.nvml().lib().__library;
-    // SAFETY: the symbol has this signature in every nvml.h; the handle comes from the same library, which is still loaded and
-    // initialised as long as `device` borrows it; the library writes one nvmlMemory_t to `memory`, which is alive for the call.
-    let code = unsafe {
-        let symbol = library.get::<GetMemoryInfo>(b"nvmlDeviceGetMemoryInfo\0");
-        let get = symbol.map_err(|error| NvmlError::FailedToLoadSymbol(error.to_string()))?;
-        get(device.handle().cast(), std::ptr::from_mut(&mut memory))
-    };
+    // SAFETY: nvml.h declares the symbol with this signature in every version since the first.
+    let symbol = unsafe { library.get::<GetMemoryInfo>(b"nvmlDeviceGetMemoryInfo\0") };
+    let get = symbol.map_err(|error| NvmlError::FailedToLoadSymbol(error.to_string()))?;
+    // SAFETY: it is only handed to the library that it comes from, which `device` keeps loaded and initialised.
+    let handle = unsafe { device.handle() };
+    // SAFETY: the function is that library's; it writes one nvmlMemory_t to `memory`, which has its layout and is alive for the call.
+    let code = unsafe { get(handle.cast(), std::ptr::from_mut(&mut memory)) };
     nvml_try(code)?;
     Ok((memory.total, memory.free))
 }

@@ -260,6 +260,22 @@ fn another_run_than_the_one_that_was_judged_is_left_alone() {
     assert!(judged.lives());
 }
 
+/// The engine still names the pid, and somebody else has it by now.
+#[test]
+fn a_newcomer_with_the_pid_of_its_main_process_is_left_alone() {
+    let mut newcomer = Main::plant();
+    let pid = Pid(newcomer.pid());
+    let mut snapshot = look(pid.0);
+    let process = snapshot.processes.get_mut(&pid).unwrap();
+    process.key.start_ticks -= 1;
+    process.key.pidfd_inode = process.key.pidfd_inode.map(|inode| inode + 1);
+    let (fake, orders) = docker(pid.0, |_| done());
+    let target = Target::new(&snapshot, &[fake.only()], &reference(), GRACE).unwrap();
+    let stopped = climb(&target, LIMITS, Duration::from_secs(5));
+    assert!(matches!(stopped.end, End::LeftAlone(_)), "{stopped}");
+    assert!(orders.lock().unwrap().is_empty() && newcomer.lives());
+}
+
 #[test]
 fn what_its_engine_calls_stopping_and_still_lives_is_stopped() {
     let main = Main::plant();

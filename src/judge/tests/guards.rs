@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::Ended;
-use super::scene::{Fact, NOW, SERVER, Scene, system, terminal};
+use super::scene::{Blindness, Fact, NOW, SERVER, Scene, system, terminal};
 use crate::{
     config::settings::{ForeignHolder, UnreadModels},
     ident::{Manager, Pid, UnitRef},
@@ -120,6 +120,28 @@ fn while_the_registry_is_not_read_no_stranger_is_ended_on_the_settings_word_alon
     assert!(!unread(stranger()).convicts(7));
     let named = unread(stranger()).named_port("47334").ask(|t| t.also.foreign = true);
     assert!(named.convicts(7), "whose port it is does not matter to who names it");
+}
+
+/// With its descriptors unread, it might hold the port of a service that nobody asked about.
+#[test]
+fn whose_descriptors_were_not_read_is_not_ended_in_the_name_of_one_of_two_services() {
+    let asked = |scene: Scene| {
+        scene.ask(|t| {
+            t.named_services.push("hybrid".into());
+            t.also.abandoned = true;
+        })
+    };
+    // The founding mess: by its command line of either service, by its port of the other.
+    let scene = asked(Scene::mess());
+    assert!(!scene.is_candidate(7));
+    assert_eq!(scene.obeys_the_law(), Ok(()));
+    let unread = asked(Scene::mess()).without(&Fact::Descriptors(7), Blindness::Denied);
+    let verdict = unread.verdict(7);
+    assert_eq!(verdict.title(), "undecided");
+    assert!(verdict.reason.contains("which ports pid 7 holds"), "{verdict:?}");
+    // Where nothing has a guarded port, it surely holds none.
+    let nothing = asked(Scene::new().process(7, 1, SERVER));
+    assert!(nothing.without(&Fact::Descriptors(7), Blindness::Denied).convicts(7));
 }
 
 #[test]
@@ -326,7 +348,7 @@ fn one_process_on_the_ports_of_two_services_has_one_verdict() {
 
 #[test]
 fn a_holder_that_is_gone_has_no_verdict() {
-    let scene = Scene::mess().without(&Fact::Process(7), super::scene::Blindness::Gone);
+    let scene = Scene::mess().without(&Fact::Process(7), Blindness::Gone);
     assert!(scene.judge().verdicts.is_empty());
     assert_ne!(scene.port("8091").sentence, "nothing has it");
 }
@@ -408,7 +430,7 @@ fn a_command_line_that_goes_on_behind_its_cut_convicts_nobody_by_what_it_lacks()
     let foreign = Scene::new().process(7, 1, "nc -l").listens(7, 8091);
     let foreign = foreign.named_port("8091").ask(|t| t.also.foreign = true);
     assert!(foreign.convicts(7));
-    let cut = foreign.without(&Fact::CutLine(7), super::scene::Blindness::Gone);
+    let cut = foreign.without(&Fact::CutLine(7), Blindness::Gone);
     assert_eq!(cut.says(7).1, "undecided");
 }
 

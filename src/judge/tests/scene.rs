@@ -531,6 +531,8 @@ pub(super) enum Fact {
     Uid(u32),
     NamespacePids(u32),
     Tracer(u32),
+    /// Which sockets it has open.
+    Descriptors(u32),
     /// A command line that goes on behind what is kept of it.
     CutLine(u32),
     HasSystemd,
@@ -607,13 +609,14 @@ impl Scene {
         ];
         let sockets = snapshot.sockets.known().map_or(0, |s| s.all.len());
         facts.extend((0..sockets).map(Fact::V6Only));
-        let of_process: [fn(u32) -> Fact; 11] = [
+        let of_process: [fn(u32) -> Fact; 12] = [
             Fact::Process,
             Fact::CommandLine,
             Fact::Exe,
             Fact::Uid,
             Fact::NamespacePids,
             Fact::Tracer,
+            Fact::Descriptors,
             Fact::CutLine,
             Fact::Cgroup,
             Fact::InvocationId,
@@ -785,6 +788,13 @@ impl Scene {
                 return self.edit_gpus(|gpus| {
                     gpus.all.clear();
                     gpus.may_miss = Some("they were not read".to_owned());
+                });
+            }
+            Fact::Descriptors(pid) => {
+                return self.edit_sockets(|s| {
+                    s.holdings.retain(|holding| holding.pid != Pid(*pid));
+                    s.refused += 1;
+                    s.unread.insert(Pid(*pid));
                 });
             }
             Fact::V6Only(at) => {

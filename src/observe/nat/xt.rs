@@ -13,12 +13,9 @@ use crate::{
     host::Host,
     observe::wire::{cut_short, u16_at, u16_be_at, u32_at},
     snapshot::{RuleNumber, Seen},
-    sys,
+    sys::{self, TableQuestion},
 };
 
-/// IPT_SO_GET_INFO and IPT_SO_GET_ENTRIES (linux/netfilter_ipv4/ip_tables.h); the same numbers for IPv6.
-const GET_INFO: i32 = 64;
-const GET_ENTRIES: i32 = 65;
 /// struct ipt_getinfo.
 const INFO_BYTES: usize = 84;
 const NAME_BYTES: usize = 32;
@@ -58,24 +55,25 @@ pub(super) fn record(family: Family, hex: fn(&[u8]) -> String) -> Option<String>
 
 /// What the kernel tells about the table, and its entries.
 fn dump(family: Family) -> io::Result<(Vec<u8>, Vec<u8>)> {
-    let (domain, level) = match family {
-        Family::Ip | Family::Inet => (AddressFamily::INET, libc::SOL_IP),
-        Family::Ip6 => (AddressFamily::INET6, libc::SOL_IPV6),
+    let (domain, is_ipv6) = match family {
+        Family::Ip | Family::Inet => (AddressFamily::INET, false),
+        Family::Ip6 => (AddressFamily::INET6, true),
     };
     let socket = socket_with(domain, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     let mut info = vec![0; INFO_BYTES];
     info.splice(..3, *b"nat");
-    sys::socket_option(socket.as_fd(), level, GET_INFO, &mut info)?;
+    sys::ask_table(socket.as_fd(), is_ipv6, TableQuestion::Info, &mut info)?;
     let size = u32_at(&info, 80).ok_or_else(cut_short)?;
     // struct ipt_get_entries: the entries stand where 64 bits may.
     let head = (NAME_BYTES + 4).next_multiple_of(align_of::<u64>());
-    let mut entries = vec![0; head + size as usize];
-    if entries.len() > MOST_BYTES {
+    let length = head + size as usize;
+    if length > MOST_BYTES {
         return Err(io::Error::other("there are too many of them"));
     }
+    let mut entries = vec![0; length];
     entries.splice(..3, *b"nat");
     entries.splice(NAME_BYTES..NAME_BYTES + 4, size.to_ne_bytes());
-    match sys::socket_option(socket.as_fd(), level, GET_ENTRIES, &mut entries) {
+    match sys::ask_table(socket.as_fd(), is_ipv6, TableQuestion::Entries, &mut entries) {
         // The table has another size by now.
         Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => return Err(cut_short()),
         answer => answer?,
