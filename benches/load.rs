@@ -1,12 +1,13 @@
 //! A busy host for measurements, and a command run on it:
 //!
 //! ```text
-//! load --cgroups FOLDER --groups 300 -- COMMAND …
+//! load --cgroups FOLDER --groups 300 [--processes 2000] -- COMMAND …
 //! ```
 //!
 //! 3,000 processes with 149,000 descriptors, 3,000 listeners on 127.0.0.1 from port 10000 on, 200 UDP sockets and 4,000
-//! connections, spread over so many control groups below FOLDER (an empty folder of a cgroup2 mount). All ends with the
-//! command; nothing of it outlives this process. Wants a network namespace of its own, where the ports are free.
+//! connections, spread over so many control groups below FOLDER (an empty folder of a cgroup2 mount). Fewer processes have as many
+//! sockets. All ends with the command; nothing of it outlives this process. Wants a network namespace of its own, where the ports
+//! are free.
 
 #![allow(unsafe_code)] // fork(2): three thousand processes of one kind cost a second; executed anew, ten
 
@@ -33,7 +34,6 @@ use rustix::{
 const PROCESSES: usize = 3000;
 /// Every tenth process holds the sockets and most of the descriptors, as a few servers do on a real host.
 const SERVER_EVERY: usize = 10;
-const SERVERS: usize = PROCESSES / SERVER_EVERY;
 /// Descriptors that are no Internet sockets with a port, of a server and of any other process.
 const SERVER_DESCRIPTORS: usize = 300;
 const OTHER_DESCRIPTORS: usize = 12;
@@ -43,15 +43,16 @@ const UDP_SOCKETS: usize = 200;
 const CONNECTIONS: usize = 4000;
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
-    let mut words = env::args().skip(1);
+    let mut words = env::args().skip(1).peekable();
     let mut option = |name: &str| -> Result<String, String> {
-        let found = words.next().filter(|word| word == name).and_then(|_| words.next());
+        let found = words.next_if(|word| word == name).and_then(|_| words.next());
         found.ok_or_else(|| format!("expected '{name}' and its value"))
     };
     let cgroups = PathBuf::from(option("--cgroups")?);
     let groups: usize = option("--groups")?.parse()?;
+    let processes = option("--processes").map_or(Ok(PROCESSES), |text| text.parse())?;
     let program = option("--")?;
-    let mut load = Load { cgroups, groups, members: Vec::new() };
+    let mut load = Load { cgroups, groups, processes, members: Vec::new() };
     load.make()?;
     let status = Command::new(program).args(words).status()?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
@@ -61,6 +62,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
 struct Load {
     cgroups: PathBuf,
     groups: usize,
+    processes: usize,
     members: Vec<Pid>,
 }
 
@@ -72,13 +74,14 @@ impl Load {
             fs::create_dir(group_path(&self.cgroups, group))?;
         }
         let (ready, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        for number in 0..PROCESSES {
+        let all = self.processes;
+        for number in 0..all {
             // SAFETY: this process has one thread, so its copy may do all that it may do.
             match unsafe { libc::fork() } {
                 0 => {
                     drop(ready);
                     let group = number / SERVER_EVERY % self.groups;
-                    be_member(number, &group_path(&self.cgroups, group), tell)
+                    be_member((number, all), &group_path(&self.cgroups, group), tell)
                 }
                 pid => {
                     let pid = Pid::from_raw(pid).filter(|_| pid > 0);
@@ -89,10 +92,10 @@ impl Load {
         drop(tell);
         let mut told = Vec::new();
         File::from(ready).read_to_end(&mut told)?;
-        if told.len() == PROCESSES {
+        if told.len() == all {
             return Ok(());
         }
-        Err(format!("{} of {PROCESSES} processes did not come up", PROCESSES - told.len()).into())
+        Err(format!("{} of {all} processes did not come up", all - told.len()).into())
     }
 }
 
@@ -115,8 +118,8 @@ fn group_path(cgroups: &Path, group: usize) -> PathBuf {
 }
 
 /// Takes what this process is to hold, tells so, and stays until it is killed.
-fn be_member(number: usize, group: &Path, tell: OwnedFd) -> ! {
-    let taken = take(number, group);
+fn be_member((number, all): (usize, usize), group: &Path, tell: OwnedFd) -> ! {
+    let taken = take(number, all, group);
     let told = taken.and_then(|held| File::from(tell).write_all(b"x").map(|()| held));
     match told {
         Ok(_held) => loop {
@@ -131,7 +134,7 @@ fn be_member(number: usize, group: &Path, tell: OwnedFd) -> ! {
     }
 }
 
-fn take(number: usize, group: &Path) -> io::Result<Vec<OwnedFd>> {
+fn take(number: usize, all: usize, group: &Path) -> io::Result<Vec<OwnedFd>> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // First the group: a socket remembers the one that it was made in.
     fs::write(group.join("cgroup.procs"), "0")?;
@@ -147,14 +150,14 @@ fn take(number: usize, group: &Path) -> io::Result<Vec<OwnedFd>> {
     }
     held.truncate(descriptors);
     if is_server {
-        serve(number / SERVER_EVERY, &mut held)?;
+        serve(number / SERVER_EVERY, all / SERVER_EVERY, &mut held)?;
     }
     Ok(held)
 }
 
 /// This server's share of the sockets.
-fn serve(server: usize, held: &mut Vec<OwnedFd>) -> io::Result<()> {
-    let share = |all: usize| (server..all).step_by(SERVERS);
+fn serve(server: usize, servers: usize, held: &mut Vec<OwnedFd>) -> io::Result<()> {
+    let share = |all: usize| (server..all).step_by(servers);
     let port = |number: usize| FIRST_PORT + u16::try_from(number).unwrap_or_default();
     let first = TcpListener::bind((Ipv4Addr::LOCALHOST, port(server)))?;
     for _ in share(CONNECTIONS) {
