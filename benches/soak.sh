@@ -24,31 +24,31 @@ here=$PWD
 target=${CARGO_TARGET_DIR:-$here/target}
 profile=${PORTREEVE_PROFILE:-release}
 cargo build --quiet --profile "${profile/debug/dev}" --example load --example soak
-cargo build --quiet --example model-server --example plant
+cargo build --quiet --example plant
 tools=$(mktemp -d)
 cp "$target/$profile/examples/load" "$target/$profile/examples/soak" "$target/debug/examples/plant" "$tools"
-ended() { rm -r "$tools"; }
-trap ended EXIT
+trap 'rm -r "$tools"' EXIT
 trap 'exit 1' INT TERM
 
 processor=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
 printf '%s × %s, Linux %s, %s\n' "$(nproc)" "$processor" "$(uname -r)" "$(date +%F)"
 
-host() {
+# Each in a shell of its own, which ends what it began.
+host() (
     mount=$(awk '$3 == "cgroup2" { print $2; exit }' /proc/mounts)
     [ -n "$mount" ] || { echo 'error: no cgroup2 mount' >&2 && return 1; }
     cgroups=$mount/portreeve-soak-$$
     mkdir "$cgroups"
-    ended() { rm -r "$tools"; rmdir "$cgroups"/group-* "$cgroups" 2>/dev/null || :; }
+    trap 'rmdir "$cgroups"/group-* "$cgroups" 2>/dev/null || :' EXIT
     printf '\nOn a host of 2,000 processes, 16 ports:\n\n'
     unshare --net --pid --mount --fork --kill-child --mount-proc "$here/benches/soak.sh" --inside "$count" "$cgroups" "$tools"
-}
+)
 
-box() {
+box() (
     name=soak-$$
     coproc box { exec tests/box/box boot "$name" "$tools:/tools"; }
     # shellcheck disable=SC2154 # coproc sets it
-    ended() { eval "exec ${box[1]}>&-"; wait "$box_PID" 2>/dev/null || :; rm -r "$tools"; }
+    trap 'eval "exec ${box[1]}>&-"; wait "$box_PID" 2>/dev/null || :' EXIT
     read -r -u "${box[0]}" _
     printf '\nIn a box: a container of Docker'"'"'s, one of Podman'"'"'s, a unit and an orphan, each on a guarded port:\n\n'
     tests/box/box run "$name" bash -s "$in_box" <<'END'
@@ -69,8 +69,8 @@ for port in 7501 7502 7503 7504; do
 done
 /tools/soak "$1" -- scan --port 7501 --port 7502 --port 7503 --port 7504
 END
-}
+)
 
 for scene in ${SCENES:-host box}; do
-    ("$scene"; trap - EXIT; ended)
+    "$scene"
 done
