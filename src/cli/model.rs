@@ -498,8 +498,25 @@ fn register(
         return Err(RegistryError::Conflicts(refused).into());
     }
     let mut registry = Registry::open(&stack.path)?;
-    for shared in registry.register(name, spec)?.into_iter().chain(shared) {
-        super::warn(&shared.to_string());
+    match registry.register(name, spec) {
+        Ok(all) => {
+            for shared in all.into_iter().chain(shared) {
+                super::warn(&shared.to_string());
+            }
+        }
+        // Whoever was killed on its way may have left it without its unit.
+        Err(exists @ RegistryError::Exists(_)) => {
+            let is_same = registry.get(name)?.spec.as_ref() == Some(spec);
+            if !is_same || !wants_unit || unit_file::is_there(&stack.host, name) {
+                return Err(exists.into());
+            }
+            let Written::Unit(unit, _) = unit::write(stack, name, spec)? else {
+                return Err(exists.into());
+            };
+            writeln!(out, "model '{name}' was registered already, and has its unit now: {unit}")?;
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
     }
     if !wants_unit {
         writeln!(out, "model '{name}' is registered")?;

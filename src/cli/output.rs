@@ -1,17 +1,21 @@
 //! Where a report goes: standard output, or a file that is replaced in one step; and the files of a GitHub workflow's step.
 
 use std::{
-    ffi::OsString,
+    ffi::{CStr, OsString},
     fs::File,
     io::{self, Write},
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
 };
 
 use clap::{Args, ValueEnum};
 use rustix::{
-    fs::{AtFlags, CWD, FileType, Mode, OFlags, fchmod, fstat, openat, renameat, statat, unlinkat},
+    fs::{
+        AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, Stat, fchmod, flock, fstat,
+        openat, renameat, statat, unlinkat,
+    },
     io::Errno,
+    process::geteuid,
 };
 
 use super::Failure;
@@ -89,6 +93,9 @@ pub(super) enum OutputError {
     Write(PathBuf, #[source] io::Error),
 }
 
+/// How the name of a file ends that is still being written.
+const SUFFIX: &str = ".tmp";
+
 /// A file that is to be replaced, checked before anything else is done.
 #[derive(Debug)]
 pub(super) struct Destination {
@@ -135,21 +142,10 @@ impl Destination {
     /// Writes beside the file, then puts the new one in its place: a reader sees the old one or the new one. Where that fails the
     /// old one stays.
     pub(super) fn replace(&self, text: &[u8]) -> Result<(), OutputError> {
-        let mut beside = OsString::from(".");
-        beside.push(&self.name);
-        beside.push(format!(".{}.tmp", std::process::id()));
+        self.sweep();
         let mode = Mode::from_raw_mode(0o644);
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = match openat(&self.folder, &beside, flags, mode) {
-            Ok(file) => File::from(file),
-            // Not removed: it may be that of a run in another pid namespace, which is still writing it.
-            Err(Errno::EXIST) => {
-                return Err(OutputError::Leftover(self.path.with_file_name(&beside)));
-            }
-            Err(errno) => return Err(OutputError::Write(self.path.clone(), errno.into())),
-        };
-        let written = fill(file, mode, text)
+        let (beside, file) = self.create(mode)?;
+        let written = fill(&file, mode, text)
             .and_then(|()| Ok(renameat(&self.folder, &beside, &self.folder, &self.name)?));
         if let Err(cause) = written {
             let _ = unlinkat(&self.folder, &beside, AtFlags::empty());
@@ -159,11 +155,80 @@ impl Destination {
         let _ = rustix::fs::fsync(&self.folder);
         Ok(())
     }
+
+    /// A new file beside it, locked as long as it is open. Where no lock can be had nobody else gets one, and none is swept away.
+    fn create(&self, mode: Mode) -> Result<(OsString, File), OutputError> {
+        let mut name = self.prefix();
+        name.push(format!("{}{SUFFIX}", std::process::id()));
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        loop {
+            let file = match openat(&self.folder, &name, flags, mode) {
+                Ok(file) => File::from(file),
+                // It may be that of a run in another pid namespace, which is still writing it.
+                Err(Errno::EXIST) => {
+                    return Err(OutputError::Leftover(self.path.with_file_name(&name)));
+                }
+                Err(errno) => return Err(OutputError::Write(self.path.clone(), errno.into())),
+            };
+            let lock = flock(&file, FlockOperation::NonBlockingLockExclusive);
+            // Another run may have taken it for a dead one's before it was locked.
+            let is_swept =
+                lock == Err(Errno::WOULDBLOCK) || fstat(&file).is_ok_and(|stat| stat.st_nlink == 0);
+            if !is_swept {
+                return Ok((name, file));
+            }
+        }
+    }
+
+    fn prefix(&self) -> OsString {
+        let mut prefix = OsString::from(".");
+        prefix.push(&self.name);
+        prefix.push(".");
+        prefix
+    }
+
+    /// Takes away what runs that were killed had begun to write: where that happens again and again the folder would fill up, and
+    /// one day a pid comes back.
+    fn sweep(&self) {
+        let Ok(entries) = Dir::read_from(&self.folder) else { return };
+        let prefix = self.prefix();
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let rest = name.to_bytes().strip_prefix(prefix.as_bytes());
+            let pid = rest.and_then(|rest| rest.strip_suffix(SUFFIX.as_bytes()));
+            if pid.is_some_and(|pid| !pid.is_empty() && pid.iter().all(u8::is_ascii_digit)) {
+                let _ = self.remove_if_dead(name);
+            }
+        }
+    }
+
+    /// A file of ours that nobody has locked: its writer is dead, or about to lock it, and then makes another. What is opened is
+    /// not written to.
+    fn remove_if_dead(&self, name: &CStr) -> rustix::io::Result<()> {
+        let is_ours = |stat: &Stat| {
+            FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+                && stat.st_uid == geteuid().as_raw()
+        };
+        let seen = statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if !is_ours(&seen) {
+            return Ok(());
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = openat(&self.folder, name, flags, Mode::empty())?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        let now = statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let opened = fstat(&file)?;
+        if (now.st_dev, now.st_ino) == (opened.st_dev, opened.st_ino) {
+            unlinkat(&self.folder, name, AtFlags::empty())?;
+        }
+        Ok(())
+    }
 }
 
-fn fill(mut file: File, mode: Mode, text: &[u8]) -> io::Result<()> {
+fn fill(mut file: &File, mode: Mode, text: &[u8]) -> io::Result<()> {
     // Whatever the umask is: the reader is another user.
-    fchmod(&file, mode)?;
+    fchmod(file, mode)?;
     file.write_all(text)?;
     file.sync_all()
 }
@@ -213,4 +278,32 @@ fn append(path: &Path, most: usize, text: impl FnOnce(usize) -> String) -> io::R
         return Err(io::Error::other("it is full"));
     }
     File::from(file).write_all(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{collections::BTreeSet, fs};
+
+    #[test]
+    fn what_a_killed_run_began_to_write_is_removed_and_what_is_being_written_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let own = format!(".report.{}.tmp", std::process::id());
+        let others =
+            [".report.2.tmp", ".report.x.tmp", ".report..tmp", ".reporter.1.tmp", ".report.1"];
+        for name in others.into_iter().chain([".report.1.tmp", &own]) {
+            fs::write(path(name), "half").unwrap();
+        }
+        std::os::unix::fs::symlink(path(".report.1"), path(".report.3.tmp")).unwrap();
+        let living = File::open(path(".report.2.tmp")).unwrap();
+        flock(&living, FlockOperation::NonBlockingLockExclusive).unwrap();
+
+        Destination::open(&path("report")).unwrap().replace(b"whole").unwrap();
+        let left = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let left: BTreeSet<String> = left.map(|name| name.into_string().unwrap()).collect();
+        let expected = others.into_iter().chain([".report.3.tmp", "report"]).map(str::to_owned);
+        assert_eq!(left, expected.collect());
+        assert_eq!(fs::read(path("report")).unwrap(), b"whole");
+    }
 }

@@ -336,7 +336,8 @@ fn worker(case: &Case<'_>) -> Answer {
         conditions: vec![
             ("it matches a worker's pattern", case.by_command_line(|| case.worker.is_some())),
             (PARENT_GONE, case.is_parent_gone()),
-            ("it is no unit's main process", !case.is_unit_process(false)),
+            // Below a unit's main process that is a worker, too, no other server is to be looked for.
+            ("it is, and descends from, no unit's main process", !case.is_unit_process(true)),
         ],
         reason: format!(
             "it is a {name} worker, and the server that started it is gone: {} adopted it",

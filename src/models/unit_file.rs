@@ -108,6 +108,11 @@ pub fn write(
     Ok(Written::Unit(unit, remark))
 }
 
+/// Whether there is one, ours or not.
+pub fn is_there(host: &Host, name: &ModelName) -> bool {
+    path(host, name).is_ok_and(|path| fs::symlink_metadata(path).is_ok())
+}
+
 /// Takes a model's unit away. Nothing of it runs.
 pub fn remove(host: &Host, name: &ModelName) -> Result<(), Trouble> {
     let path = path(host, name)?;
@@ -232,7 +237,10 @@ fn is_ours(path: &Path) -> Result<(), Trouble> {
 fn put(path: &Path, text: &str) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder)?;
-    let beside = folder.join(format!(".portreeve-{}.tmp", std::process::id()));
+    // Of one name for each model: what somebody left who was killed goes with the next.
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".tmp");
+    let beside = PathBuf::from(beside);
     let _ = fs::remove_file(&beside);
     let written = || {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&beside)?;
@@ -257,6 +265,20 @@ mod tests {
         for path in ["/usr/bin/portreeve (deleted)", "/usr/bin/portreeve"] {
             assert_eq!(installed(path.into()), PathBuf::from("/usr/bin/portreeve"));
         }
+    }
+
+    #[test]
+    fn what_was_left_half_written_is_written_anew_and_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("portreeve-model-a.service");
+        fs::write(folder.path().join("portreeve-model-a.service.tmp"), "[Un").unwrap();
+        put(&path, "[Unit]\n").unwrap();
+        let left: Vec<_> =
+            fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().path()).collect();
+        assert_eq!(
+            (&left[..], fs::read_to_string(&path).unwrap().as_str()),
+            (&[path.clone()][..], "[Unit]\n")
+        );
     }
 
     #[test]

@@ -12,6 +12,8 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use rustix::process::Signal;
+
 use crate::ident::Pid;
 
 pub mod nvml;
@@ -169,10 +171,20 @@ pub fn attach_filter(socket: BorrowedFd<'_>, program: &mut [libc::sock_filter]) 
 }
 
 /// Has the command begin a session of its own (setsid(2)): no terminal of ours that it could type into (TIOCSTI), and a
-/// process group with its pid, by which its children are ended too.
+/// process group with its pid, by which its children are ended too. Should we be killed it ends with us, and so it does with the
+/// thread that starts it (PR_SET_PDEATHSIG(2const)): that one is to wait for it.
 pub fn begin_session(command: &mut Command) {
-    let begin = || rustix::process::setsid().map(drop).map_err(io::Error::from);
-    // SAFETY: between fork and exec the closure makes one system call, allocates nothing and takes no lock.
+    let ourselves = rustix::process::getpid();
+    let begin = move || {
+        rustix::process::setsid()?;
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // We may have been killed before it was asked for.
+        if rustix::process::getppid() != Some(ourselves) {
+            return Err(io::ErrorKind::Other.into());
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes a few system calls, allocates nothing and takes no lock.
     unsafe { command.pre_exec(begin) };
 }
 

@@ -299,6 +299,11 @@ fn row_9_spares_a_worker_whose_server_lives_or_that_its_unit_owns() {
         let main = worker().inside(7, &unit).unit(&unit, edit);
         assert_eq!(main.says(7).0, 12);
     }
+    // below a main process that has a worker's title itself
+    let below = worker().process(6, 1, "VLLM::EngineCore").edit(7, |p| p.parent = Pid(6));
+    let below = below.inside(6, &unit).inside(7, &unit);
+    let below = below.unit(&unit, |u| u.main_pid = Some(Pid(6)));
+    assert_eq!((below.says(6).0, below.says(7).0), (12, 12));
     // in the unit, but neither: its server is gone all the same
     let other = worker().inside(7, &unit).unit(&unit, |u| u.main_pid = Some(Pid(70)));
     assert_eq!(other.says(7).0, 9);
