@@ -226,7 +226,7 @@ impl Spec {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl Spec {
     pub(crate) fn sample(backend: BackendName) -> Self {
         Self {

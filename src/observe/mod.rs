@@ -7,6 +7,8 @@ pub mod dbus;
 pub mod diag;
 pub mod gpus;
 pub mod holders;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 pub mod listeners;
 pub mod nat;
 mod netlink;

@@ -3,6 +3,8 @@
 //! walks them, with a packet to each guarded port. What the walk cannot know of a packet, a sender or an interface, makes
 //! a rule take some of them; a condition that it does not know makes it unclear, never harmless.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod hostile;
 mod nft;
 #[cfg(test)]
 mod tests;

@@ -193,7 +193,7 @@ fn is_nvidia(name: &str) -> bool {
 }
 
 /// What an `fdinfo` tells of a client; none where it tells of none.
-fn client(text: &str) -> Option<(String, u64, Client)> {
+pub(super) fn client(text: &str) -> Option<(String, u64, Client)> {
     let lines = || {
         let lines = text.lines().filter_map(|line| line.split_once(':'));
         lines.map(|(key, value)| (key.trim(), value.trim()))
