@@ -45,7 +45,7 @@ pub fn stat(bytes: &[u8]) {
     }
 }
 
-/// `/proc/PID/status`, `cmdline`, `environ` and `/etc/passwd`.
+/// `/proc/PID/status`, `cmdline`, `environ`, `/proc/uptime` and `/etc/passwd`.
 pub fn process(bytes: &[u8]) {
     for key in [&b"Uid:"[..], b"TracerPid:", b"NSpid:", b"Pid:"] {
         let numbers = processes::numbers(bytes, key);
@@ -66,6 +66,12 @@ pub fn process(bytes: &[u8]) {
         assert!(!id.contains('\0') && bytes.contains(&b'='));
     }
     let text = String::from_utf8_lossy(bytes);
+    if let Some(ticks) = super::ticks(&text, 100) {
+        assert_eq!(
+            super::ticks(&format!("{}.{:02} 1.0", ticks / 100, ticks % 100), 100),
+            Some(ticks)
+        );
+    }
     for name in users::names_in(&text).values() {
         assert!(!name.contains([':', '\n']));
     }

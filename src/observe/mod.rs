@@ -506,13 +506,17 @@ pub fn ourselves(host: &Host) -> Option<Vec<Pid>> {
 pub fn clock(host: &Host) -> Clock {
     let ticks_per_second = ticks_per_second(host);
     // Start times count from boot, suspended time included, as /proc/uptime does (proc_uptime(5)).
-    let now_ticks = host.read_text("proc/uptime").parse(|text| {
-        let (seconds, hundredths) = text.split_whitespace().next()?.split_once('.')?;
-        let (seconds, hundredths) = (seconds.parse::<u64>().ok()?, hundredths.parse::<u64>().ok()?);
-        Some(seconds * ticks_per_second + hundredths * ticks_per_second / 100)
-    });
+    let now_ticks = host.read_text("proc/uptime").parse(|text| ticks(&text, ticks_per_second));
     let boot_id = host.read_text("proc/sys/kernel/random/boot_id").map(|t| t.trim().to_owned());
     Clock { boot_id, now_ticks, ticks_per_second }
+}
+
+/// The first number of `/proc/uptime`, in ticks. A file system in user space may stand there (lxcfs).
+fn ticks(uptime: &str, ticks_per_second: u64) -> Option<u64> {
+    let (seconds, hundredths) = uptime.split_whitespace().next()?.split_once('.')?;
+    let (seconds, hundredths) = (seconds.parse::<u64>().ok()?, hundredths.parse::<u64>().ok()?);
+    let hundredths = hundredths.checked_mul(ticks_per_second)? / 100;
+    seconds.checked_mul(ticks_per_second)?.checked_add(hundredths)
 }
 
 fn ticks_per_second(host: &Host) -> u64 {
