@@ -3,8 +3,6 @@
 
 use std::collections::HashMap;
 
-use procfs_core::{FromRead, process::Stat};
-
 use super::{
     cgroup,
     dbus::{CallError, Message, Sizes, Value},
@@ -24,7 +22,7 @@ use crate::{
 
 /// `/proc/PID/stat`: no name moves the fields behind it, and a text that is cut tells no other start.
 pub fn stat(bytes: &[u8]) {
-    let read = |text: &[u8]| Stat::from_read(text).ok();
+    let read = processes::parse_stat;
     let whole = read(bytes).map(|stat| (stat.pid, stat.starttime));
     for cut in [bytes.len() / 2, bytes.len().saturating_sub(1), bytes.len().saturating_sub(20)] {
         let part = read(bytes.get(..cut).unwrap_or_default());

@@ -69,7 +69,16 @@ pub fn pidfd_inode(pidfd: &OwnedFd) -> Option<u64> {
 
 /// Reads `/proc/PID/stat` (proc_pid_stat(5)).
 pub fn read_stat(host: &Host, pid: Pid) -> Seen<Stat> {
-    host.read(&format!("proc/{pid}/stat")).parse(|text| Stat::from_read(text.as_slice()).ok())
+    host.read(&format!("proc/{pid}/stat")).parse(|text| parse_stat(&text))
+}
+
+/// `PID (NAME) STATE …`: the crate panics where it has another form (procfs-core 0.18, process/stat.rs).
+pub(super) fn parse_stat(text: &[u8]) -> Option<Stat> {
+    let text = String::from_utf8_lossy(text);
+    let (pid, rest) = text.trim().split_once('(')?;
+    let (_, rest) = rest.rsplit_once(')')?;
+    let has_form = pid.ends_with(' ') && rest.starts_with(' ');
+    has_form.then(|| Stat::from_read(text.as_bytes()).ok()).flatten()
 }
 
 /// When a process of the machine that we run on began, in ticks since boot.
@@ -277,6 +286,23 @@ pub(super) fn join(bytes: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stat_of_another_form_is_none_and_no_panic() {
+        for text in [
+            "",
+            "7",
+            "7 (a)",
+            "7 (a) \n",
+            "(a) S 1",
+            ")7 ( S",
+            "7 (a)S 1",
+            "7\u{2003}(a) S",
+            "7 (a)\u{e9} 1",
+        ] {
+            assert!(parse_stat(text.as_bytes()).is_none(), "{text:?}");
+        }
+    }
 
     #[test]
     fn a_containers_root_is_named_by_its_upper_directory() {
