@@ -194,6 +194,32 @@ mod tests {
         records.add(&Host::live(), &ports, true)
     }
 
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig {
+            failure_persistence: None, ..Default::default()
+        })]
+
+        #[test]
+        fn whatever_was_let_pass_is_read_as_it_was_written(
+            numbers in proptest::prelude::any::<(u64, u64, u32, u64, Option<u64>)>(),
+            ancestors in proptest::option::of(proptest::collection::vec(0..u32::MAX, 0..5)),
+            unit_path in proptest::option::of("\\PC{0,20}"),
+            became_command: bool,
+        ) {
+            let (network, at_ticks, pid, start_ticks, pidfd_inode) = numbers;
+            let entry = Entry {
+                port: PORTS[1].to_owned(), network, at_ticks, pid, start_ticks, pidfd_inode, became_command,
+                ancestors, unit_path,
+            };
+            let document = Document { version: VERSION, boot_id: "b".to_owned(), passed: vec![entry.clone()] };
+            let text = serde_json::to_vec(&document).unwrap();
+            let read: Vec<Passed> = entries(&text, "b").iter().filter_map(passed).collect();
+            proptest::prop_assert_eq!(&read, &[passed(&entry).unwrap()]);
+            proptest::prop_assert_eq!(read[0].at_ticks, at_ticks);
+            proptest::prop_assert_eq!(read[0].gate.start_ticks, start_ticks);
+        }
+    }
+
     #[test]
     fn what_one_gate_lets_pass_the_next_one_reads_once_for_each_port() {
         let folder = tempfile::tempdir().unwrap();

@@ -189,6 +189,26 @@ mod tests {
         assert_eq!(read(file.into()).unwrap().handover, handover());
     }
 
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig {
+            failure_persistence: None, ..Default::default()
+        })]
+
+        #[test]
+        fn whatever_is_handed_over_is_read_as_it_was_given(
+            spec in crate::backend::spec::any::spec(),
+            instance in "\\PC{0,20}",
+            nvidia in proptest::collection::vec("\\PC{0,20}", 0..3),
+            devices in 0..usize::MAX,
+        ) {
+            let cards = Cards { nvidia, amd: vec![7] };
+            let chosen = Chosen { cards, devices };
+            let given = Handover { spec, chosen, instance, engines: Engines::default() };
+            let read = read(sealed(&given).unwrap().into()).unwrap().handover;
+            proptest::prop_assert_eq!(read, given);
+        }
+    }
+
     #[test]
     fn what_is_not_sealed_or_of_another_form_is_refused() {
         let refused = |text: &str, seals: SealFlags| {
