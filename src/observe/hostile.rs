@@ -184,6 +184,14 @@ pub fn dbus(bytes: &[u8]) {
         Ok(Value::Table(properties)) => {
             if let Some(unit) = units::read_unit(properties) {
                 assert!(!unit.active_state.is_empty() && !unit.sub_state.is_empty());
+                let is_service = properties.get("Id").and_then(Value::text);
+                let is_service = is_service.is_some_and(|id| id.ends_with(".service"));
+                let has_pids =
+                    ["MainPID", "ControlPID"].iter().all(|k| properties.contains_key(*k));
+                assert!(
+                    has_pids || !(is_service && unit.is_loaded),
+                    "a service without its processes"
+                );
                 assert!(["Id", "LoadState"].iter().all(|key| properties.contains_key(*key)));
                 assert!(unit.invocation_id.is_none_or(|id| !id.is_empty()));
             }

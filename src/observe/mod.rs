@@ -112,6 +112,7 @@ pub fn ports(host: &Host, endpoints: &[Endpoint]) -> Snapshot {
     Snapshot {
         clock,
         ourselves: Vec::new(),
+        misses_ancestors: false,
         has_systemd: Seen::Unreadable(unasked.to_owned()),
         sight: Sight { may_see_all: false, is_first_pid_namespace: false, is_proc_hidden: false },
         ephemeral_ports: ephemeral_ports(host),
@@ -184,7 +185,9 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
         sockets.known().map(|s| s.holdings.iter().map(|h| h.pid).collect()).unwrap_or_default();
     let on_gpus: BTreeSet<Pid> = holdings(question.gpus.as_ref()).map(|h| h.pid).collect();
     let candidates: BTreeSet<Pid> = matching.union(&holding).chain(&on_gpus).copied().collect();
-    let ourselves = ourselves(host).unwrap_or_else(|| vec![Pid(std::process::id())]);
+    let known = ourselves(host);
+    let misses_ancestors = known.is_none();
+    let ourselves = known.unwrap_or_else(|| vec![Pid(std::process::id())]);
     let (mut processes, blurred) =
         with_relatives(host, &candidates, &ourselves, command_lines, question);
     let of_sockets = sockets.known();
@@ -227,6 +230,7 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
     let snapshot = Snapshot {
         clock: clock(host),
         ourselves,
+        misses_ancestors,
         has_systemd,
         sight,
         ephemeral_ports: ephemeral_ports(host),
