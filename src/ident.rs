@@ -391,7 +391,41 @@ impl fmt::Display for EngineRef {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{prelude::*, sample::select};
+
     use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn every_endpoint_is_read_back_as_it_is_printed(
+            port in 1..=u16::MAX,
+            proto in select(vec![Proto::Tcp, Proto::Udp]),
+            address in proptest::option::of(any::<IpAddr>()),
+            only in any::<bool>(),
+        ) {
+            let is_v6only = only && address.is_some_and(|address| address.is_ipv6());
+            let endpoint = Endpoint { port: Port::new(port).unwrap(), proto, address, is_v6only };
+            prop_assert_eq!(endpoint.to_string().parse(), Ok(endpoint));
+            prop_assert_eq!(endpoint.short().parse(), Ok(endpoint));
+        }
+
+        #[test]
+        fn every_name_of_a_gpu_is_read_back_as_it_is_printed(name in gpu()) {
+            prop_assert_eq!(name.to_string().parse(), Ok(name));
+        }
+    }
+
+    fn gpu() -> impl Strategy<Value = GpuName> {
+        prop_oneof![
+            Just(GpuName::All),
+            any::<u32>().prop_map(GpuName::Index),
+            "(GPU|MIG)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}".prop_map(GpuName::Uuid),
+            (any::<u32>(), any::<u8>(), 0..32_u8, 0..8_u8)
+                .prop_map(|(a, b, c, d)| GpuName::Bus(format!("{a:04x}:{b:02x}:{c:02x}.{d}"))),
+        ]
+    }
 
     #[test]
     fn every_written_form_of_a_port_is_read_back_as_it_is_printed() {

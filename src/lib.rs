@@ -26,3 +26,5 @@ pub mod models;
 pub mod doctor;
 pub mod report;
 pub mod cli;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;

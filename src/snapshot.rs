@@ -761,6 +761,8 @@ pub struct Snapshot {
     pub clock: Clock,
     /// Ourselves, then our ancestors up to PID 1.
     pub ourselves: Vec<Pid>,
+    /// One of them could not be read: more may stand above the last.
+    pub misses_ancestors: bool,
     /// Whether systemd runs this host (`/run/systemd/system` exists, sd_booted(3)); not known where its marks
     /// are seen and its `/run` is not ours.
     pub has_systemd: Seen<bool>,

@@ -226,7 +226,7 @@ impl Spec {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl Spec {
     pub(crate) fn sample(backend: BackendName) -> Self {
         Self {
@@ -256,9 +256,99 @@ impl Spec {
     }
 }
 
+/// Anything that can be wanted, sensible or not.
+#[cfg(test)]
+pub(crate) mod any {
+    use std::net::IpAddr;
+
+    use proptest::{option, prelude::*};
+
+    use super::{BackendName, Duration, Engine, GpuName, Port, Quantization, Spec, Watch};
+
+    fn text() -> impl Strategy<Value = String> {
+        "\\PC{0,12}|[\\x00-\\x1f\"'\\\\$%{}:,]{0,8}"
+    }
+
+    fn time() -> impl Strategy<Value = Duration> {
+        (any::<u64>(), 0..1_000_000_000_u32).prop_map(|(secs, nanos)| Duration::new(secs, nanos))
+    }
+
+    pub(crate) fn gpu() -> impl Strategy<Value = GpuName> {
+        prop_oneof![
+            Just(GpuName::All),
+            any::<u32>().prop_map(GpuName::Index),
+            "(GPU|MIG)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}".prop_map(GpuName::Uuid),
+            (any::<u32>(), any::<u8>(), 0..32_u8, 0..8_u8)
+                .prop_map(|(a, b, c, d)| GpuName::Bus(format!("{a:04x}:{b:02x}:{c:02x}.{d}"))),
+        ]
+    }
+
+    prop_compose! {
+        fn wishes()(
+            memory_bytes in option::of(any::<u64>()),
+            cpu_milli in option::of(any::<u32>()),
+            pids in option::of(any::<u32>()),
+            max_model_len in option::of(any::<u32>()),
+            tensor_parallel in option::of(any::<u32>()),
+            quantization in option::of(prop::sample::select(vec![Quantization::Awq, Quantization::Gptq])),
+            extra_args in prop::collection::vec(text(), 0..4),
+            skips_health in any::<bool>(),
+            load_timeout in option::of(time()),
+            (interval, timeout, failures, delay) in (time(), time(), any::<u32>(), time()),
+        ) -> Spec {
+            Spec {
+                memory_bytes, cpu_milli, pids, max_model_len, tensor_parallel, quantization, extra_args,
+                skips_health, load_timeout,
+                watch: Watch { interval, timeout, failures, delay },
+                ..Spec::sample(BackendName::Vllm)
+            }
+        }
+    }
+
+    prop_compose! {
+        pub(crate) fn spec()(
+            wishes in wishes(),
+            backend in prop::sample::select(BackendName::ALL.to_vec()),
+            (model, is_container) in (text(), any::<bool>()),
+            (program, run_as) in (option::of(text()), option::of(text())),
+            (port, host) in (any::<u16>(), any::<IpAddr>()),
+            gpus in prop::collection::vec(gpu(), 0..4),
+            (image, models_dir, network) in (option::of(text()), option::of(text()), option::of(text())),
+            engine in option::of(prop::sample::select(vec![Engine::Docker, Engine::Podman])),
+        ) -> Spec {
+            Spec {
+                backend, model, is_container, run_as, host, gpus, image, network, engine,
+                program: program.map(Into::into),
+                models_dir: models_dir.map(Into::into),
+                port: Port::new(port),
+                ..wishes
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn whatever_is_wanted_is_read_back_as_it_was_written(spec in any::spec()) {
+            let text = serde_json::to_string(&spec).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Spec>(&text).unwrap(), spec);
+        }
+
+        #[test]
+        fn every_amount_is_read_back_as_it_is_printed(bytes in 1..u64::MAX, milli in 1..u32::MAX) {
+            prop_assert_eq!(parse_bytes(&bytes.to_string()), Ok(bytes));
+            let printed = format!("{}.{:03}", milli / 1000, milli % 1000);
+            prop_assert_eq!(parse_processors(&printed), Ok(milli));
+        }
+    }
 
     #[test]
     fn a_spec_is_read_back_as_it_was_written() {

@@ -9,6 +9,8 @@
 
 mod compose;
 pub mod fragment;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 mod merge;
 mod models;
 mod problem;
@@ -48,7 +50,16 @@ pub struct Loaded {
 
 /// Reads, merges and validates all layers. On an error, tells all that is wrong with all files.
 pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
-    let (files, mut problems) = source::read_layers(sources);
+    let (files, problems) = source::read_layers(sources);
+    lay(files, problems, sources)
+}
+
+/// The same of what stands in the files.
+fn lay(
+    files: Vec<Layer>,
+    mut problems: Vec<Problem>,
+    sources: &Sources,
+) -> Result<Loaded, ConfigErrors> {
     let (mut layers, mut composed) = (Vec::new(), Vec::new());
     let mut merged = Fragment::default();
     for layer in files {

@@ -16,6 +16,8 @@ use crate::{
 
 /// Up to which we know Docker's API; a newer engine is asked in this one, as long as it speaks it.
 const NEWEST_API: (u32, u32) = (1, 51);
+/// Every port of TCP and UDP on two addresses. A range is written in a few bytes and takes megabytes when it is counted up.
+const MOST_PUBLISHED: usize = 1 << 18;
 /// More of an engine's words than we show.
 const MOST_CHARS: usize = 200;
 
@@ -348,10 +350,15 @@ fn publishers(all: Vec<RunningJson>, engine: EngineRef) -> Result<Vec<Publisher>
         matches!(word, "created" | "configured" | "exited" | "stopped" | "dead" | "removing")
     };
     let up = all.into_iter().filter(|json| !is_down(&json.state));
-    up.map(|json| publisher(json, engine)).collect()
+    let mut left = MOST_PUBLISHED;
+    up.map(|json| publisher(json, engine, &mut left)).collect()
 }
 
-fn publisher(json: RunningJson, engine: EngineRef) -> Result<Publisher, NoAnswer> {
+fn publisher(
+    json: RunningJson,
+    engine: EngineRef,
+    left: &mut usize,
+) -> Result<Publisher, NoAnswer> {
     let id = ContainerId(json.id);
     if !super::is_whole(&id) {
         return Err(NoAnswer::Strange(format!("its list has '{}'", shown(&id.0))));
@@ -379,6 +386,8 @@ fn publisher(json: RunningJson, engine: EngineRef) -> Result<Publisher, NoAnswer
             "udp" => Proto::Udp,
             _ => continue,
         };
+        let why = || NoAnswer::Strange("it publishes more ports than there can be".to_owned());
+        *left = left.checked_sub(usize::from(range)).ok_or_else(why)?;
         for step in 0..range {
             let number = |first: u16| first.checked_add(step).and_then(Port::new);
             let (Some(port), Some(container_port)) = (number(outside), number(inside)) else {

@@ -10,7 +10,10 @@ use hyper::{
     client::conn::http1::{Builder, SendRequest},
 };
 use hyper_util::rt::TokioIo;
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, timeout_at},
+};
 
 use super::way::{self, NoAnswer};
 
@@ -107,16 +110,32 @@ impl Line {
     async fn connect(&mut self) -> Result<SendRequest<Full<Bytes>>, NoAnswer> {
         let (stream, counts_as_we_do) = way::reach(&self.socket, self.owner)?;
         self.counts_as_we_do = counts_as_we_do;
-        let stream = tokio::net::UnixStream::from_std(stream).map_err(strange)?;
-        let (sender, connection) = Builder::new()
-            .max_buf_size(MOST_HEADER_BYTES)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(strange)?;
-        // What it has to say, the sender says too.
-        tokio::spawn(async { drop(connection.await) });
-        Ok(sender)
+        begin(tokio::net::UnixStream::from_std(stream).map_err(strange)?).await
     }
+
+    /// Over a connection that is there already.
+    #[cfg(any(test, fuzzing))]
+    pub(super) async fn over(
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        nowhere: OwnedFd,
+        deadline: Instant,
+    ) -> Result<Self, NoAnswer> {
+        let sender = Some(begin(stream).await?);
+        Ok(Self { sender, ..Self::new(Arc::new(nowhere), 0, deadline) })
+    }
+}
+
+async fn begin(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> Result<SendRequest<Full<Bytes>>, NoAnswer> {
+    let (sender, connection) = Builder::new()
+        .max_buf_size(MOST_HEADER_BYTES)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(strange)?;
+    // What it has to say, the sender says too.
+    tokio::spawn(async { drop(connection.await) });
+    Ok(sender)
 }
 
 /// An answer that is still coming.

@@ -167,7 +167,7 @@ impl Log {
 }
 
 /// Makes lines of what comes.
-struct Lines {
+pub(super) struct Lines {
     /// A terminal's: one stream without heads.
     is_raw: bool,
     /// As much of a frame's head as has come.
@@ -181,11 +181,11 @@ struct Lines {
 }
 
 impl Lines {
-    fn new(is_raw: bool) -> Self {
+    pub(super) fn new(is_raw: bool) -> Self {
         Self { is_raw, head: Vec::new(), left: 0, stream: 1, open: Vec::new() }
     }
 
-    fn take(
+    pub(super) fn take(
         &mut self,
         mut bytes: &[u8],
         each: &mut dyn FnMut(String) -> ControlFlow<()>,
@@ -244,7 +244,10 @@ impl Lines {
     }
 
     /// What is left without a line end is a line, too. Half a frame is none.
-    fn end(&mut self, each: &mut dyn FnMut(String) -> ControlFlow<()>) -> Result<(), NoAnswer> {
+    pub(super) fn end(
+        &mut self,
+        each: &mut dyn FnMut(String) -> ControlFlow<()>,
+    ) -> Result<(), NoAnswer> {
         for (_, open) in self.open.drain(..) {
             if each(readable(&open)).is_break() {
                 return Ok(());

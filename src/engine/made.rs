@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use super::{
     Engine,
     answer::{self, shown},
+    http::Reply,
     socket::{CONTAINER_BYTES, LIST_BYTES, Socket, talk},
     way::NoAnswer,
 };
@@ -181,10 +182,19 @@ pub(super) async fn look_up(
         wanted
     };
     let reply = socket.get(&format!("/containers/{asked}/json"), CONTAINER_BYTES).await?;
-    if reply.status == 404 && answer::is_unknown(&reply) {
+    read(&reply, asked, socket.counts_as_we_do())
+}
+
+/// What came of the question for one container.
+pub(super) fn read(
+    reply: &Reply,
+    asked: &str,
+    counts_as_we_do: bool,
+) -> Result<Option<Inspected>, NoAnswer> {
+    if reply.status == 404 && answer::is_unknown(reply) {
         return Ok(None);
     }
-    json::inspected(answer::body(&reply)?, asked, socket.counts_as_we_do()).map(Some)
+    json::inspected(answer::body(reply)?, asked, counts_as_we_do).map(Some)
 }
 
 /// Engines find a container by the beginning of its id, where no other has that name (moby daemon/container.go,

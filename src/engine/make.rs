@@ -124,7 +124,7 @@ struct CreatedJson {
     warnings: Option<Vec<String>>,
 }
 
-fn created(reply: &Reply) -> Result<Created, Refused> {
+pub(super) fn created(reply: &Reply) -> Result<Created, Refused> {
     let words = || answer::message(reply);
     match reply.status {
         200 | 201 => {}

@@ -9,6 +9,8 @@ mod deed;
 mod everywhere;
 #[cfg(test)]
 pub(crate) mod fake;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 mod http;
 mod logs;
 mod made;

@@ -125,10 +125,15 @@ async fn look_up_network(socket: &mut Socket, wanted: &str) -> Result<Option<Net
         wanted
     };
     let reply = socket.get(&format!("/networks/{asked}"), LIST_BYTES).await?;
-    if reply.status == 404 && answer::is_unknown_network(&reply) {
+    read_one(&reply, asked)
+}
+
+/// What came of the question for one network.
+pub(super) fn read_one(reply: &Reply, asked: &str) -> Result<Option<Network>, NoAnswer> {
+    if reply.status == 404 && answer::is_unknown_network(reply) {
         return Ok(None);
     }
-    let NetworkJson { id, name, containers } = answer::body(&reply)?;
+    let NetworkJson { id, name, containers } = answer::body(reply)?;
     if asked != id && asked != name {
         let why = format!("it answered for another network, '{}'", shown(&name));
         return Err(NoAnswer::Strange(why));
@@ -139,7 +144,7 @@ async fn look_up_network(socket: &mut Socket, wanted: &str) -> Result<Option<Net
 }
 
 /// What came of an order about a network.
-fn read_network(reply: &Reply) -> Deed {
+pub(super) fn read_network(reply: &Reply) -> Deed {
     match reply.status {
         // Podman 4.3 says of it in one breath: not connected, network not found.
         _ if answer::is_not_attached(reply) => Deed::AlreadySo,

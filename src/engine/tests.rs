@@ -269,6 +269,20 @@ fn a_list_in_which_one_thing_is_not_understood_is_no_answer() {
     }
 }
 
+#[test]
+fn ranges_that_are_more_ports_than_there_can_be_are_no_answer() {
+    let fake = Fake::podman(|_| {
+        let all = json!({ "host_ip": "", "container_port": 1, "host_port": 1, "range": 65535, "protocol": "tcp" });
+        let ports = vec![all; 5];
+        Act::Answer(
+            200,
+            json!([{ "Id": id(1).0, "Names": ["a"], "State": "running", "Ports": ports }]),
+        )
+    });
+    let Seen::Unreadable(why) = publishers(&fake) else { panic!("megabytes of ports") };
+    assert!(why.contains("more ports than there can be"), "{why}");
+}
+
 // ---- "I do not know it", and what only sounds like it
 
 #[test]

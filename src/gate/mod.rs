@@ -3,6 +3,8 @@
 
 mod lock;
 mod passed;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 mod wait;
 
 use std::{

@@ -113,9 +113,7 @@ impl Records {
 
     /// None of another boot, and none where the file is anything but ours.
     fn entries(&self) -> Vec<Entry> {
-        let document = self.text().ok().and_then(|text| serde_json::from_slice(&text).ok());
-        let is_ours = |d: &Document| d.version == VERSION && d.boot_id == self.boot_id;
-        document.filter(is_ours).map(|document| document.passed).unwrap_or_default()
+        self.text().map(|text| entries(&text, &self.boot_id)).unwrap_or_default()
     }
 
     /// No link is followed, and no FIFO waited for.
@@ -144,6 +142,25 @@ impl Records {
         file.write_all(&serde_json::to_vec(&document)?)?;
         fs::rename(beside, &self.path)
     }
+}
+
+fn entries(text: &[u8], boot_id: &str) -> Vec<Entry> {
+    let document: Option<Document> = serde_json::from_slice(text).ok();
+    let is_ours = |d: &Document| d.version == VERSION && d.boot_id == boot_id;
+    document.filter(is_ours).map(|document| document.passed).unwrap_or_default()
+}
+
+/// What a file says that we did not write: each port is one, and what is written down again is read again.
+#[cfg(any(test, fuzzing))]
+pub(super) fn hostile(text: &[u8]) {
+    let read = entries(text, "this boot");
+    let all: Vec<Passed> = read.iter().filter_map(passed).collect();
+    assert!(all.len() <= read.len() && read.len() <= text.len() / 16);
+    let document = Document { version: VERSION, boot_id: "this boot".to_owned(), passed: read };
+    let printed = serde_json::to_vec(&document).unwrap_or_default();
+    let again: Vec<Passed> = entries(&printed, "this boot").iter().filter_map(passed).collect();
+    assert_eq!(again, all);
+    assert!(entries(&printed, "another boot").is_empty());
 }
 
 fn passed(entry: &Entry) -> Option<Passed> {
@@ -175,6 +192,32 @@ mod tests {
     fn add(records: &Records) -> Result<(), String> {
         let ports = PORTS.map(|port| port.parse().unwrap());
         records.add(&Host::live(), &ports, true)
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig {
+            failure_persistence: None, ..Default::default()
+        })]
+
+        #[test]
+        fn whatever_was_let_pass_is_read_as_it_was_written(
+            numbers in proptest::prelude::any::<(u64, u64, u32, u64, Option<u64>)>(),
+            ancestors in proptest::option::of(proptest::collection::vec(0..u32::MAX, 0..5)),
+            unit_path in proptest::option::of("\\PC{0,20}"),
+            became_command: bool,
+        ) {
+            let (network, at_ticks, pid, start_ticks, pidfd_inode) = numbers;
+            let entry = Entry {
+                port: PORTS[1].to_owned(), network, at_ticks, pid, start_ticks, pidfd_inode, became_command,
+                ancestors, unit_path,
+            };
+            let document = Document { version: VERSION, boot_id: "b".to_owned(), passed: vec![entry.clone()] };
+            let text = serde_json::to_vec(&document).unwrap();
+            let read: Vec<Passed> = entries(&text, "b").iter().filter_map(passed).collect();
+            proptest::prop_assert_eq!(&read, &[passed(&entry).unwrap()]);
+            proptest::prop_assert_eq!(read[0].at_ticks, at_ticks);
+            proptest::prop_assert_eq!(read[0].gate.start_ticks, start_ticks);
+        }
     }
 
     #[test]

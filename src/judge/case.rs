@@ -156,7 +156,19 @@ impl<'a> Case<'a> {
             .and(|| !self.is_forwarder());
         let name = process.exe.known().and_then(|exe| system_name(exe)).unwrap_or("it");
         let why = format!("{name} keeps this machine running");
-        (by_rule.or(|| is_guardian), why)
+        (by_rule.or(|| is_guardian).or(|| self.is_of_our_line()), why)
+    }
+
+    /// Who started us and is not seen to have: nobody, unless one above us could not be read.
+    fn is_of_our_line(&self) -> Truth {
+        if !self.snapshot.misses_ancestors {
+            return Truth::No;
+        }
+        Truth::Unknown(Unknown {
+            fact: "what portreeve was started from".to_owned(),
+            why: "it could not be read".to_owned(),
+            remedy: None,
+        })
     }
 
     /// Holds a guarded port on behalf of a container.

@@ -115,12 +115,27 @@ fn read(fd: OwnedFd) -> io::Result<Written> {
         length.ok_or_else(|| bad(format!("'{NAME}' is longer than {MOST_BYTES} bytes")))?;
     let mut bytes = vec![0; length];
     file.read_exact_at(&mut bytes, 0)?;
+    parse(&bytes)
+}
+
+fn parse(bytes: &[u8]) -> io::Result<Written> {
+    let bad = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
     let written: Written =
-        serde_json::from_slice(&bytes).map_err(|error| bad(format!("'{NAME}': {error}")))?;
+        serde_json::from_slice(bytes).map_err(|error| bad(format!("'{NAME}': {error}")))?;
     if written.version != VERSION {
         return Err(bad(format!("'{NAME}' has form {}, not {VERSION}", written.version)));
     }
     Ok(written)
+}
+
+/// What was not written by us: read whole or not at all, and the same when it is written again.
+#[cfg(any(test, fuzzing))]
+pub(super) fn hostile(bytes: &[u8]) {
+    let Ok(written) = parse(bytes) else { return };
+    // A path that is no UTF-8 cannot stand in JSON, so all that was read can be written.
+    let printed = serde_json::to_vec(&written).unwrap_or_default();
+    let again = parse(&printed).map(|again| (again.given_ns, again.handover));
+    assert_eq!(again.ok(), Some((written.given_ns, written.handover)));
 }
 
 /// Waits until the manager has read all that we sent before (sd_notify_barrier(3)): it closes what comes with the message.
@@ -172,6 +187,26 @@ mod tests {
         assert!(file.write_all(b"x").is_err() && file.set_len(0).is_err());
         file.seek(SeekFrom::End(0)).unwrap();
         assert_eq!(read(file.into()).unwrap().handover, handover());
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig {
+            failure_persistence: None, ..Default::default()
+        })]
+
+        #[test]
+        fn whatever_is_handed_over_is_read_as_it_was_given(
+            spec in crate::backend::spec::any::spec(),
+            instance in "\\PC{0,20}",
+            nvidia in proptest::collection::vec("\\PC{0,20}", 0..3),
+            devices in 0..usize::MAX,
+        ) {
+            let cards = Cards { nvidia, amd: vec![7] };
+            let chosen = Chosen { cards, devices };
+            let given = Handover { spec, chosen, instance, engines: Engines::default() };
+            let read = read(sealed(&given).unwrap().into()).unwrap().handover;
+            proptest::prop_assert_eq!(read, given);
+        }
     }
 
     #[test]

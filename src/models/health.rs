@@ -80,7 +80,12 @@ pub fn served(reach: &Reach, spec: &Spec, told: &Told, most: Duration) -> Served
         }
         Err(why) => return Served::Unsaid(format!("'{}': {why}", reach.served.path)),
     };
-    let ids = serde_json::from_slice(&body).ok().and_then(|value| (reach.served.read)(&value));
+    held(reach, spec, told, &body)
+}
+
+/// What an answer says, held against what it should.
+fn held(reach: &Reach, spec: &Spec, told: &Told, body: &[u8]) -> Served {
+    let ids = serde_json::from_slice(body).ok().and_then(|value| (reach.served.read)(&value));
     match ids {
         Some(ids) if ids.iter().any(|id| (reach.served.fits)(spec, told, id)) => Served::Fits,
         Some(ids) => Served::Other(ids),

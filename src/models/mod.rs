@@ -5,6 +5,8 @@ pub mod exec;
 pub mod guard;
 pub mod handover;
 pub mod health;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 pub mod journal;
 pub mod launch;
 pub mod leftovers;

@@ -58,7 +58,7 @@ impl Service {
         self.invocation_id.as_deref() == Some(invocation_id)
     }
 
-    fn read(properties: &HashMap<String, Value>) -> Option<Self> {
+    pub(super) fn read(properties: &HashMap<String, Value>) -> Option<Self> {
         let text = |key: &str| properties.get(key).and_then(Value::text).map(str::to_owned);
         let number = |key: &str| properties.get(key).and_then(Value::number);
         Some(Self {

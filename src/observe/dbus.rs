@@ -275,7 +275,7 @@ fn push_text(bytes: &mut Vec<u8>, text: &str) {
 
 /// The fixed part of a message's header.
 #[derive(Debug, Clone, Copy)]
-struct Sizes {
+pub(super) struct Sizes {
     is_little: bool,
     kind: u8,
     body: usize,
@@ -283,7 +283,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn read(head: &[u8]) -> Option<Self> {
+    pub(super) fn read(head: &[u8]) -> Option<Self> {
         let is_little = match head.first()? {
             b'l' => true,
             b'B' => false,
@@ -295,13 +295,13 @@ impl Sizes {
         Some(Self { is_little, kind: *head.get(1)?, body, fields: reader.u32()? as usize })
     }
 
-    fn rest(self) -> io::Result<usize> {
+    pub(super) fn rest(self) -> io::Result<usize> {
         let rest = self.fields.next_multiple_of(8).saturating_add(self.body);
         if rest > MOST_BYTES { Err(invalid("its message is too large")) } else { Ok(rest) }
     }
 }
 
-struct Message<'a> {
+pub(super) struct Message<'a> {
     kind: u8,
     reply_to: Option<u32>,
     error: Option<String>,
@@ -311,7 +311,7 @@ struct Message<'a> {
 
 impl<'a> Message<'a> {
     /// Reads what follows the fixed header; the fields begin at its multiple of eight, as in the message.
-    fn read(sizes: Sizes, rest: &'a [u8]) -> Option<Self> {
+    pub(super) fn read(sizes: Sizes, rest: &'a [u8]) -> Option<Self> {
         let is_little = sizes.is_little;
         let (mut reply_to, mut error, mut signature) = (None, None, String::new());
         let mut fields = Reader { bytes: rest.get(..sizes.fields)?, at: 0, is_little };
@@ -330,7 +330,7 @@ impl<'a> Message<'a> {
         Some(Self { kind: sizes.kind, reply_to, error, signature, body })
     }
 
-    fn answer(mut self) -> Result<Value, CallError> {
+    pub(super) fn answer(mut self) -> Result<Value, CallError> {
         const METHOD_RETURN: u8 = 2;
         if self.kind != METHOD_RETURN {
             return Err(CallError::Refused(

@@ -224,14 +224,19 @@ fn request(
 
 /// What has come of a dump so far.
 #[derive(Debug, Default)]
-struct Dump {
-    sockets: Vec<Socket>,
-    was_interrupted: bool,
-    is_done: bool,
+pub(super) struct Dump {
+    pub(super) sockets: Vec<Socket>,
+    pub(super) was_interrupted: bool,
+    pub(super) is_done: bool,
 }
 
 impl Dump {
-    fn read_messages(&mut self, mut bytes: &[u8], sequence: u32, proto: Proto) -> io::Result<()> {
+    pub(super) fn read_messages(
+        &mut self,
+        mut bytes: &[u8],
+        sequence: u32,
+        proto: Proto,
+    ) -> io::Result<()> {
         while !bytes.is_empty() && !self.is_done {
             let message = Message::take(&mut bytes)?;
             if message.sequence != sequence {

@@ -161,57 +161,57 @@ pub fn from_text(host: &Host, endpoints: &[Endpoint]) -> Seen<Sockets> {
 }
 
 fn read_table(host: &Host, file: &str, proto: Proto) -> Seen<Vec<Socket>> {
-    let text = host.read(&format!("proc/net/{file}"));
-    text.parse(|bytes| {
-        let system = procfs_core::ExplicitSystemInfo {
-            boot_time_secs: 0,
-            ticks_per_second: 100,
-            page_size: 4096,
-            is_little_endian: cfg!(target_endian = "little"),
-        };
-        // A table whose last line is cut short is not a table.
-        bytes.ends_with(b"\n").then_some(())?;
-        let socket = |local: std::net::SocketAddr, state, uid, inode| {
-            Some(Socket {
-                proto,
-                address: local.ip().to_canonical(),
-                port: Port::new(local.port())?,
-                state,
-                inode,
-                cookie: None,
-                uid,
-                creator_cgroup: None,
-                v6only: None,
-            })
-        };
-        let sockets = if proto == Proto::Tcp {
-            let entries = TcpNetEntries::from_buf_read(bytes.as_slice(), &system).ok()?;
-            let read = |e: procfs_core::net::TcpNetEntry| {
-                let state = if e.state == TcpState::Listen {
-                    SocketState::Listening
-                } else if e.inode == 0 {
-                    SocketState::Lingering
-                } else {
-                    SocketState::Connected(e.remote_address)
-                };
-                socket(e.local_address, state, e.uid, e.inode)
+    host.read(&format!("proc/net/{file}")).parse(|bytes| parse_table(&bytes, proto))
+}
+
+/// None where it is no whole table.
+pub(super) fn parse_table(bytes: &[u8], proto: Proto) -> Option<Vec<Socket>> {
+    let system = procfs_core::ExplicitSystemInfo {
+        boot_time_secs: 0,
+        ticks_per_second: 100,
+        page_size: 4096,
+        is_little_endian: cfg!(target_endian = "little"),
+    };
+    // A table whose last line is cut short is not a table.
+    bytes.ends_with(b"\n").then_some(())?;
+    let socket = |local: std::net::SocketAddr, state, uid, inode| {
+        Some(Socket {
+            proto,
+            address: local.ip().to_canonical(),
+            port: Port::new(local.port())?,
+            state,
+            inode,
+            cookie: None,
+            uid,
+            creator_cgroup: None,
+            v6only: None,
+        })
+    };
+    let sockets = if proto == Proto::Tcp {
+        let entries = TcpNetEntries::from_buf_read(bytes, &system).ok()?;
+        let read = |e: procfs_core::net::TcpNetEntry| {
+            let state = if e.state == TcpState::Listen {
+                SocketState::Listening
+            } else if e.inode == 0 {
+                SocketState::Lingering
+            } else {
+                SocketState::Connected(e.remote_address)
             };
-            entries.0.into_iter().filter_map(read).collect()
-        } else {
-            let entries = UdpNetEntries::from_buf_read(bytes.as_slice(), &system).ok()?;
-            let read = |e: procfs_core::net::UdpNetEntry| {
-                let state = match e.state {
-                    procfs_core::net::UdpState::Established => {
-                        SocketState::Connected(e.remote_address)
-                    }
-                    procfs_core::net::UdpState::Close => SocketState::Listening,
-                };
-                socket(e.local_address, state, e.uid, e.inode)
-            };
-            entries.0.into_iter().filter_map(read).collect()
+            socket(e.local_address, state, e.uid, e.inode)
         };
-        Some(sockets)
-    })
+        entries.0.into_iter().filter_map(read).collect()
+    } else {
+        let entries = UdpNetEntries::from_buf_read(bytes, &system).ok()?;
+        let read = |e: procfs_core::net::UdpNetEntry| {
+            let state = match e.state {
+                procfs_core::net::UdpState::Established => SocketState::Connected(e.remote_address),
+                procfs_core::net::UdpState::Close => SocketState::Listening,
+            };
+            socket(e.local_address, state, e.uid, e.inode)
+        };
+        entries.0.into_iter().filter_map(read).collect()
+    };
+    Some(sockets)
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@ pub mod dbus;
 pub mod diag;
 pub mod gpus;
 pub mod holders;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 pub mod listeners;
 pub mod nat;
 mod netlink;
@@ -110,6 +112,7 @@ pub fn ports(host: &Host, endpoints: &[Endpoint]) -> Snapshot {
     Snapshot {
         clock,
         ourselves: Vec::new(),
+        misses_ancestors: false,
         has_systemd: Seen::Unreadable(unasked.to_owned()),
         sight: Sight { may_see_all: false, is_first_pid_namespace: false, is_proc_hidden: false },
         ephemeral_ports: ephemeral_ports(host),
@@ -182,7 +185,9 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
         sockets.known().map(|s| s.holdings.iter().map(|h| h.pid).collect()).unwrap_or_default();
     let on_gpus: BTreeSet<Pid> = holdings(question.gpus.as_ref()).map(|h| h.pid).collect();
     let candidates: BTreeSet<Pid> = matching.union(&holding).chain(&on_gpus).copied().collect();
-    let ourselves = ourselves(host).unwrap_or_else(|| vec![Pid(std::process::id())]);
+    let known = ourselves(host);
+    let misses_ancestors = known.is_none();
+    let ourselves = known.unwrap_or_else(|| vec![Pid(std::process::id())]);
     let (mut processes, blurred) =
         with_relatives(host, &candidates, &ourselves, command_lines, question);
     let of_sockets = sockets.known();
@@ -225,6 +230,7 @@ fn look(host: &Host, question: &Question) -> (Snapshot, bool) {
     let snapshot = Snapshot {
         clock: clock(host),
         ourselves,
+        misses_ancestors,
         has_systemd,
         sight,
         ephemeral_ports: ephemeral_ports(host),
@@ -504,13 +510,17 @@ pub fn ourselves(host: &Host) -> Option<Vec<Pid>> {
 pub fn clock(host: &Host) -> Clock {
     let ticks_per_second = ticks_per_second(host);
     // Start times count from boot, suspended time included, as /proc/uptime does (proc_uptime(5)).
-    let now_ticks = host.read_text("proc/uptime").parse(|text| {
-        let (seconds, hundredths) = text.split_whitespace().next()?.split_once('.')?;
-        let (seconds, hundredths) = (seconds.parse::<u64>().ok()?, hundredths.parse::<u64>().ok()?);
-        Some(seconds * ticks_per_second + hundredths * ticks_per_second / 100)
-    });
+    let now_ticks = host.read_text("proc/uptime").parse(|text| ticks(&text, ticks_per_second));
     let boot_id = host.read_text("proc/sys/kernel/random/boot_id").map(|t| t.trim().to_owned());
     Clock { boot_id, now_ticks, ticks_per_second }
+}
+
+/// The first number of `/proc/uptime`, in ticks. A file system in user space may stand there (lxcfs).
+fn ticks(uptime: &str, ticks_per_second: u64) -> Option<u64> {
+    let (seconds, hundredths) = uptime.split_whitespace().next()?.split_once('.')?;
+    let (seconds, hundredths) = (seconds.parse::<u64>().ok()?, hundredths.parse::<u64>().ok()?);
+    let hundredths = hundredths.checked_mul(ticks_per_second)? / 100;
+    seconds.checked_mul(ticks_per_second)?.checked_add(hundredths)
 }
 
 fn ticks_per_second(host: &Host) -> u64 {

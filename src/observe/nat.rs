@@ -3,6 +3,8 @@
 //! walks them, with a packet to each guarded port. What the walk cannot know of a packet, a sender or an interface, makes
 //! a rule take some of them; a condition that it does not know makes it unclear, never harmless.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod hostile;
 mod nft;
 #[cfg(test)]
 mod tests;
@@ -103,6 +105,17 @@ enum Step {
     Redirect(Option<u16>),
 }
 
+impl Step {
+    /// What it costs beside a visit: maps and sets may have thousands of elements.
+    fn weight(&self) -> usize {
+        match self {
+            Self::Cases(cases) => cases.len(),
+            Self::Test(test) => test.weight(),
+            Self::Go(_) | Self::Detour(_) | Self::Redirect(_) => 0,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Verdict {
     /// The packet goes its way: accepted, dropped.
@@ -148,6 +161,15 @@ struct Packet {
 }
 
 impl Test {
+    fn weight(&self) -> usize {
+        match self {
+            Self::Any(tests) | Self::All(tests) => tests.len(),
+            Self::Not(test) => test.weight(),
+            Self::Proto(..) | Self::Port(..) | Self::To(..) | Self::IsIpv6 => 0,
+            Self::Known(_) | Self::Some | Self::Unclear => 0,
+        }
+    }
+
     fn eval(&self, packet: &Packet) -> Meets {
         use Meets::{None, These};
         let of = |holds: bool| if holds { These(Share::All) } else { None };
@@ -198,7 +220,7 @@ enum After {
 struct Walk<'a> {
     table: &'a Table,
     packet: Packet,
-    found: Vec<(RulePlace, Share, Option<String>, Option<String>)>,
+    found: BTreeMap<RulePlace, (Share, Option<String>, Option<String>)>,
     visits: &'a mut usize,
 }
 
@@ -208,7 +230,11 @@ impl Walk<'_> {
             return After::Caller;
         };
         for rule in rules {
-            *self.visits += 1;
+            *self.visits += 1 + rule.steps.iter().map(Step::weight).sum::<usize>();
+            // Chains that call others over and over outgrow any time; who called learns of it from the count.
+            if *self.visits > MOST_VISITS {
+                return After::Decided;
+            }
             let comment = rule.comment.as_deref().or(comment);
             if let Some(after) = self.rule(name, rule, path, comment, jumps) {
                 return after;
@@ -266,8 +292,9 @@ impl Walk<'_> {
                         chain: chain.to_owned(),
                         number: rule.number,
                     };
-                    let comment = comment.map(str::to_owned);
-                    self.found.push((place, path.max(own), to, comment));
+                    let (share, comment) = (path.max(own), comment.map(str::to_owned));
+                    let known = self.found.entry(place).or_insert((share, to, comment));
+                    known.0 = known.0.min(share);
                     return (own == Share::All).then_some(After::Decided);
                 }
             }
@@ -315,9 +342,10 @@ fn detours(
                     if to.is_loopback() && *hook != OUTPUT {
                         continue;
                     }
-                    let mut walk = Walk { table, packet, found: Vec::new(), visits: &mut visits };
+                    let mut walk =
+                        Walk { table, packet, found: BTreeMap::new(), visits: &mut visits };
                     walk.chain(chain, Share::All, None, 0);
-                    for (place, share, to, comment) in walk.found {
+                    for (place, (share, to, comment)) in walk.found {
                         let key = (*endpoint, place.clone());
                         let new = Detour { endpoint: *endpoint, place, share, to, comment };
                         let detour = all.entry(key).or_insert(new);

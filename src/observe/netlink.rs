@@ -77,7 +77,11 @@ impl Netlink {
 }
 
 /// Reads what came in one piece; tells whether it was the last.
-fn read(mut bytes: &[u8], sequence: u32, replies: &mut Vec<Vec<u8>>) -> io::Result<bool> {
+pub(super) fn read(
+    mut bytes: &[u8],
+    sequence: u32,
+    replies: &mut Vec<Vec<u8>>,
+) -> io::Result<bool> {
     while !bytes.is_empty() {
         let message = Message::take(&mut bytes)?;
         if message.sequence != sequence {

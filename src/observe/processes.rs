@@ -69,7 +69,16 @@ pub fn pidfd_inode(pidfd: &OwnedFd) -> Option<u64> {
 
 /// Reads `/proc/PID/stat` (proc_pid_stat(5)).
 pub fn read_stat(host: &Host, pid: Pid) -> Seen<Stat> {
-    host.read(&format!("proc/{pid}/stat")).parse(|text| Stat::from_read(text.as_slice()).ok())
+    host.read(&format!("proc/{pid}/stat")).parse(|text| parse_stat(&text))
+}
+
+/// `PID (NAME) STATE …`: the crate panics where it has another form (procfs-core 0.18, process/stat.rs).
+pub(super) fn parse_stat(text: &[u8]) -> Option<Stat> {
+    let text = String::from_utf8_lossy(text);
+    let (pid, rest) = text.trim().split_once('(')?;
+    let (_, rest) = rest.rsplit_once(')')?;
+    let has_form = pid.ends_with(' ') && rest.starts_with(' ');
+    has_form.then(|| Stat::from_read(text.as_bytes()).ok()).flatten()
 }
 
 /// When a process of the machine that we run on began, in ticks since boot.
@@ -185,7 +194,7 @@ pub fn read_pid_namespace(host: &Host, pid: Pid) -> Seen<u64> {
 /// The upper directory of the overlay that is the root of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)); none where
 /// the text has no root.
 #[expect(clippy::option_option, reason = "no root, a root in no overlay, a root in one")]
-fn layer(mounts: &[u8]) -> Option<Option<PathBuf>> {
+pub(super) fn layer(mounts: &[u8]) -> Option<Option<PathBuf>> {
     let fields =
         |line: &[u8]| -> Vec<Vec<u8>> { line.split(|&b| b == b' ').map(<[u8]>::to_vec).collect() };
     // Of several mounts on one another the last is seen.
@@ -222,7 +231,7 @@ fn read_link(host: &Host, pid: Pid, link: &str) -> Seen<PathBuf> {
 }
 
 /// The numbers behind a key of `/proc/PID/status`, whose other lines may hold any bytes.
-fn numbers(status: &[u8], key: &[u8]) -> Vec<u32> {
+pub(super) fn numbers(status: &[u8], key: &[u8]) -> Vec<u32> {
     let line = status.split(|&b| b == b'\n').find_map(|l| l.strip_prefix(key));
     let words = line.unwrap_or_default().split(u8::is_ascii_whitespace).filter(|w| !w.is_empty());
     words.map_while(|w| std::str::from_utf8(w).ok()?.parse().ok()).collect()
@@ -230,15 +239,20 @@ fn numbers(status: &[u8], key: &[u8]) -> Vec<u32> {
 
 /// INVOCATION_ID of a process's environment (systemd.exec(5)): its value at exec time, wiped by setproctitle.
 pub fn read_invocation_ids(host: &Host, pids: &[Pid]) -> BTreeMap<Pid, Seen<Option<String>>> {
-    read_with_deadline(host, pids, "environ", |bytes| {
-        let value = bytes.split(|&b| b == 0).find_map(|v| v.strip_prefix(b"INVOCATION_ID="));
-        // setproctitle writes its title over the environment: what that said is unknown.
-        let is_wiped = !bytes.is_empty() && !bytes.contains(&b'=');
-        (!is_wiped).then(|| value.map(|v| String::from_utf8_lossy(v).into_owned()))
-    })
-    .into_iter()
-    .map(|(pid, seen)| (pid, seen.parse(|id| id)))
-    .collect()
+    read_with_deadline(host, pids, "environ", |bytes| invocation_id(bytes))
+        .into_iter()
+        .map(|(pid, seen)| (pid, seen.parse(|id| id)))
+        .collect()
+}
+
+/// The same of one environment; none where something else stands in its place.
+#[expect(clippy::option_option, reason = "wiped, without an id, with one")]
+pub(super) fn invocation_id(environment: &[u8]) -> Option<Option<String>> {
+    let mut variables = environment.split(|&b| b == 0);
+    let value = variables.find_map(|v| v.strip_prefix(b"INVOCATION_ID="));
+    // setproctitle writes its title over the environment: what that said is unknown.
+    let is_wiped = !environment.is_empty() && !environment.contains(&b'=');
+    (!is_wiped).then(|| value.map(|v| String::from_utf8_lossy(v).into_owned()))
 }
 
 /// Reads the command lines of `pids` and keeps those that `wanted` says yes to; the others answer with an
@@ -259,7 +273,7 @@ pub fn read_command_lines(
 }
 
 /// NULs become spaces, padding at the end goes.
-fn join(bytes: &mut Vec<u8>) {
+pub(super) fn join(bytes: &mut Vec<u8>) {
     let end = bytes.iter().rposition(|&b| b != 0 && b != b' ').map_or(0, |last| last + 1);
     bytes.truncate(end);
     for byte in bytes {
@@ -272,6 +286,23 @@ fn join(bytes: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stat_of_another_form_is_none_and_no_panic() {
+        for text in [
+            "",
+            "7",
+            "7 (a)",
+            "7 (a) \n",
+            "(a) S 1",
+            ")7 ( S",
+            "7 (a)S 1",
+            "7\u{2003}(a) S",
+            "7 (a)\u{e9} 1",
+        ] {
+            assert!(parse_stat(text.as_bytes()).is_none(), "{text:?}");
+        }
+    }
 
     #[test]
     fn a_containers_root_is_named_by_its_upper_directory() {

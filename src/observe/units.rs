@@ -216,7 +216,7 @@ fn ask_logind(host: &Host, sessions: &BTreeSet<String>, users: &BTreeSet<u32>) -
 }
 
 /// A manager's "no such thing" is an answer; all else is none.
-fn refusal<T>(error: &CallError, who: &str) -> Seen<T> {
+pub(super) fn refusal<T>(error: &CallError, who: &str) -> Seen<T> {
     match error {
         CallError::Refused(name) => match name.as_str() {
             "org.freedesktop.systemd1.NoSuchUnit"
@@ -266,7 +266,7 @@ fn escaped(name: &str) -> String {
 }
 
 /// None where a property is missing that every unit, or every service, has.
-fn read_unit(properties: &HashMap<String, Value>) -> Option<Unit> {
+pub(super) fn read_unit(properties: &HashMap<String, Value>) -> Option<Unit> {
     let text = |key: &str| properties.get(key)?.text().filter(|t| !t.is_empty()).map(str::to_owned);
     let flag = |key: &str| properties.get(key)?.flag();
     let number = |key: &str| properties.get(key)?.number();

@@ -8,8 +8,13 @@ use crate::host::Host;
 /// Names by uid, the first of each; empty where the file cannot be read.
 pub fn names(host: &Host) -> BTreeMap<u32, String> {
     let text = host.read_text("etc/passwd");
+    names_in(text.known().map(String::as_str).unwrap_or_default())
+}
+
+/// Those in this text.
+pub(super) fn names_in(text: &str) -> BTreeMap<u32, String> {
     let mut names = BTreeMap::new();
-    for line in text.known().map(String::as_str).unwrap_or_default().lines() {
+    for line in text.lines() {
         let mut fields = line.split(':');
         if let (Some(name), Some(Ok(uid))) = (fields.next(), fields.nth(1).map(str::parse)) {
             names.entry(uid).or_insert_with(|| name.to_owned());

@@ -372,7 +372,7 @@ fn socket_messages(mut bytes: &[u8]) -> impl Iterator<Item = SocketMessage<'_>> 
         .filter_map(|message| SocketMessage::read(message.body))
 }
 
-fn read_ended(bytes: &[u8]) -> impl Iterator<Item = Ended> {
+pub(super) fn read_ended(bytes: &[u8]) -> impl Iterator<Item = Ended> {
     socket_messages(bytes).flat_map(|message| {
         let mut attributes = message.attributes.clone().flatten();
         let told = attributes.find(|(kind, _)| *kind == INET_DIAG_PROTOCOL);

@@ -20,6 +20,9 @@ use crate::ident::{Endpoint, GpuName, Port, Proto};
 
 /// A stack of hundreds of services with their environments.
 const MOST_VALUES: usize = 1 << 18;
+/// Of all services together: every port of TCP and of UDP. A range is written in a few bytes and takes megabytes when it is
+/// counted up.
+const MOST_PORTS: usize = 1 << 17;
 
 /// A service of a compose file.
 #[derive(Debug, PartialEq, Eq)]
@@ -55,7 +58,7 @@ pub(super) fn read(
         return Err(strange("its services are no map"));
     };
     let project = get(&all, "name").and_then(text);
-    let reader = Reader { told, entry, project };
+    let mut reader = Reader { told, entry, project, left: MOST_PORTS };
     let mut read = BTreeMap::new();
     for (name, service) in services {
         let name = text(name).ok_or_else(|| strange("the name of a service is no text"))?;
@@ -72,10 +75,12 @@ struct Reader<'t> {
     entry: &'t ComposeFragment,
     /// Compose v2 names the project, version 1 doesn't.
     project: Option<&'t str>,
+    /// So many ports more are read.
+    left: usize,
 }
 
 impl Reader<'_> {
-    fn service(&self, name: &str, node: &Node) -> Result<Service, String> {
+    fn service(&mut self, name: &str, node: &Node) -> Result<Service, String> {
         let network = get(node, "network_mode").and_then(text);
         let replicas = replicas(node)?;
         let mut service = Service {
@@ -103,10 +108,11 @@ impl Reader<'_> {
             service.remarks.push(why.to_owned());
             return Ok(service);
         }
+        let mut places = BTreeMap::new();
         for port in items(get(node, "ports"), "ports")? {
             let published =
                 published(port).ok_or_else(|| format!("its port is {}", described(port)))?;
-            service.add(published, replicas)?;
+            service.add(published, replicas, &mut self.left, &mut places)?;
         }
         Ok(service)
     }
@@ -136,8 +142,17 @@ impl Reader<'_> {
     }
 }
 
+/// Where the endpoints of a port stand in their list.
+type Places = BTreeMap<(Proto, Port), Vec<usize>>;
+
 impl Service {
-    fn add(&mut self, published: Published, replicas: u64) -> Result<(), String> {
+    fn add(
+        &mut self,
+        published: Published,
+        replicas: u64,
+        left: &mut usize,
+        places: &mut Places,
+    ) -> Result<(), String> {
         let Published { address, ports, targets, proto } = published;
         let Some(ports) = ports else {
             let why = "leaves the choice of a port to the engine: nothing to guard";
@@ -162,17 +177,23 @@ impl Service {
             self.remarks.push(why);
             return Ok(());
         }
+        *left = left.checked_sub(ports.len()).ok_or("there are more ports than are read")?;
         for number in ports {
             let port = Port::new(number).ok_or("it publishes port 0")?;
-            self.add_endpoint(Endpoint { port, proto, address, is_v6only: false });
+            self.add_endpoint(Endpoint { port, proto, address, is_v6only: false }, places);
         }
         Ok(())
     }
 
     /// A port on `0.0.0.0` and on `[::]` is one on every address.
-    fn add_endpoint(&mut self, endpoint: Endpoint) {
-        match self.ports.iter_mut().find(|port| port.overlaps(&endpoint)) {
-            None => self.ports.push(endpoint),
+    fn add_endpoint(&mut self, endpoint: Endpoint, places: &mut Places) {
+        let places = places.entry((endpoint.proto, endpoint.port)).or_default();
+        let overlaps = |at: &&usize| self.ports.get(**at).is_some_and(|p| p.overlaps(&endpoint));
+        match places.iter().find(overlaps).and_then(|at| self.ports.get_mut(*at)) {
+            None => {
+                places.push(self.ports.len());
+                self.ports.push(endpoint);
+            }
             Some(same) if *same == endpoint => {}
             Some(other) => other.address = None,
         }
@@ -291,7 +312,7 @@ pub(super) fn text(node: &Node) -> Option<&str> {
 mod tests {
     use std::path::PathBuf;
 
-    use super::*;
+    use super::{super::ask::DOCKER_COMPOSE, *};
 
     const V2: &str = include_str!("../../../tests/compose/docker-compose-2.26.json");
     const V1: &str = include_str!("../../../tests/compose/docker-compose-1.29.yaml");
@@ -379,6 +400,24 @@ mod tests {
         // Version 2 has `COMPOSE_PROFILES` of a .env in its answer already.
         let text = "{name: x, services: {debug: {profiles: [debug], ports: ['9229:9229']}}}";
         assert_eq!(ports(&answer("docker compose", text, &[])["debug"]), ["9229/tcp"]);
+    }
+
+    #[test]
+    fn ranges_of_all_ports_are_read_in_no_time_and_not_without_end() {
+        let read_of = |ports: &str| {
+            let text = format!("{{name: x, services: {{a: {{ports: [{ports}]}}}}}}");
+            let told = Told { by: DOCKER_COMPOSE, text, warnings: Vec::new() };
+            let entry = ComposeFragment { files: Vec::new(), profiles: Vec::new(), prefix: None };
+            read(&told, &entry)
+        };
+        let began = std::time::Instant::now();
+        let all = read_of("'1-65535:1-65535', '1-65535:1-65535/udp'").unwrap();
+        assert_eq!(all["a"].ports.len(), 2 * 65_535);
+        assert!(began.elapsed() < std::time::Duration::from_secs(2), "{:?}", began.elapsed());
+        let hosts: Vec<String> =
+            (1..200).map(|n| format!("'127.0.0.{n}:1-65535:1-65535'")).collect();
+        let refused = read_of(&hosts.join(", ")).unwrap_err();
+        assert!(refused.message.ends_with("there are more ports than are read"));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 mod ask;
 mod gpu;
 mod answer;
+#[cfg(any(test, fuzzing))]
+pub(super) mod hostile;
 
 use std::{collections::BTreeMap, path::PathBuf};
 

@@ -334,6 +334,8 @@ prop_compose! {
         is_first_random in prop::bool::weighted(0.2),
         containers in any_containers(),
         gpu in prop::option::weighted(0.3, any_gpu()),
+        ancestor in prop::option::weighted(0.2, (1u32..9).prop_map(Pid)),
+        unread in prop::option::weighted(0.1, (1u32..9).prop_map(Pid)),
     ) -> Scene {
         let mut scene = Scene::new();
         if let Some((free_gib, users)) = gpu {
@@ -370,6 +372,8 @@ prop_compose! {
                 s.clock.boot_id = boot;
                 s.clock.now_ticks = now;
                 s.has_systemd = Seen::Known(has_systemd);
+                s.ourselves.extend(ancestor);
+                s.unread.extend(unread.map(|pid| (pid, "it was not read".to_owned())));
             })
     }
 }

@@ -58,6 +58,7 @@ fn row_1_convicts_nobody_whose_executable_or_unit_is_not_known() {
         7,
         &[
             (Fact::Exe(7), "the executable of pid 7"),
+            (Fact::Ancestors, "what portreeve was started from"),
             (Fact::Cgroup(7), "the control group of pid 7"),
         ],
     );

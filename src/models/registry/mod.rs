@@ -4,6 +4,8 @@
 //! Every change is one transaction that is on the disk when it returns (WAL with `synchronous=FULL`), and that holds the event
 //! which tells of it: whoever is killed in between has changed nothing.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod hostile;
 mod migrations;
 mod receipts;
 

@@ -368,3 +368,39 @@ fn a_row_that_says_nothing_known_is_damage_and_no_default() {
         registry.connection.execute_batch("UPDATE models SET state = 'stopped'").unwrap();
     }
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, cases: 32, ..Default::default() })]
+
+    #[test]
+    fn whatever_is_registered_and_started_is_read_as_it_was_written(
+        spec in crate::backend::spec::any::spec(),
+        texts in proptest::collection::vec("\\PC{0,12}|[\\x00-\\x1f\"'\\\\]{0,8}", 8),
+        (pid, start_ticks, inode, uid) in proptest::prelude::any::<(u32, u64, Option<u64>, Option<u32>)>(),
+        (has_process, has_container) in proptest::prelude::any::<(bool, bool)>(),
+    ) {
+        use crate::{backend::spec::Engine, ident::{ContainerId, ProcessKey}, models::receipt::{Contained, Main, Receipt}};
+        let connection = Connection::open_in_memory().unwrap();
+        let mut registry = Registry { connection, path: PathBuf::from("models.db") };
+        registry.migrate().unwrap();
+        let of = |at: usize| texts[at].clone();
+        let called = name(&format!("m{}", of(0)));
+        registry.register(&called, &spec).unwrap();
+        let worker = Worker::Run(Run { boot_id: of(1), unit: of(2), invocation_id: of(3) });
+        registry.begin(&called, State::begin_start, &of(4), &worker).unwrap();
+        let key = ProcessKey { pid: Pid(pid), start_ticks, pidfd_inode: inode };
+        let receipt = Receipt {
+            boot_id: of(5),
+            container: has_container.then(|| Contained { engine: Engine::Podman, id: ContainerId(of(6)), name: of(7) }),
+            process: has_process.then(|| Main { key, exe: Some(of(6).into()), uid }),
+            unit: Some(of(2)),
+            instance_id: of(1),
+        };
+        registry.put_receipt(&called, &worker, &receipt).unwrap();
+        let record = registry.get(&called).unwrap();
+        proptest::prop_assert_eq!(record.spec.as_ref(), Some(&spec));
+        proptest::prop_assert_eq!(record.worker.as_ref(), Some(&worker));
+        proptest::prop_assert_eq!(&record.why, &texts[4]);
+        proptest::prop_assert_eq!(registry.receipt(&called).unwrap(), Some(receipt));
+    }
+}

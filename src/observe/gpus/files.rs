@@ -193,7 +193,7 @@ fn is_nvidia(name: &str) -> bool {
 }
 
 /// What an `fdinfo` tells of a client; none where it tells of none.
-fn client(text: &str) -> Option<(String, u64, Client)> {
+pub(super) fn client(text: &str) -> Option<(String, u64, Client)> {
     let lines = || {
         let lines = text.lines().filter_map(|line| line.split_once(':'));
         lines.map(|(key, value)| (key.trim(), value.trim()))
@@ -214,7 +214,8 @@ fn client(text: &str) -> Option<(String, u64, Client)> {
             is_own.then(|| amount(value))
         });
         let amounts: Vec<Option<u64>> = of_kind.collect();
-        if amounts.is_empty() { None } else { amounts.into_iter().sum::<Option<u64>>() }
+        let sum = |sum: u64, amount: Option<u64>| sum.checked_add(amount?);
+        if amounts.is_empty() { None } else { amounts.into_iter().try_fold(0, sum) }
     });
     Some((bus, id, Client { bytes, is_render: false, has_run }))
 }
@@ -259,6 +260,15 @@ mod tests {
         assert_eq!(old("drm-engine-render:\t0 ns"), Some(None));
         assert_eq!(old("drm-resident-vram:\t12 pages"), Some(None), "a unit that we do not know");
         assert_eq!(client("pos:\t0\nflags:\t02\n"), None);
+    }
+
+    #[test]
+    fn more_memory_than_a_number_holds_is_not_known_and_not_little() {
+        let text = format!(
+            "drm-pdev:\t0000:03:00.0\ndrm-client-id:\t7\ndrm-memory-vram0:\t{}\ndrm-memory-vram1:\t2\n",
+            u64::MAX
+        );
+        assert_eq!(client(&text).map(|(_, _, client)| client.bytes), Some(None));
     }
 
     #[test]

@@ -262,7 +262,7 @@ fn buses_of_gpu_ids(host: &Host, kfd: &mut Kfd) -> BTreeMap<String, String> {
 
 /// `domain` and `location_id`: bus, device and function as PCI packs them into 16 bits; above them a partition's number
 /// (`kfd_topology_add_device`, drivers/gpu/drm/amd/amdkfd/kfd_topology.c).
-fn bus_of(properties: &str) -> Option<String> {
+pub(super) fn bus_of(properties: &str) -> Option<String> {
     let value = |wanted: &str| {
         let mut lines = properties.lines().filter_map(|line| line.split_once(' '));
         lines

@@ -5,6 +5,8 @@
 mod asker;
 mod devices;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub(super) mod hostile;
 mod kernel;
 mod nvml;
 mod smi;

@@ -128,7 +128,7 @@ fn shown(line: &str) -> String {
     line.trim().chars().filter(|c| !c.is_control()).take(120).collect()
 }
 
-fn read_gpus(text: &str) -> Result<Vec<Gpu>, String> {
+pub(super) fn read_gpus(text: &str) -> Result<Vec<Gpu>, String> {
     let gpus = text.lines().map(|line| {
         read_gpu(line).ok_or_else(|| format!("says what is not understood: '{}'", shown(line)))
     });
@@ -169,7 +169,7 @@ fn read_gpu(line: &str) -> Option<Gpu> {
     })
 }
 
-fn read_processes(text: &str) -> Result<Vec<(String, GpuHolding)>, String> {
+pub(super) fn read_processes(text: &str) -> Result<Vec<(String, GpuHolding)>, String> {
     let holdings = text.lines().map(|line| {
         read_process(line).ok_or_else(|| format!("says what is not understood: '{}'", shown(line)))
     });

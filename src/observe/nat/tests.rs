@@ -184,6 +184,23 @@ fn chains_that_call_each_other_end() {
     assert_eq!(shares(looped), []);
 }
 
+#[test]
+fn chains_that_call_others_over_and_over_are_given_up_and_not_walked_to_their_end() {
+    let call = |name: String| rule(vec![Step::Go(Verdict::Jump(name))]);
+    let names: Vec<String> = (0..MOST_JUMPS).map(|depth| format!("c{depth}")).collect();
+    // Sixty calls a chain, sixteen chains deep: no kernel refuses that, and nobody could count them.
+    let calls = |to: &String| (0..60).map(|_| call(to.clone())).collect::<Vec<Rule>>();
+    let mut chains: Vec<(&str, Vec<Rule>)> = Vec::new();
+    for pair in names.windows(2) {
+        chains.push((&pair[0], calls(&pair[1])));
+    }
+    chains.push((&names[MOST_JUMPS - 1], vec![rule(vec![Step::Test(Test::Known(false))])]));
+    let table = table(calls(&names[0]), chains);
+    let endpoints = ["192.168.7.7:80".parse().unwrap()];
+    let error = detours(&[table], &endpoints, &addresses(HERE)).unwrap_err();
+    assert_eq!(error.to_string(), "there are too many rules to follow");
+}
+
 proptest! {
     #[test]
     fn what_is_known_of_a_condition_and_of_its_opposite_agrees(

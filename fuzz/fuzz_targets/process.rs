@@ -1,0 +1,3 @@
+#![no_main]
+
+portreeve_fuzz::target!("process");
