@@ -646,8 +646,14 @@ fn name_all(snapshot: &Snapshot) {
         receipts,
         gpus,
     } = snapshot;
-    if let Seen::Known(Sockets { all, holdings: _, refused: _, sees_bound: _, creator_gone: _ }) =
-        &snapshot.sockets
+    if let Seen::Known(Sockets {
+        all,
+        holdings: _,
+        refused: _,
+        unread: _,
+        sees_bound: _,
+        creator_gone: _,
+    }) = &snapshot.sockets
     {
         // One message of one dump, all or nothing, but for two attributes that older kernels have not.
         for Socket {
