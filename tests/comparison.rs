@@ -8,6 +8,7 @@
     clippy::indexing_slicing,
     reason = "tests may panic"
 )]
+#![allow(clippy::print_stdout, reason = "what became of each scene is worth reading")]
 
 mod support;
 
