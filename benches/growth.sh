@@ -145,6 +145,8 @@ case ${1-} in
             docker run --detach --publish "127.0.0.1:$port:$port" plant plant --as server --listen "0.0.0.0:$port" >/dev/null
         done
         everyone_finds_them
+        # Who is asked, systemd and Docker, is ahead of the neighbours, too.
+        for session in /proc/[0-9]*/autogroup; do { echo -15 >"$session"; } 2>/dev/null || :; done
         {
             racers containers "$step" spread
             if [ "$step" -gt 0 ]; then

@@ -32,9 +32,9 @@ const TITLE: &str = "VLLM::EngineCore_0";
 const PART: &str = "MASS_REAP_PART";
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What an orphan tells, sixteen bytes at once: pid and kind, and when by the monotonic clock.
-const READY: u32 = 0;
-const SIGNALLED: u32 = 1;
+/// What an orphan tells: three numbers, its pid, one of these, and when by the monotonic clock.
+const READY: u64 = 0;
+const SIGNALLED: u64 = 1;
 
 fn main() -> Outcome {
     match env::var(PART).as_deref() {
@@ -165,17 +165,18 @@ fn reap(orphans: usize, grace_ms: u64, portreeve: &str, config: &str) -> Outcome
     Ok(Run { first_signal, last_signal, last_end, ended })
 }
 
-fn next(told: &mut File) -> Outcome<(u32, u32, u64)> {
-    let mut record = [0; 16];
-    told.read_exact(&mut record)?;
-    let [a, b, c, d, e, f, g, h, at @ ..] = record;
-    Ok((u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]), u64::from_ne_bytes(at)))
+fn next(told: &mut File) -> Outcome<(u64, u64, u64)> {
+    let mut number = || -> Outcome<u64> {
+        let mut bytes = [0; 8];
+        told.read_exact(&mut bytes)?;
+        Ok(u64::from_ne_bytes(bytes))
+    };
+    Ok((number()?, number()?, number()?))
 }
 
 /// In one write, so that nobody's words get between ours (pipe(7)).
-fn tell(kind: u32) -> Outcome {
-    let record =
-        [&process::id().to_ne_bytes()[..], &kind.to_ne_bytes(), &now().to_ne_bytes()].concat();
+fn tell(kind: u64) -> Outcome {
+    let record = [u64::from(process::id()), kind, now()].map(u64::to_ne_bytes).concat();
     let written = rustix::io::write(io::stdout(), &record)?;
     if written == record.len() { Ok(()) } else { Err("half a record was written".into()) }
 }

@@ -14,7 +14,8 @@ cargo build --quiet --example mass-reap
 
 name=bench-$$
 tools=$(mktemp -d)
-cp "$portreeve" "$target/debug/examples/mass-reap" "$tools"
+cp "$portreeve" "$tools/portreeve"
+cp "$target/debug/examples/mass-reap" "$tools"
 echo 'defaults: { min_age: 0s }' >"$tools/config.yaml"
 coproc box { exec tests/box/box boot "$name" "$tools:/tools"; }
 # shellcheck disable=SC2154 # coproc sets it
