@@ -6,7 +6,7 @@ use std::{
     io,
     ops::ControlFlow,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -110,7 +110,7 @@ pub fn http(bytes: &[u8]) {
     };
     runtime.block_on(async {
         let deadline = Instant::now() + Duration::from_secs(1);
-        let said = Said { bytes: bytes.to_vec(), at: 0 };
+        let said = Said { bytes: bytes.to_vec(), at: 0, was_asked: false, reader: None };
         let Ok(mut line) = Line::over(said, nowhere.into(), deadline).await else { return };
         // On a kept connection a second answer may stand behind the first.
         for _ in 0..2 {
@@ -153,14 +153,21 @@ pub fn logs(bytes: &[u8]) {
 struct Said {
     bytes: Vec<u8>,
     at: usize,
+    /// Who speaks before he is asked is not listened to.
+    was_asked: bool,
+    reader: Option<Waker>,
 }
 
 impl AsyncRead for Said {
     fn poll_read(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.was_asked {
+            self.reader = Some(context.waker().clone());
+            return Poll::Pending;
+        }
         let left = self.bytes.get(self.at..).unwrap_or_default();
         let taken = left.get(..left.len().min(buffer.remaining())).unwrap_or_default();
         buffer.put_slice(taken);
@@ -172,10 +179,12 @@ impl AsyncRead for Said {
 
 impl AsyncWrite for Said {
     fn poll_write(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.was_asked = true;
+        self.reader.take().into_iter().for_each(Waker::wake);
         Poll::Ready(Ok(bytes.len()))
     }
 

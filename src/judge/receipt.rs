@@ -8,6 +8,7 @@ use crate::{
 use super::{
     case::Case,
     truth::{Truth, fact},
+    verdict::Unknown,
 };
 
 /// The receipt with this process's id: the one that fits it before any that is left of another. Of several that fit, one whose
@@ -46,10 +47,25 @@ impl<'a> Case<'a> {
         let of_user = || receipt.uid.map_or(Truth::No, is_user);
         [
             ("boot", boot),
-            ("start", process.key.is_same(&receipt.key).into()),
+            ("start", self.is_start(receipt)),
             ("executable", Truth::from(is_settled).or(exe)),
             ("user", Truth::from(is_settled).or(of_user)),
         ]
+    }
+
+    /// Whether it began as the receipt has it. Where that has the inode of a pidfd the kernel gives one to each process: a
+    /// process without has it, and it was not read.
+    fn is_start(&self, receipt: &Receipt) -> Truth {
+        let own = self.process.key;
+        let is_same = own.is_same(&receipt.key);
+        if is_same && own.pidfd_inode.is_none() && receipt.key.pidfd_inode.is_some() {
+            return Truth::Unknown(Unknown {
+                fact: self.name("the pidfd"),
+                why: "it could not be opened".to_owned(),
+                remedy: None,
+            });
+        }
+        is_same.into()
     }
 
     /// Whether a receipt is about this process.

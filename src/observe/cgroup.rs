@@ -10,7 +10,8 @@ use crate::{
 pub fn parse(text: &str) -> Option<Cgroup> {
     let mut managed: Option<(u8, &str)> = None;
     let mut claims: Vec<(usize, ContainerClaim)> = Vec::new();
-    for line in text.lines() {
+    // A group's name may end in a carriage return, which `lines` would take off.
+    for line in text.split_terminator('\n') {
         let (hierarchy, rest) = line.split_once(':')?;
         let (controllers, path) = rest.split_once(':')?;
         let path = path.strip_suffix(" (deleted)").unwrap_or(path);
@@ -138,6 +139,12 @@ mod tests {
 
     fn claim_of(text: &str) -> Option<(ClaimKind, String)> {
         read(text).claim.map(|c| (c.kind, c.id.0))
+    }
+
+    #[test]
+    fn a_name_that_ends_in_a_carriage_return_is_no_units() {
+        assert_eq!(parse("0::/system.slice/db.service\r\n").unwrap().unit, None);
+        assert!(parse("0::/system.slice/db.service\n").unwrap().unit.is_some());
     }
 
     #[test]

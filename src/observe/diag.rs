@@ -9,7 +9,7 @@ use rustix::net::{
     socket_with, sockopt,
 };
 
-use super::wire::{Message, SOCK_DIAG_BY_FAMILY, SocketMessage, cut_short, u32_at};
+use super::wire::{Message, SOCK_DIAG_BY_FAMILY, SocketMessage, cut_short, refusal, u32_at};
 use crate::{
     ident::{Port, Proto},
     snapshot::{Socket, SocketState},
@@ -248,13 +248,13 @@ impl Dump {
                     self.is_done = true;
                     // A dump that failed half-way says so in its last message.
                     match u32_at(message.body, 0).unwrap_or_default().cast_signed() {
-                        errno if errno < 0 => return Err(io::Error::from_raw_os_error(-errno)),
+                        errno if errno < 0 => return Err(refusal(errno)),
                         _ => {}
                     }
                 }
                 NLMSG_ERROR => {
                     let errno = u32_at(message.body, 0).ok_or_else(cut_short)?.cast_signed();
-                    return Err(io::Error::from_raw_os_error(-errno));
+                    return Err(refusal(errno));
                 }
                 SOCK_DIAG_BY_FAMILY | TCPDIAG_GETSOCK => {
                     let found = SocketMessage::read(message.body).ok_or_else(cut_short)?;
@@ -358,6 +358,20 @@ mod tests {
         for length in 1..message.len() {
             let cut = Dump::default().read_messages(&message[..length], 7, Proto::Tcp);
             assert!(cut.is_err(), "cut at {length}");
+        }
+    }
+
+    #[test]
+    fn an_error_of_any_number_is_an_error() {
+        for errno in [i32::MIN, -libc::EPERM, 0, i32::MAX] {
+            let mut message = Vec::new();
+            message.extend(20_u32.to_ne_bytes());
+            message.extend(NLMSG_ERROR.to_ne_bytes());
+            message.extend([0, 0]);
+            message.extend(7_u32.to_ne_bytes());
+            message.extend([0; 4]);
+            message.extend(errno.to_ne_bytes());
+            assert!(Dump::default().read_messages(&message, 7, Proto::Tcp).is_err(), "{errno}");
         }
     }
 

@@ -12,7 +12,7 @@ use rustix::net::{
     socket_with, sockopt,
 };
 
-use super::wire::{Message, cut_short, u32_at};
+use super::wire::{Message, cut_short, refusal, u32_at};
 
 const NLMSG_NOOP: u16 = 1;
 const NLMSG_ERROR: u16 = 2;
@@ -97,7 +97,7 @@ pub(super) fn read(
             NLMSG_DONE | NLMSG_ERROR => {
                 let errno = u32_at(message.body, 0).ok_or_else(cut_short)?.cast_signed();
                 if errno < 0 {
-                    return Err(io::Error::from_raw_os_error(-errno));
+                    return Err(refusal(errno));
                 }
                 return Ok(true);
             }

@@ -37,6 +37,11 @@ impl<'a> Message<'a> {
     }
 }
 
+/// What the kernel says went wrong: a negative number (netlink(7)).
+pub(super) fn refusal(errno: i32) -> io::Error {
+    io::Error::from_raw_os_error(errno.saturating_neg())
+}
+
 /// What a message that does not hold what it says is told as: ask again.
 pub(super) fn cut_short() -> io::Error {
     io::Error::new(io::ErrorKind::Interrupted, "a message was cut short")

@@ -586,7 +586,6 @@ pub(super) enum Fact {
     /// What was not seen when a receipt was written, or is not written in it.
     ReceiptExe(usize),
     ReceiptUid(usize),
-    ReceiptInode(usize),
     ReceiptOwner(usize),
     /// A pidfd's own number, which older kernels have not.
     PidfdInode(u32),
@@ -741,6 +740,7 @@ fn name_all(snapshot: &Snapshot) {
     for Receipt {
         // One row of the registry; these cannot be empty in it.
         boot_id: _with_row,
+        // What is missing in it was not known then, and executable and user have to fit instead.
         key: _with_process,
         exe: _,
         uid: _,
@@ -860,8 +860,8 @@ impl Scene {
         facts.extend(snapshot.units.keys().flat_map(|u| of_unit.map(|fact| fact(u.clone()))));
         let of_container: [fn(usize) -> Fact; 2] = [Fact::ContainerMainPid, Fact::ContainerLayer];
         facts.extend((0..containers.said.len()).flat_map(|at| of_container.map(|fact| fact(at))));
-        let of_receipt: [fn(usize) -> Fact; 4] =
-            [Fact::ReceiptExe, Fact::ReceiptUid, Fact::ReceiptInode, Fact::ReceiptOwner];
+        let of_receipt: [fn(usize) -> Fact; 3] =
+            [Fact::ReceiptExe, Fact::ReceiptUid, Fact::ReceiptOwner];
         facts.extend((0..snapshot.receipts.len()).flat_map(|at| of_receipt.map(|fact| fact(at))));
         facts.extend((0..gpus).flat_map(|at| [Fact::GpuUuid(at), Fact::GpuBus(at)]));
         facts
@@ -1042,8 +1042,13 @@ impl Scene {
             Fact::ContainerLayer(at) => edit_said(snapshot, *at, |c| c.upper_dir = None),
             Fact::ReceiptExe(at) => edit_receipt(snapshot, *at, |r| r.exe = None),
             Fact::ReceiptUid(at) => edit_receipt(snapshot, *at, |r| r.uid = None),
-            Fact::ReceiptInode(at) => edit_receipt(snapshot, *at, |r| r.key.pidfd_inode = None),
-            Fact::ReceiptOwner(at) => edit_receipt(snapshot, *at, |r| r.owner = Owner::Unsaid),
+            // Of nobody nobody is asked.
+            Fact::ReceiptOwner(at) => edit_receipt(snapshot, *at, |r| {
+                r.owner = Owner::Unsaid;
+                if r.is_owner_alive != Seen::Known(true) {
+                    blind(&mut r.is_owner_alive, how);
+                }
+            }),
             Fact::GpuUuid(at) => return self.edit_gpus(|gpus| gpus.all[*at].uuid = None),
             Fact::GpuBus(at) => return self.edit_gpus(|gpus| gpus.all[*at].bus = None),
         }

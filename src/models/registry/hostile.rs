@@ -55,7 +55,7 @@ fn read_rows(registry: &Registry, bytes: &[u8]) -> rusqlite::Result<()> {
                 .execute(&sql, rusqlite::params_from_iter(row.iter().map(|c| &c.value)))?;
         }
     }
-    look(registry);
+    look(registry, true);
     Ok(())
 }
 
@@ -76,8 +76,9 @@ fn cell(bytes: &[u8]) -> Cell {
     Cell { value, is_text: *kind == b't' }
 }
 
-/// Reads all that is there: what is read can be written and read again.
-fn look(registry: &Registry) {
+/// Reads all that is there: what is read can be written and read again. In a file that is damaged one question may be answered and
+/// the next one not.
+fn look(registry: &Registry, is_sound: bool) {
     for record in registry.all().into_iter().flatten() {
         if let Some(spec) = &record.spec {
             let text = serde_json::to_string(spec).unwrap_or_default();
@@ -87,11 +88,19 @@ fn look(registry: &Registry) {
             let text = serde_json::to_string(worker).unwrap_or_default();
             assert_eq!(serde_json::from_str(&text).ok().as_ref(), Some(worker));
         }
-        assert_eq!(registry.get(&record.name).ok().as_ref(), Some(&record));
+        let again = registry.get(&record.name).ok();
+        assert!(!is_sound || again.as_ref() == Some(&record));
     }
     for (name, receipt) in registry.receipts().into_iter().flatten() {
-        assert!(!receipt.container.is_some_and(|container| container.name.contains('\u{1e}')));
-        assert!(registry.receipt(&name).is_ok());
+        let engine: Option<String> = registry
+            .sql(|c| {
+                c.query_row("SELECT engine FROM receipts WHERE model = ?1", [&name.0], |r| r.get(0))
+            })
+            .unwrap_or_default();
+        let is_kept_by_one = receipt.container.is_some();
+        assert!(engine.is_none() || is_kept_by_one || receipt.process.is_none(), "{engine:?}");
+        let again = registry.receipt(&name);
+        assert!(!is_sound || again.is_ok());
     }
     for event in registry.events(None, 100).into_iter().flatten() {
         assert!(event.kind.len() <= 1 << 20);
@@ -117,7 +126,7 @@ pub fn database(bytes: &[u8]) {
     }
     if let Ok(Some(registry)) = Registry::look(&path) {
         assert_eq!(registry.version().ok(), Some((APPLICATION, NEWEST)));
-        look(&registry);
+        look(&registry, false);
     }
     drop(fs::remove_dir_all(&folder));
 }

@@ -93,16 +93,20 @@ fn receipt(row: &Row<'_>) -> rusqlite::Result<(ModelName, Receipt)> {
         pidfd_inode: pidfd_inode.map(number),
     });
     let (exe, uid): (Option<String>, Option<u32>) = (row.get(5)?, row.get(6)?);
-    let process = key.map(|key| Main { key, exe: exe.map(Into::into), uid });
     let engine: Option<String> = row.get(7)?;
-    let engine = engine.and_then(|engine| engine.parse::<Engine>().ok());
     let (id, name): (Option<String>, Option<String>) = (row.get(8)?, row.get(9)?);
+    let has_container = engine.is_some() || id.is_some() || name.is_some();
+    let engine = engine.and_then(|engine| engine.parse::<Engine>().ok());
     let container = match (engine, id, name) {
         (Some(engine), Some(id), Some(name)) => {
             Some(Contained { engine, id: ContainerId(id), name })
         }
         _ => None,
     };
+    // A container that we do not understand keeps its process all the same: a unit beside it does not speak for it.
+    let is_understood = container.is_some() || !has_container;
+    let process = key.filter(|_| is_understood);
+    let process = process.map(|key| Main { key, exe: exe.map(Into::into), uid });
     let receipt = Receipt {
         boot_id: row.get(1)?,
         container,

@@ -369,6 +369,23 @@ fn a_row_that_says_nothing_known_is_damage_and_no_default() {
     }
 }
 
+#[test]
+fn a_receipt_of_a_container_that_is_not_understood_names_no_process() {
+    let connection = Connection::open_in_memory().unwrap();
+    let mut registry = Registry { connection, path: PathBuf::from("models.db") };
+    registry.migrate().unwrap();
+    registry.register(&name("a"), &llama()).unwrap();
+    let receipt = |engine: &str| {
+        let sql = "INSERT OR REPLACE INTO receipts VALUES ('a', 'boot', 7, 99, NULL, '/x', 0, ?1, 'id', 'c', 'a.service', 'i', 1)";
+        registry.connection.execute(sql, [engine]).unwrap();
+        registry.receipt(&name("a")).unwrap().unwrap()
+    };
+    let known = receipt("docker");
+    assert!(known.container.is_some() && known.process.is_some());
+    let unknown = receipt("a newer one");
+    assert!(unknown.container.is_none() && unknown.process.is_none());
+}
+
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, cases: 32, ..Default::default() })]
 
