@@ -74,7 +74,8 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let file = env::temp_dir().join(format!("soak-{}.json", std::process::id()));
     let mut line: Vec<OsString> = vec!["portreeve".into()];
     line.extend(words.map(OsString::from));
-    line.extend(["--quiet".into(), "--json-file".into(), file.clone().into()]);
+    line.extend(["--format", "json", "--output"].map(OsString::from));
+    line.push(file.clone().into());
 
     let every = (count / (PARTS * SAMPLES)).max(1);
     let began = Instant::now();

@@ -158,10 +158,14 @@ impl<'a> House<'a> {
     fn all_verbs_answer(&self, kept: Kept) {
         let mut status = self.status(kept);
         if kept.has_unit {
-            // systemd goes on with what it was told.
+            // systemd goes on with what it was told, and may not have seen yet who was killed.
             wait_until(DEADLINE * 2, &format!("the unit of '{}' is at rest", kept.name), || {
                 status = self.status(kept);
-                !["starting", "stopping"].contains(&status.0.as_str())
+                match status.0.as_str() {
+                    "starting" | "stopping" => false,
+                    "running" => self.serves(kept),
+                    _ => true,
+                }
             });
         }
         let (state, now) = status;
