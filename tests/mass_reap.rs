@@ -30,8 +30,8 @@ until [ \"$(ls /run/planted | grep -c '^worker-')\" = 300 ]; do sleep 0.02; done
 fn signals_and_waits(trace: &str) -> Vec<&str> {
     let is_signal = |line: &&str| line.contains("pidfd_send_signal(");
     let calls: Vec<&str> = trace.lines().collect();
-    let first = calls.iter().position(|line| is_signal(&line)).expect("a signal");
-    let last = calls.iter().rposition(|line| is_signal(&line)).expect("a signal");
+    let first = calls.iter().position(|line| is_signal(line)).expect("a signal");
+    let last = calls.iter().rposition(|line| is_signal(line)).expect("a signal");
     calls[first..=last].to_vec()
 }
 
