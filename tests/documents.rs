@@ -261,39 +261,41 @@ fn the_readme_leads_to_every_document() {
     }
 }
 
-/// What one of the scripts below docs/picture writes; none, where there is no Python.
-fn written_by(script: &str, words: &[&str]) -> Option<String> {
+/// What one of the scripts below docs/picture writes; why there is nothing, where there is no Python.
+fn written_by(script: &str, words: &[&str]) -> Result<String, String> {
     let folder = repository().join("docs/picture");
     let run = Command::new("python3").arg(script).args(words).current_dir(folder).output();
-    match run {
-        Ok(run) => {
-            assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-            Some(String::from_utf8(run.stdout).unwrap())
-        }
-        Err(error) => {
-            println!("skipped: python3: {error}");
-            None
-        }
-    }
+    let run = run.map_err(|error| format!("python3: {error}"))?;
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    Ok(String::from_utf8(run.stdout).unwrap())
 }
 
 /// To draw it anew: docs/picture/record has the commands.
 #[test]
 fn the_picture_is_what_its_script_makes_of_the_recording() {
-    let Some(drawn) = written_by("render", &["reap.ansi"]) else { return };
+    let drawn = match written_by("render", &["reap.ansi"]) {
+        Ok(drawn) => drawn,
+        Err(reason) => return println!("skipped: {reason}"),
+    };
     assert_eq!(drawn, text("docs/picture/reap.svg"));
 }
 
 /// To measure and draw them anew: benches/growth.sh.
 #[test]
 fn the_curves_of_growth_are_what_their_script_makes_of_the_measured_rows() {
-    let Some(drawn) = written_by("curves", &["growth.tsv"]) else { return };
+    let drawn = match written_by("curves", &["growth.tsv"]) {
+        Ok(drawn) => drawn,
+        Err(reason) => return println!("skipped: {reason}"),
+    };
     assert_eq!(drawn, text("docs/picture/growth.svg"));
 }
 
 #[test]
 fn the_table_of_growth_is_what_its_script_makes_of_the_measured_rows() {
-    let Some(table) = written_by("curves", &["--table", "growth.tsv"]) else { return };
+    let table = match written_by("curves", &["--table", "growth.tsv"]) {
+        Ok(table) => table,
+        Err(reason) => return println!("skipped: {reason}"),
+    };
     assert!(text("docs/performance.md").contains(&table), "not in docs/performance.md:\n{table}");
 }
 

@@ -16,6 +16,7 @@ use std::{fs, process::Stdio};
 use support::{DEADLINE, Report, TestBox, skip, wait_until};
 
 const ORPHANS: usize = 300;
+const SIGNAL: &str = "pidfd_send_signal(";
 const CONFIG: &str = "defaults: { min_age: 0s, grace: 1s, respawn_watch: 0s }\n";
 
 /// Workers of inference servers that have none (row 9); each is gone from its parent before it is in place.
@@ -28,10 +29,9 @@ until [ \"$(ls /run/planted | grep -c '^worker-')\" = 300 ]; do sleep 0.02; done
 
 /// What `reap` called, in order: the lines of strace from the first signal to the last.
 fn signals_and_waits(trace: &str) -> Vec<&str> {
-    let is_signal = |line: &&str| line.contains("pidfd_send_signal(");
     let calls: Vec<&str> = trace.lines().collect();
-    let first = calls.iter().position(|line| is_signal(&line)).expect("a signal");
-    let last = calls.iter().rposition(|line| is_signal(&line)).expect("a signal");
+    let first = calls.iter().position(|line| line.contains(SIGNAL)).expect("a signal");
+    let last = calls.iter().rposition(|line| line.contains(SIGNAL)).expect("a signal");
     calls[first..=last].to_vec()
 }
 
