@@ -259,6 +259,29 @@ fn one_that_is_unhealthy_too_often_is_taken_down_with_70() {
 }
 
 #[test]
+fn one_that_we_have_no_means_to_ask_goes_on() {
+    let scene = Scene::set(&[]);
+    let mut kept = scene.keep(|_| {});
+    kept.says("ready");
+    let pid = kept.child.id().to_string();
+    let limit = |soft: u32| {
+        let limit = format!("--nofile={soft}:4096");
+        let done = Command::new("prlimit").args(["--pid", &pid, &limit]).status();
+        assert!(done.unwrap().success());
+    };
+    limit(3);
+    // More often than the two times after which a model that does not answer is taken down.
+    for _ in 0..4 {
+        kept.says("not asked whether it is healthy: ");
+    }
+    assert!(scene.is_served());
+    limit(1024);
+    kept.signal(Signal::TERM);
+    let (status, said) = kept.ends();
+    assert!(status.success(), "{said}");
+}
+
+#[test]
 fn the_code_of_a_server_that_ends_by_itself_is_ours() {
     let scene = Scene::set(&["--crash-after", "0.3", "--crash-code", "9", "--child"]);
     let (status, said) = scene.keep(|_| ()).ends();

@@ -110,15 +110,14 @@ pub(super) fn run(
             }
         }
         let text = rendered(gated, on_blocked, output, verbosity, !wish.command.is_empty())?;
-        output.put_document(|out| gate::render_json(gated, on_blocked, out))?;
+        let document = output.put_document(|out| gate::render_json(gated, on_blocked, out));
         if wish.command.is_empty() || file.is_some() {
-            return put(&text, code, output, file);
-        }
+            put(&text, code, output, file)?;
         // Standard output is the command's.
-        if code != exit::CLEAR || !(output.quiet || is_plain(gated)) {
+        } else if code != exit::CLEAR || !(output.quiet || is_plain(gated)) {
             anstream::stderr().write_all(&text)?;
         }
-        Ok(())
+        document
     };
     let (code, gated, _) = keep(&mut gate, &mut record)?;
     if code == exit::CLEAR && wish.command.is_empty() {

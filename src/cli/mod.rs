@@ -278,22 +278,27 @@ fn run_verb(verb: Verb, output: Option<&Output>) -> Result<u8, Failure> {
     let mut text = Vec::new();
     let code = match verb {
         Verb::Scan { target, output, verbosity } => {
-            scan::run(target, &output, verbosity, &mut text)?
+            scan::run(target, &output, verbosity, &mut text)
         }
         Verb::Reap { target, deed, output, verbosity } => {
-            reap::run(target, &deed, &output, verbosity, &mut text)?
+            reap::run(target, &deed, &output, verbosity, &mut text)
         }
         Verb::Gate { target, wish, output, verbosity } => {
             return gate::run(target, &wish, &output, verbosity, file.as_ref());
         }
         Verb::Explain { asked, file, output, is_verbose } => {
-            explain::run(asked, file, &output, is_verbose, &mut text)?
+            explain::run(asked, file, &output, is_verbose, &mut text)
         }
-        Verb::Doctor { file, output, sysctl } => doctor::run(file, &output, sysctl, &mut text)?,
-        Verb::Model { file, what } => model::run(file, what, &mut text)?,
-        Verb::Config { what } => run_config(what, &mut text)?,
+        Verb::Doctor { file, output, sysctl } => doctor::run(file, &output, sysctl, &mut text),
+        Verb::Model { file, what } => model::run(file, what, &mut text),
+        Verb::Config { what } => run_config(what, &mut text),
         Verb::NvmlReader { library } => return nvml::run(library.as_deref()),
     };
+    // A document that found no room is no reason to keep to ourselves what was done.
+    if let (Err(Failure::Output(_)), Some(output)) = (&code, output) {
+        put(&text, exit::COULD_NOT_TELL, output, file.as_ref())?;
+    }
+    let code = code?;
     if let Some(output) = output {
         put(&text, code, output, file.as_ref())?;
     } else {

@@ -11,7 +11,7 @@ use std::{
     time::Instant,
 };
 
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::JoinSet;
 
 use super::{
     Answer, Deed, Engine, Part, PartAnswer, Question, Version,
@@ -87,10 +87,7 @@ impl Podman {
         let mut answer = question.unanswered(&NoAnswer::Late);
         // A command that is there is of this version whether or not it gets on with its store.
         let version = self.clone();
-        answer.version = match spawn_blocking(move || version.version()).await {
-            Ok(version) => version,
-            Err(error) => Err(NoAnswer::Strange(error.to_string())),
-        };
+        answer.version = super::beside(move || version.version()).await.flatten();
         if let Err(why) = &answer.version {
             return question.unanswered(why);
         }
@@ -104,13 +101,13 @@ impl Podman {
         let mut all = JoinSet::new();
         for _ in 0..commands {
             let (podman, parts) = (self.clone(), Arc::clone(&parts));
-            all.spawn_blocking(move || {
+            all.spawn(super::beside(move || {
                 let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                 std::iter::from_fn(next).map(|part| podman.ask(part)).collect::<Vec<PartAnswer>>()
-            });
+            }));
         }
         while let Some(done) = all.join_next().await {
-            done.into_iter().flatten().for_each(|part| answer.take(part));
+            done.into_iter().flatten().flatten().for_each(|part| answer.take(part));
         }
         answer
     }

@@ -4,7 +4,6 @@
 use std::time::{Duration, Instant};
 
 use hyper::{Method, body::Bytes};
-use tokio::task::spawn_blocking;
 
 use super::{
     Engine, answer, answer::Dialect, command::Podman, http::Reply, is_whole, socket::Socket,
@@ -153,7 +152,7 @@ async fn carry_out(engine: &Engine, id: &ContainerId, order: Order, deadline: In
                 let words: Vec<&str> = order.command.iter().map(String::as_str).collect();
                 podman.order(&words, &id)
             };
-            spawn_blocking(run).await.unwrap_or_else(|e| Deed::NoAnswer(e.to_string()))
+            super::beside(run).await.unwrap_or_else(Into::into)
         }
         Err(NoAnswer::Absent) => why.into(),
         Err(why) => why.into(),

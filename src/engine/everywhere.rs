@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::JoinSet;
 
 use super::{
     Engine, Which, command::Podman, made, made::Listed, places, socket::Socket, way::NoAnswer,
@@ -98,9 +98,7 @@ async fn by_command(
     deadline: Instant,
 ) -> Result<Vec<Listed>, NoAnswer> {
     match Podman::find(engine, deadline) {
-        Ok(podman) => spawn_blocking(move || podman.containers())
-            .await
-            .unwrap_or_else(|error| Err(NoAnswer::Strange(error.to_string()))),
+        Ok(podman) => super::beside(move || podman.containers()).await.flatten(),
         Err(NoAnswer::Absent) => Err(why),
         Err(why) => Err(why),
     }

@@ -5,6 +5,8 @@
 mod answer;
 mod choice;
 mod command;
+#[cfg(test)]
+mod cuts;
 mod deed;
 mod everywhere;
 #[cfg(test)]
@@ -27,6 +29,7 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -44,6 +47,7 @@ pub use make::{Created, Refused, create, forbid_restarts, start};
 pub use networks::{Network, disconnect, network, remove_network};
 use tokio::{
     runtime::{Builder, Runtime},
+    sync::oneshot,
     task::JoinSet,
 };
 pub use way::NoAnswer;
@@ -240,6 +244,17 @@ pub fn version(engine: &Engine, timeout: Duration) -> Result<Version, NoAnswer> 
 
 fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_io().enable_time().build()
+}
+
+/// Runs what may block on a thread beside us; tokio's own way to do that panics where no thread can be had.
+async fn beside<T: Send + 'static>(
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, NoAnswer> {
+    let (send, receive) = oneshot::channel();
+    let run = move || drop(send.send(run()));
+    let started = thread::Builder::new().name("portreeve-engine".to_owned()).spawn(run);
+    started.map_err(|error| NoAnswer::NoWay(format!("no thread could be started: {error}")))?;
+    receive.await.map_err(|error| NoAnswer::Strange(error.to_string()))
 }
 
 /// Over the socket; where no Podman listens, by its command.

@@ -8,10 +8,7 @@ use std::{
 };
 
 use hyper::Method;
-use tokio::{
-    task::{JoinSet, spawn_blocking},
-    time::timeout_at,
-};
+use tokio::{task::JoinSet, time::timeout_at};
 
 use super::{
     Answer, Engine, Part, PartAnswer, Question,
@@ -87,8 +84,8 @@ impl Socket {
         } else {
             // The way there leads through that user's folder.
             let engine = engine.clone();
-            let opened = timeout_at(deadline, spawn_blocking(move || way::open(&engine))).await;
-            opened.map_err(|_| NoAnswer::Late)?.map_err(|e| NoAnswer::Strange(e.to_string()))??
+            let opened = timeout_at(deadline, super::beside(move || way::open(&engine))).await;
+            opened.map_err(|_| NoAnswer::Late)???
         };
         let mut line = Line::new(Arc::new(socket), name.owner, deadline);
         let dialect = answer::dialect(&line.get("/version", INFO_BYTES).await?)?;

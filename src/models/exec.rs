@@ -147,10 +147,15 @@ fn watch(
             return Ok(exit);
         }
         pause = plan.interval;
-        let health = match ask(kept, plan.timeout, interrupt)? {
-            Asked::Answer(Some(health)) => health,
-            Asked::Answer(None) => continue,
-            Asked::Over(exit) => return Ok(exit),
+        let health = match ask(kept, plan.timeout, interrupt) {
+            Ok(Asked::Answer(Some(health))) => health,
+            Ok(Asked::Answer(None)) => continue,
+            Ok(Asked::Over(exit)) => return Ok(exit),
+            // No thread, no descriptor: ours is the trouble, not its.
+            Err(error) => {
+                say(&format!("not asked whether it is healthy: {error}"));
+                continue;
+            }
         };
         if health == Health::Answered(Readiness::Ready) {
             if failures > 0 {

@@ -440,7 +440,7 @@ mod tests {
             fs::create_dir_all(folder.path().join(name)).unwrap();
         }
         fs::write(folder.path().join("run/docker.pid"), "77").unwrap();
-        let stat = format!("77 (dockerd) S 1 77 77 0 -1{}", " 1".repeat(44));
+        let stat = format!("77 (dockerd) S 1 77 77 0 -1{}\n", " 1".repeat(44));
         fs::write(folder.path().join("proc/77/stat"), stat).unwrap();
         fs::write(folder.path().join("proc/77/status"), "Uid:\t0\t0\t0\t0\n").unwrap();
         let exe = folder.path().join("proc/77/exe");

@@ -194,9 +194,12 @@ impl Connection {
         let mut filled = 0;
         while let Some(space) = bytes.get_mut(filled..).filter(|s| !s.is_empty()) {
             self.stream.set_read_timeout(Some(self.left()?))?;
-            match self.stream.read(space).map_err(timed_out)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                read => filled += read,
+            match self.stream.read(space) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => filled += read,
+                // By a stop, for one (SIGSTOP and SIGCONT), which interrupts what has a timeout (signal(7)).
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(timed_out(error)),
             }
         }
         Ok(bytes)

@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeSet, io, os::fd::OwnedFd, time::Duration};
 
+use rustix::io::retry_on_intr;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, sendto,
     socket_with, sockopt,
@@ -115,11 +116,13 @@ impl Diag {
         self.sequence += 1;
         let request = request(family, proto, wanted, &ranges(ports), self.sequence);
         let kernel = netlink::SocketAddrNetlink::new(0, 0);
-        sendto(&self.socket, &request, SendFlags::empty(), &kernel)?;
+        retry_on_intr(|| sendto(&self.socket, &request, SendFlags::empty(), &kernel))?;
         let mut dump = Dump::default();
         while !dump.is_done {
             let buffer: &mut [u8] = &mut self.buffer;
-            let (kept, length) = recv(&self.socket, buffer, RecvFlags::TRUNC)?;
+            // With a timeout it is interrupted by a stop, too (SIGSTOP and SIGCONT, signal(7)).
+            let (kept, length) =
+                retry_on_intr(|| recv(&self.socket, &mut *buffer, RecvFlags::TRUNC))?;
             if length > kept || length == 0 {
                 return Err(cut_short());
             }

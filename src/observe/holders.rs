@@ -12,6 +12,7 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    thread,
 };
 
 use rustix::{
@@ -20,9 +21,9 @@ use rustix::{
 };
 
 use crate::{
-    host::Host,
+    host::{Host, seen},
     ident::Pid,
-    snapshot::{Holding, Sockets},
+    snapshot::{Holding, Seen, Sockets},
     sys,
 };
 
@@ -83,6 +84,13 @@ impl Search<'_> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
     }
 
+    fn refuse_unless_gone<T>(&self, pid: Pid, answer: &Seen<T>) {
+        match answer {
+            Seen::Known(_) | Seen::Gone => {}
+            Seen::Denied | Seen::Unreadable(_) => self.refuse(pid),
+        }
+    }
+
     /// Runs `look` over all of `pids` on a few threads.
     fn every(
         &self,
@@ -103,10 +111,12 @@ impl Search<'_> {
         let threads = if most == 1 {
             1
         } else {
-            std::thread::available_parallelism().map_or(1, |n| n.get().min(most))
+            thread::available_parallelism().map_or(1, |n| n.get().min(most))
         };
-        std::thread::scope(|scope| {
-            let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        thread::scope(|scope| {
+            // Where none can be had, we do it all ourselves.
+            let helper = |_| thread::Builder::new().spawn_scoped(scope, work).ok();
+            let helpers: Vec<_> = (1..threads).filter_map(helper).collect();
             found.extend(work());
             for helper in helpers {
                 found.extend(helper.join().unwrap_or_default());
@@ -122,8 +132,12 @@ impl Search<'_> {
     /// What it does not show.
     fn hidden(&self, pid: Pid, found: &mut BTreeSet<Holding>) {
         self.rings_of(pid, found);
-        let Ok(tasks) = fs::read_dir(self.host.of_process(pid, "task")) else { return };
-        for task in tasks.flatten() {
+        let tasks = match fs::read_dir(self.host.of_process(pid, "task")) {
+            Ok(tasks) => tasks,
+            Err(error) => return self.refuse_unless_gone(pid, &seen(Err::<(), _>(error))),
+        };
+        for task in tasks {
+            let Ok(task) = task else { return self.refuse(pid) };
             let Some(thread) = task.file_name().to_str().and_then(|n| n.parse().ok()).map(Pid)
             else {
                 continue;
@@ -157,8 +171,9 @@ impl Search<'_> {
             let mut buffer = [MaybeUninit::uninit(); LINK_BYTES];
             let link = match readlinkat_raw(&directory, name, &mut buffer) {
                 Ok((link, _)) => link,
-                Err(Errno::ACCESS | Errno::PERM) => return false,
-                Err(_) => return true, // closed meanwhile
+                // Closed meanwhile; a path that is too long to be told is no socket's.
+                Err(Errno::NOENT | Errno::SRCH | Errno::NAMETOOLONG) => return true,
+                Err(_) => return false,
             };
             if let Some(inode) = socket_inode(link).filter(|i| self.wanted.contains(i)) {
                 let link = Some(format!("{folder}/{}", name.to_string_lossy()));
@@ -175,14 +190,21 @@ impl Search<'_> {
     fn rings_of(&self, pid: Pid, found: &mut BTreeSet<Holding>) {
         let path = self.host.of_process(pid, "fd");
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let Ok(directory) = openat(CWD, path, flags, Mode::empty()) else { return };
-        each_entry(&directory, |name| {
+        let directory = match openat(CWD, path, flags, Mode::empty()) {
+            Ok(directory) => directory,
+            Err(error) => return self.refuse_unless_gone(pid, &seen(Err::<(), _>(error.into()))),
+        };
+        let was_refused = each_entry(&directory, |name| {
             let mut buffer = [MaybeUninit::uninit(); LINK_BYTES];
-            let is_ring = readlinkat_raw(&directory, name, &mut buffer)
-                .is_ok_and(|(link, _)| &*link == b"anon_inode:[io_uring]");
-            if is_ring {
+            let link = match readlinkat_raw(&directory, name, &mut buffer) {
+                Ok((link, _)) => link,
+                Err(Errno::NOENT | Errno::SRCH | Errno::NAMETOOLONG) => return true,
+                Err(_) => return false,
+            };
+            if &*link == b"anon_inode:[io_uring]" {
                 let info = format!("fdinfo/{}", name.to_string_lossy());
                 let text = self.host.read(&format!("proc/{pid}/{info}"));
+                self.refuse_unless_gone(pid, &text);
                 for word in text.known().into_iter().flat_map(|t| t.split(u8::is_ascii_whitespace))
                 {
                     if let Some(inode) = socket_inode(word).filter(|i| self.wanted.contains(i)) {
@@ -192,6 +214,9 @@ impl Search<'_> {
             }
             true
         });
+        if was_refused {
+            self.refuse(pid);
+        }
     }
 }
 

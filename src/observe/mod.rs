@@ -338,8 +338,9 @@ fn list(host: &Host) -> Result<Vec<Pid>, &'static str> {
 /// sd_booted(3). A missing `/run/systemd/system` is no proof where systemd's own marks are seen: in a container
 /// with the host's pids, `/run` is the container's.
 pub fn has_systemd(host: &Host, processes: &BTreeMap<Pid, Process>) -> Seen<bool> {
-    if host.path("run/systemd/system").is_dir() {
-        return Seen::Known(true);
+    let booted = seen(fs::metadata(host.path("run/systemd/system")).map(|about| about.is_dir()));
+    if booted == Seen::Known(true) {
+        return booted;
     }
     let is_marked = processes.values().any(|p| p.cgroup.known().is_some_and(|c| c.unit.is_some()));
     let init = processes::read_stat(host, Pid::INIT);
@@ -348,10 +349,10 @@ pub fn has_systemd(host: &Host, processes: &BTreeMap<Pid, Process>) -> Seen<bool
             "systemd's marks are seen, but its /run is not this one".to_owned(),
         );
     }
-    match init {
-        Seen::Known(_) | Seen::Gone => Seen::Known(false),
-        Seen::Denied => Seen::Denied,
-        Seen::Unreadable(why) => Seen::Unreadable(why),
+    match (booted, init) {
+        (Seen::Known(_) | Seen::Gone, Seen::Known(_) | Seen::Gone) => Seen::Known(false),
+        (Seen::Unreadable(why), _) | (_, Seen::Unreadable(why)) => Seen::Unreadable(why),
+        (Seen::Denied, _) | (_, Seen::Denied) => Seen::Denied,
     }
 }
 
@@ -567,7 +568,8 @@ pub fn sight(host: &Host) -> Sight {
     let may_search = effective & (DAC_OVERRIDE | DAC_READ_SEARCH) != 0;
     let namespace = std::fs::read_link(host.path("proc/self/ns/pid"));
     let mounts = host.read_text("proc/self/mountinfo");
-    let is_hidden = mounts.known().is_some_and(|text| {
+    // Unread, it may be: who is not listed is then not known to be gone.
+    let is_hidden = mounts.known().is_none_or(|text| {
         let proc_mounts =
             text.lines().filter(|l| l.split(' ').nth(4) == Some("/proc") && l.contains(" - proc "));
         let options = proc_mounts.flat_map(|l| l.split([',', ' ']));

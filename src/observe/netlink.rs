@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::io::retry_on_intr;
 use rustix::net::{
     AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, sendto,
     socket_with, sockopt,
@@ -55,12 +56,15 @@ impl Netlink {
         message.extend(self.sequence.to_ne_bytes());
         message.extend(0_u32.to_ne_bytes());
         message.extend(body);
-        sendto(&self.socket, &message, SendFlags::empty(), &netlink::SocketAddrNetlink::new(0, 0))?;
+        let kernel = netlink::SocketAddrNetlink::new(0, 0);
+        retry_on_intr(|| sendto(&self.socket, &message, SendFlags::empty(), &kernel))?;
         let end = Instant::now() + ANSWER_DEADLINE;
         let (mut replies, mut bytes) = (Vec::new(), 0);
         loop {
             let buffer: &mut [u8] = &mut self.buffer;
-            let (kept, length) = recv(&self.socket, buffer, RecvFlags::TRUNC)?;
+            // With a timeout it is interrupted by a stop, too (SIGSTOP and SIGCONT, signal(7)).
+            let (kept, length) =
+                retry_on_intr(|| recv(&self.socket, &mut *buffer, RecvFlags::TRUNC))?;
             bytes += length;
             if length > kept || length == 0 {
                 return Err(cut_short());

@@ -72,13 +72,15 @@ pub fn read_stat(host: &Host, pid: Pid) -> Seen<Stat> {
     host.read(&format!("proc/{pid}/stat")).parse(|text| parse_stat(&text))
 }
 
-/// `PID (NAME) STATE …`: the crate panics where it has another form (procfs-core 0.18, process/stat.rs).
+/// `PID (NAME) STATE …` to the end of its line. The crate panics where it has another form (procfs-core 0.18, process/stat.rs), and
+/// takes half a number for a whole one.
 pub(super) fn parse_stat(text: &[u8]) -> Option<Stat> {
+    let is_whole = text.ends_with(b"\n");
     let text = String::from_utf8_lossy(text);
     let (pid, rest) = text.trim().split_once('(')?;
     let (_, rest) = rest.rsplit_once(')')?;
     let has_form = pid.ends_with(' ') && rest.starts_with(' ');
-    has_form.then(|| Stat::from_read(text.as_bytes()).ok()).flatten()
+    (is_whole && has_form).then(|| Stat::from_read(text.as_bytes()).ok()).flatten()
 }
 
 /// When a process of the machine that we run on began, in ticks since boot.
@@ -139,11 +141,18 @@ pub fn read(host: &Host, pid: Pid, command_line: Seen<CommandLine>) -> Seen<Proc
     };
     // The same process from the first read to the last: else these are facts about two.
     let is_one = match &pidfd {
-        Some(pidfd) if process.is_dead() => pidfd_inode(pidfd) == process.key.pidfd_inode,
-        Some(pidfd) => !has_ended(pidfd),
-        None => read_stat(host, pid).known().is_some_and(|s| s.starttime == stat.starttime),
+        Some(pidfd) if process.is_dead() => {
+            Seen::Known(pidfd_inode(pidfd) == process.key.pidfd_inode)
+        }
+        Some(pidfd) => Seen::Known(!has_ended(pidfd)),
+        None => read_stat(host, pid).map(|last| last.starttime == stat.starttime),
     };
-    if is_one { Seen::Known(process) } else { Seen::Gone }
+    match is_one {
+        Seen::Known(true) => Seen::Known(process),
+        Seen::Known(false) | Seen::Gone => Seen::Gone,
+        Seen::Denied => Seen::Denied,
+        Seen::Unreadable(why) => Seen::Unreadable(why),
+    }
 }
 
 /// Reads what namespaces and root say of a container.
@@ -301,6 +310,16 @@ mod tests {
             "7 (a)\u{e9} 1",
         ] {
             assert!(parse_stat(text.as_bytes()).is_none(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_stat_that_is_cut_off_anywhere_is_none() {
+        let whole = b"7 (a) b) S 1 7 7 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 1 0 5000 1000000 100 18446744073709551615 \
+            1 1 0 0 0 0 0 0 0 0 0 0 17 0 0 0 0 0 0 0 0 0 0 0 0 0 0\n";
+        assert_eq!(parse_stat(whole).unwrap().starttime, 5000);
+        for length in 0..whole.len() {
+            assert!(parse_stat(&whole[..length]).is_none(), "{length}");
         }
     }
 

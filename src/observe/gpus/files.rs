@@ -96,9 +96,16 @@ fn files_of(host: &Host, pid: Pid, bytes: &mut Vec<u8>) -> Seen<Files> {
         return whole.map(|()| files);
     }
     // Threads with descriptors of their own, and those that outlived their leader.
-    let Ok(tasks) = fs::read_dir(host.of_process(pid, "task")) else { return Seen::Known(files) };
-    for task in tasks.flatten() {
-        let name = task.file_name();
+    let tasks = match seen(fs::read_dir(host.of_process(pid, "task"))) {
+        Seen::Known(tasks) => tasks,
+        Seen::Gone => return Seen::Known(files),
+        refused @ (Seen::Denied | Seen::Unreadable(_)) => return refused.map(|_| files),
+    };
+    for task in tasks {
+        let name = match task {
+            Ok(task) => task.file_name(),
+            Err(error) => return seen(Err(error)),
+        };
         let Some(thread) = name.to_str().and_then(|n| n.parse().ok()).map(Pid) else { continue };
         let is_shared =
             || host.is_live() && matches!(sys::shares_descriptors(pid, thread), Ok(true));

@@ -230,7 +230,9 @@ fn queues(host: &Host, path: &str, kfd: &mut Kfd) -> BTreeSet<String> {
     kfd.refuse(&path, &names);
     let mut ids = BTreeSet::new();
     for name in names.known().into_iter().flatten() {
-        let id = host.read_text(&format!("{path}/{name}/gpuid"));
+        let file = format!("{path}/{name}/gpuid");
+        let id = host.read_text(&file);
+        kfd.refuse(&file, &id);
         ids.extend(id.known().map(|id| id.trim().to_owned()));
     }
     ids
