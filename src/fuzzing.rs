@@ -1,6 +1,8 @@
 //! Every parser of bytes that others write, one target for each grammar: what a fuzzer calls (`fuzz/`), and what the tests call
 //! with all inputs that were kept. Each holds more than that nothing panics: its module's `hostile.rs` says what.
 
+#![allow(clippy::missing_panics_doc, reason = "a panic is how a target tells what is not so")]
+
 use crate::{
     backend::spec::{parse_bytes, parse_processors},
     cli, config, engine, gate,

@@ -1,6 +1,8 @@
 //! Texts that are no configuration, and such as are one in a way that nobody thought of. Built for the fuzzer and for the tests
 //! that read its corpora again (`crate::fuzzing`).
 
+#![allow(clippy::missing_panics_doc, reason = "a panic is how a target tells what is not so")]
+
 use std::{path::PathBuf, time::Duration};
 
 use super::{

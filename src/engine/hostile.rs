@@ -1,6 +1,8 @@
 //! Bytes at an engine's socket, read as an engine's answers, and what must be true whatever they are. Built for the fuzzer and
 //! for the tests that read its corpora again (`crate::fuzzing`).
 
+#![allow(clippy::missing_panics_doc, reason = "a panic is how a target tells what is not so")]
+
 use std::{
     fs::File,
     io,

@@ -1,6 +1,8 @@
 //! What models, their managers and their files say, and what must be true whatever it is. Built for the fuzzer and for the
 //! tests that read its corpora again (`crate::fuzzing`).
 
+#![allow(clippy::missing_panics_doc, reason = "a panic is how a target tells what is not so")]
+
 use std::{collections::HashMap, net::IpAddr};
 
 pub use super::registry::hostile::{database, registry};
@@ -16,7 +18,7 @@ pub fn handover(bytes: &[u8]) {
 }
 
 /// What a manager says of a model's unit: whole or not at all.
-pub fn service(properties: &HashMap<String, Value>) {
+pub(crate) fn service(properties: &HashMap<String, Value>) {
     let Some(service) = Service::read(properties) else { return };
     assert!(
         ["LoadState", "ActiveState", "SubState"].iter().all(|key| properties.contains_key(*key))

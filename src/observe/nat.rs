@@ -165,8 +165,13 @@ impl Test {
         match self {
             Self::Any(tests) | Self::All(tests) => tests.len(),
             Self::Not(test) => test.weight(),
-            Self::Proto(..) | Self::Port(..) | Self::To(..) | Self::IsIpv6 => 0,
-            Self::Known(_) | Self::Some | Self::Unclear => 0,
+            Self::Proto(..)
+            | Self::Port(..)
+            | Self::To(..)
+            | Self::IsIpv6
+            | Self::Known(_)
+            | Self::Some
+            | Self::Unclear => 0,
         }
     }
 

@@ -1,5 +1,7 @@
 //! What tools and drivers of GPUs say: what is not understood is no free GPU.
 
+#![allow(clippy::missing_panics_doc, reason = "a panic is how a target tells what is not so")]
+
 use super::{devices, files, kernel, nvml::Reply, smi};
 use crate::{ident::pci_address, snapshot::GpuVendor};
 

@@ -1,5 +1,7 @@
 //! Rules from outside, read and walked: what is not understood makes a rule unclear, and nothing makes the walk endless.
 
+#![allow(clippy::missing_panics_doc, reason = "a panic is how a target tells what is not so")]
+
 use std::{collections::BTreeSet, io};
 
 use super::{Family, Table, detours, nft, xt};
