@@ -158,10 +158,14 @@ const TRIALS: [Trial; 10] = [
 /// The one thing that is let pass unseen, and said (docs/decisions/0017).
 const RULES: &str = "a gate on a port that a rule takes (DNAT)";
 
+/// These capabilities behind setpriv's `-all`: `,+kill,+sys_ptrace`.
+fn held(rights: &[&str]) -> String {
+    rights.iter().flat_map(|name| [",+", &name[4..]]).collect::<String>().to_lowercase()
+}
+
 /// Runs portreeve with these rights and no other; what it reported, and what a person is told.
 fn run(test_box: &TestBox, is_root: bool, rights: &[&str], words: &str) -> (Report, String) {
-    let held: String =
-        rights.iter().map(|name| format!(",+{}", &name[4..].to_lowercase())).collect();
+    let held = held(rights);
     let user = if is_root {
         String::new()
     } else {
@@ -313,7 +317,7 @@ fn who_holds_a_gpu_is_seen_with_the_rights_that_it_is_said_to_need() {
     let rows = rows();
     let row = rows.iter().find(|row| row.feature == GPUS).unwrap();
     let run = |rights: &[&str]| {
-        let held: String = rights.iter().map(|r| format!(",+{}", &r[4..].to_lowercase())).collect();
+        let held = held(rights);
         let by = format!(
             "exec setpriv --reuid 65534 --regid 65534 --clear-groups --no-new-privs \
              --inh-caps=-all{held} --ambient-caps=-all{held} --bounding-set=-all{held}"
@@ -333,5 +337,35 @@ fn who_holds_a_gpu_is_seen_with_the_rights_that_it_is_said_to_need() {
         assert_eq!(less.code, 2, "{:#}", less.json);
         assert!(less.json.to_string().contains(said.as_str()), "{:#}", less.json);
         assert_ne!(less.json["gpus"][0]["state"], "free");
+    }
+}
+
+/// Whoever may run such a file would have its rights, with settings of their own.
+#[test]
+fn rights_that_the_file_brings_are_refused_and_those_of_who_runs_it_are_not() {
+    let stage = match Stage::set() {
+        Ok(stage) => stage,
+        Err(reason) => return skip(&reason),
+    };
+    let own = stage.program("portreeve").to_str().unwrap().to_owned();
+    let given = stage.path("given").to_str().unwrap().to_owned();
+    let as_nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups";
+    let run = |by: &str, program: &str| {
+        let script = format!("unset XDG_STATE_HOME; export HOME=/nonexistent; exec {by}");
+        let output =
+            stage.apart(&script).args([program, "scan", "--port", "7399"]).output().unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        (output.status.code(), said)
+    };
+    let ambient = format!("{as_nobody} --inh-caps=-all,+kill --ambient-caps=-all,+kill");
+    for by in ["env", as_nobody, ambient.as_str()] {
+        let (code, said) = run(by, &own);
+        assert_eq!(code, Some(0), "{by}: {said}");
+    }
+    for give in ["setcap cap_kill+ep", "chmod u+s", "chown :1 \"$1\"; chmod g+s"] {
+        stage.sh(&format!("cp '{own}' '{given}'; set -- '{given}'; {give} '{given}'"));
+        let (code, said) = run(as_nobody, &given);
+        assert_eq!(code, Some(2), "{give}: {said}");
+        assert!(said.contains("has its rights from its file"), "{give}: {said}");
     }
 }

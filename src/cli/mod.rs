@@ -29,7 +29,12 @@ use crate::{
     judge::Also,
     pipeline::{Scope, ScopeError},
     report::exit,
+    sys,
 };
+
+const RIGHTS_OF_THE_FILE: &str = "refused, since this program has its rights from its file (setuid, setgid or file capabilities), and so \
+    would whoever runs it\nhint: take them from the file ('setcap -r', 'chmod ug-s'); give them to who runs it: sudo, a unit's \
+    AmbientCapabilities=";
 
 /// Finds the processes that dead containers, units and parents left behind, proves that they are left behind,
 /// ends them, and proves that their ports and GPUs are free.
@@ -251,6 +256,11 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::COULD_NOT_TELL));
         }
     };
+    // Whoever may run the file would end others' processes, by settings of their own.
+    if sys::has_rights_of_its_file().unwrap_or(true) {
+        let _ = writeln!(anstream::stderr(), "error: {RIGHTS_OF_THE_FILE}");
+        return ExitCode::from(cli.verb.could_not());
+    }
     let output = cli.verb.output().cloned();
     if output.as_ref().is_some_and(|output| output.no_color) {
         anstream::ColorChoice::Never.write_global();

@@ -150,6 +150,7 @@ mod tests {
         io::{Read, Write},
         net::{Ipv4Addr, TcpListener},
         thread,
+        time::Instant,
     };
 
     use super::*;
@@ -196,8 +197,10 @@ mod tests {
     #[test]
     fn half_an_answer_is_left_at_the_deadline() {
         let half = |s: &mut dyn Write| s.write_all(b"HTTP/1.1 200 OK\r\nContent-Le").unwrap();
+        let began = Instant::now();
         let why = asked(half, Duration::from_millis(300)).unwrap_err();
         assert!(why.starts_with("no answer within"), "{why}");
+        assert!(began.elapsed() < DEADLINE, "{:?}", began.elapsed());
     }
 
     #[test]

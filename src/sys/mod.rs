@@ -204,6 +204,30 @@ pub fn listen_fds() -> io::Result<Vec<(OwnedFd, String)>> {
     sd_notify::listen_fds_with_names()?.map(copy).collect()
 }
 
+/// Whether this program has rights that its file gave it (set-user-ID, set-group-ID, file capabilities: capabilities(7)), which
+/// whoever started it did not have. AT_SECURE (getauxval(3)) would say so, too, and of a change of SELinux's domain as well.
+pub fn has_rights_of_its_file() -> io::Result<bool> {
+    use rustix::process::{getegid, geteuid, getgid, getuid};
+    /// PR_CAP_AMBIENT_IS_SET.
+    const IS_SET: libc::c_ulong = 1;
+    const UNUSED: libc::c_ulong = 0;
+    if getuid() != geteuid() || getgid() != getegid() {
+        return Ok(true);
+    }
+    if geteuid().is_root() {
+        return Ok(false);
+    }
+    // By an exec, a user's permitted capabilities are the ambient ones and what the file adds.
+    let permitted = rustix::thread::capabilities(None)?.permitted.bits();
+    let is_ambient = |bit: u32| {
+        let which = libc::c_ulong::from(bit);
+        // SAFETY: it takes five integers and touches no memory of ours.
+        let answer = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, IS_SET, which, UNUSED, UNUSED) };
+        answer == 1
+    };
+    Ok((0..u64::BITS).filter(|bit| permitted & (1 << bit) != 0).any(|bit| !is_ambient(bit)))
+}
+
 /// Whether a signal is ignored (sigaction(2)).
 pub fn is_ignored(signal: libc::c_int) -> io::Result<bool> {
     // SAFETY: all zeros are a value of this struct: the default handler, no flags, an empty mask.
