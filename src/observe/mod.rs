@@ -568,15 +568,20 @@ pub fn sight(host: &Host) -> Sight {
     let may_search = effective & (DAC_OVERRIDE | DAC_READ_SEARCH) != 0;
     let namespace = std::fs::read_link(host.path("proc/self/ns/pid"));
     let mounts = host.read_text("proc/self/mountinfo");
-    // Unread, it may be: who is not listed is then not known to be gone.
-    let is_hidden = mounts.known().is_none_or(|text| {
+    let is_hiding = |text: &String| {
         let proc_mounts =
             text.lines().filter(|l| l.split(' ').nth(4) == Some("/proc") && l.contains(" - proc "));
         let options = proc_mounts.flat_map(|l| l.split([',', ' ']));
         options
             .filter_map(|o| o.strip_prefix("hidepid="))
             .any(|value| !matches!(value, "0" | "off"))
-    });
+    };
+    let is_hidden = match &mounts {
+        Seen::Known(text) => is_hiding(text),
+        Seen::Gone => false,
+        // It may be: who is not listed is then not known to be gone.
+        Seen::Denied | Seen::Unreadable(_) => true,
+    };
     Sight {
         may_see_all: may_trace && may_search && is_first_user_namespace(host),
         is_first_pid_namespace: namespace.is_ok_and(|n| n.as_os_str() == FIRST_PID_NAMESPACE),

@@ -197,11 +197,11 @@ fn calls_that_are_interrupted_make_no_difference() {
             broken.extend(why.map(|why| format!("{verb}, EINTR at {when:?}: {why}")));
         }
     }
-    drop(orphan);
+    let mut orphan = Some(orphan);
     for &when in &turns {
-        let Some(orphan) = mess.orphan() else { return };
+        let Some(orphan) = mess.orphan_again(&mut orphan) else { return };
         let output = mess.run(&tampered(when), "reap");
-        let why = mess.broken(&output, &orphan, None);
+        let why = mess.broken(&output, orphan, None);
         let why = why.or_else(|| {
             orphan
                 .is_alive()

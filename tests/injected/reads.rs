@@ -89,6 +89,8 @@ struct Case {
     host: Host,
     settings: Settings,
     scope: Scope,
+    /// Where it was written for us.
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl Case {
@@ -98,6 +100,7 @@ impl Case {
             host: Host::fixture(folder),
             settings: settings(folder),
             scope: Scope::default(),
+            _folder: None,
         }
     }
 
@@ -340,7 +343,8 @@ protect: [{ exe: '/srv/keep/*' }]
     }
 
     pub(super) fn case() -> Case {
-        let path = tempfile::tempdir().unwrap().keep();
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().to_owned();
         let folder = Folder(path.clone());
         let of = |cgroup| More { cgroup: Some(cgroup), ..More::default() };
         let exe = |exe| More { exe: Some(exe), ..More::default() };
@@ -401,6 +405,7 @@ protect: [{ exe: '/srv/keep/*' }]
             host: Host::fixture(&path),
             settings: settings(Path::new(&path)),
             scope: Scope { receipts, ..Scope::default() },
+            _folder: Some(temporary),
         }
     }
 
