@@ -85,7 +85,7 @@ impl Lengths {
             assert!(!killed.was_killed(), "{killed:?}");
             return killed;
         };
-        let of = |all: usize| (all * share >> 20) + 1;
+        let of = |all: usize| ((all * share) >> 20) + 1;
         let at = if is_behind { "--behind" } else { "--before" };
         let mut words: Vec<String> = match kind {
             // Those are few among thousands, and it is there that something may be torn.

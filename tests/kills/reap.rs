@@ -1,7 +1,7 @@
 //! `reap`: orphans, polite and stubborn, beside living ones that look alike; a container without its monitor; reports into files and
 //! the journal.
 
-use std::fs;
+use std::{fmt::Write as _, fs};
 
 use serde_json::Value;
 
@@ -64,9 +64,9 @@ impl<'a> Stage<'a> {
             self.planted += 1;
             let name = format!("orphan-{}", self.planted);
             let stubborn = if dice.one_in(2) { "--ignore-term" } else { "" };
-            script += &format!(
-                "{PLANT} --daemonise --as 'kills-worker {name}' {stubborn} --listen {port} --ready /run/planted/{name}\n"
-            );
+            let words = format!("--as 'kills-worker {name}' {stubborn} --listen {port}");
+            writeln!(script, "{PLANT} --daemonise {words} --ready /run/planted/{name}")
+                .expect("text");
             names.push(name);
         }
         self.test_box.sh(&script);
