@@ -67,15 +67,17 @@ static ALLOCATED: AtomicU64 = AtomicU64::new(0);
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-// SAFETY: all is done by the system's allocator, with what it was asked for.
 #[allow(unsafe_code)]
+// SAFETY: all is done by the system's allocator, with what it was asked for.
 unsafe impl GlobalAlloc for Counting {
+    // SAFETY: as the trait asks of whoever calls.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATED.fetch_add(layout.size() as u64, Ordering::Relaxed);
         // SAFETY: the caller's promise is handed on.
         unsafe { System.alloc(layout) }
     }
 
+    // SAFETY: as the trait asks of whoever calls.
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         ALLOCATED.fetch_sub(layout.size() as u64, Ordering::Relaxed);
         // SAFETY: the caller's promise is handed on.

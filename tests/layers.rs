@@ -117,12 +117,19 @@ fn the_judge_is_pure() {
 }
 
 /// Files that lift `deny(unsafe_code)`, each for itself, and why no crate does it for them.
-const UNSAFE: [(&str, &str); 6] = [
+const UNSAFE: [(&str, &str); 10] = [
     ("src/sys/mod.rs", "the kernel calls of the program, and of its part 'nvml'"),
     ("benches/load.rs", "fork(2): thousands of processes of one kind"),
+    ("benches/soak.rs", "an allocator that counts"),
+    ("fuzz/src/lib.rs", "an allocator that counts, atexit(3)"),
     ("benches/race.rs", "wait4(2): what one child has used"),
     ("tests/doctor.rs", "a seccomp filter between fork and exec"),
     ("tests/support/ways.rs", "ways to hold a socket: io_uring, exit(2) of one thread"),
+    (
+        "tests/injected/door.rs",
+        "a seccomp filter that hands a thread's reads over, and who answers",
+    ),
+    ("tests/kills/killer.rs", "ptrace(2)"),
     ("tests/watch.rs", "a seccomp filter on a thread"),
 ];
 /// Of the crate that lifts it for its parts.

@@ -1,6 +1,8 @@
 //! What every target has: its entry, and the watch over memory. An input that makes more than 64 MiB live at once ends the run,
 //! as a crash does; the slowest input and the most memory are told at its end.
 
+#![allow(unsafe_code, reason = "an allocator that counts")]
+
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
@@ -41,24 +43,32 @@ impl Counting {
 
 // SAFETY: every call is handed on to the system's allocator as it came.
 unsafe impl GlobalAlloc for Counting {
+    // SAFETY: as the trait asks of whoever calls.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         Self::grow(layout.size());
+        // SAFETY: the caller's promise is handed on.
         unsafe { System.alloc(layout) }
     }
 
+    // SAFETY: as the trait asks of whoever calls.
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         Self::grow(layout.size());
+        // SAFETY: the caller's promise is handed on.
         unsafe { System.alloc_zeroed(layout) }
     }
 
+    // SAFETY: as the trait asks of whoever calls.
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         LIVE.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: the caller's promise is handed on.
         unsafe { System.dealloc(pointer, layout) }
     }
 
+    // SAFETY: as the trait asks of whoever calls.
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         Self::grow(size);
         LIVE.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: the caller's promise is handed on.
         unsafe { System.realloc(pointer, layout, size) }
     }
 }

@@ -1,6 +1,8 @@
 //! A kernel that errs: the calls by which a thread reads files are handed to us (seccomp_unotify(2)) and answered as the plan
 //! says, the rest goes on to the kernel. What errs so is the code as it ships; no seam in it knows of this.
 
+#![allow(unsafe_code, reason = "it plays the kernel")]
+
 use std::{
     mem, ptr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -134,9 +136,10 @@ fn filter() -> Result<i32, String> {
     code.push(give(libc::SECCOMP_RET_USER_NOTIF));
     let program =
         libc::sock_fprog { len: code.len().try_into().unwrap(), filter: code.as_mut_ptr() };
+    // SAFETY: five integers, and nothing is written.
+    unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
     // SAFETY: the program lives until the call returns, which copies it.
     let listener = unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
         libc::syscall(
             libc::SYS_seccomp,
             libc::SECCOMP_SET_MODE_FILTER,
@@ -152,30 +155,34 @@ fn filter() -> Result<i32, String> {
 
 /// Answers until the last thread behind the door has ended.
 fn answer(listener: i32, door: &Door) {
-    // SAFETY: plain integers and structures that live as long as the calls.
-    unsafe {
-        libc::ioctl(listener, SET_FLAGS, SYNC_WAKE_UP);
-        loop {
-            let mut ready = libc::pollfd { fd: listener, events: libc::POLLIN, revents: 0 };
-            libc::poll(&raw mut ready, 1, -1);
-            if ready.revents & libc::POLLIN == 0 {
-                break;
-            }
-            let mut call: libc::seccomp_notif = mem::zeroed();
-            if libc::ioctl(listener, RECEIVE, &raw mut call) != 0 {
-                continue;
-            }
-            let mut reply: libc::seccomp_notif_resp = mem::zeroed();
-            reply.id = call.id;
-            match reply_to(&call.data, door) {
-                Reply::GoOn => reply.flags = CONTINUE,
-                Reply::Fail(errno) => reply.error = -errno,
-                Reply::Give(value) => reply.val = value,
-            }
-            libc::ioctl(listener, SEND, &raw mut reply);
+    // SAFETY: two integers; the listener stays open until the end of this function.
+    unsafe { libc::ioctl(listener, SET_FLAGS, SYNC_WAKE_UP) };
+    loop {
+        let mut ready = libc::pollfd { fd: listener, events: libc::POLLIN, revents: 0 };
+        // SAFETY: one `pollfd`, alive for the call.
+        unsafe { libc::poll(&raw mut ready, 1, -1) };
+        if ready.revents & libc::POLLIN == 0 {
+            break;
         }
-        libc::close(listener);
+        // SAFETY: all zeros are a value of this struct of integers.
+        let mut call: libc::seccomp_notif = unsafe { mem::zeroed() };
+        // SAFETY: the kernel writes one such struct, alive for the call.
+        if unsafe { libc::ioctl(listener, RECEIVE, &raw mut call) } != 0 {
+            continue;
+        }
+        // SAFETY: all zeros are a value of this struct of integers.
+        let mut reply: libc::seccomp_notif_resp = unsafe { mem::zeroed() };
+        reply.id = call.id;
+        match reply_to(&call.data, door) {
+            Reply::GoOn => reply.flags = CONTINUE,
+            Reply::Fail(errno) => reply.error = -errno,
+            Reply::Give(value) => reply.val = value,
+        }
+        // SAFETY: the kernel reads one such struct, alive for the call.
+        unsafe { libc::ioctl(listener, SEND, &raw mut reply) };
     }
+    // SAFETY: nobody else has this descriptor.
+    unsafe { libc::close(listener) };
 }
 
 enum Reply {
@@ -224,6 +231,7 @@ fn some_bytes(call: &libc::seccomp_data, most: u64) -> i64 {
 }
 
 /// What a call was about, for a person.
+// SAFETY: whoever calls promises that the path of this call is a string that is alive.
 unsafe fn named(number: libc::c_long, call: &libc::seccomp_data) -> String {
     let by_descriptor = [libc::SYS_read, libc::SYS_getdents64];
     if by_descriptor.contains(&number) {

@@ -9,7 +9,6 @@
     reason = "tests may panic"
 )]
 #![allow(clippy::print_stdout, reason = "a skip and the figures are said aloud")]
-#![allow(unsafe_code, reason = "it plays the kernel")]
 
 #[path = "../support/mod.rs"]
 mod support;
