@@ -567,8 +567,6 @@ pub(super) enum Fact {
     Sight,
     /// Who started us: all but ourselves.
     Ancestors,
-    /// Which sockets a process has open: the walk missed it, and knows that it did.
-    Holdings(u32),
     /// That the cgroups that created sockets are gone.
     CreatorsGone,
     /// That nothing was left unread: a pattern may have missed something.
@@ -847,14 +845,9 @@ impl Scene {
         }
         facts.extend(enclosed.flat_map(|p| of_enclosure.map(|fact| fact(p.key.pid.0))));
         facts.extend([Fact::Ancestors, Fact::CreatorsGone]);
-        let of_process: [fn(u32) -> Fact; 3] = [Fact::Holdings, Fact::Unread, Fact::PidfdInode];
+        let of_process: [fn(u32) -> Fact; 2] = [Fact::Unread, Fact::PidfdInode];
         let pids = snapshot.processes.keys();
         facts.extend(pids.flat_map(|pid| of_process.map(|fact| fact(pid.0))));
-        // Of a question for some services it is not promised: whether an orphan holds another one's port, too, is known of those
-        // alone whose descriptors were read (docs/proof.md).
-        if self.terms.is_narrow() {
-            facts.retain(|fact| !matches!(fact, Fact::Holdings(_)));
-        }
         let of_unit: [fn(UnitRef) -> Fact; 6] = [
             Fact::UnitSigkill,
             Fact::UnitDelegate,
@@ -1026,13 +1019,6 @@ impl Scene {
             Fact::Ancestors => {
                 snapshot.ourselves.truncate(1);
                 snapshot.misses_ancestors = true;
-            }
-            Fact::Holdings(pid) => {
-                let pid = Pid(*pid);
-                return self.edit_sockets(|s| {
-                    s.holdings.retain(|holding| holding.pid != pid);
-                    s.refused += 1;
-                });
             }
             Fact::CreatorsGone => return self.edit_sockets(|s| s.creator_gone.clear()),
             Fact::Unread(pid) => snapshot.unread.push((Pid(*pid), "it was not read".to_owned())),
