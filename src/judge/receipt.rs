@@ -1,5 +1,7 @@
 //! Receipts before the judge: whether one is about this very process (row 2), and whether who kept it is gone (row 8).
 
+use std::path::Path;
+
 use crate::{
     config::settings::Service,
     snapshot::{Owner, Process, Receipt, Seen, Snapshot, without_deleted},
@@ -35,16 +37,21 @@ impl<'a> Case<'a> {
         );
         // The inode of a pidfd settles it; without one, executable and user must fit too.
         let is_settled = receipt.key.pidfd_inode.is_some() && process.key.pidfd_inode.is_some();
-        let exe = || {
-            let name = || self.name("the executable");
-            fact(&process.exe, name, |exe| {
-                let then = receipt.exe.as_deref().map(without_deleted);
-                Truth::from(then == Some(without_deleted(exe)))
+        let unrecorded = |what: &str| {
+            Truth::Unknown(Unknown {
+                fact: format!("{what} of pid {} when its receipt was written", process.key.pid),
+                why: "it could not be read then".to_owned(),
+                remedy: None,
             })
         };
+        let is_exe = |then: &Path| {
+            let name = || self.name("the executable");
+            fact(&process.exe, name, |exe| (without_deleted(then) == without_deleted(exe)).into())
+        };
+        let exe = || receipt.exe.as_deref().map_or_else(|| unrecorded("the executable"), is_exe);
         let is_user =
             |uid: u32| fact(&process.uid, || self.name("the user"), |own| Truth::from(*own == uid));
-        let of_user = || receipt.uid.map_or(Truth::No, is_user);
+        let of_user = || receipt.uid.map_or_else(|| unrecorded("the user"), is_user);
         [
             ("boot", boot),
             ("start", self.is_start(receipt)),

@@ -739,7 +739,7 @@ fn name_all(snapshot: &Snapshot) {
     for Receipt {
         // One row of the registry; these cannot be empty in it.
         boot_id: _with_row,
-        // What is missing in it was not known then, and executable and user have to fit instead.
+        // What is missing in it was not known then: executable and user have to fit instead, and whether they do is unknown.
         key: _with_process,
         exe: _,
         uid: _,
