@@ -390,7 +390,7 @@ impl fmt::Display for EngineRef {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::{prelude::*, sample::select};
 
     use super::*;
@@ -417,7 +417,8 @@ mod tests {
         }
     }
 
-    fn gpu() -> impl Strategy<Value = GpuName> {
+    /// Any name of a GPU.
+    pub(crate) fn gpu() -> impl Strategy<Value = GpuName> {
         prop_oneof![
             Just(GpuName::All),
             any::<u32>().prop_map(GpuName::Index),

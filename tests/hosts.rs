@@ -3,13 +3,14 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests may panic")]
 
+mod support;
+
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
 use portreeve::{
-    config::{self, Sources, settings::Settings},
     host::Host,
     ident::Pid,
     judge::{Also, port::PortState},
@@ -17,25 +18,7 @@ use portreeve::{
     report::{self, Style, exit},
 };
 use serde_json::{Map, Value, json};
-
-fn hosts() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/hosts");
-    let mut hosts: Vec<PathBuf> =
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    hosts.sort();
-    hosts
-}
-
-fn settings(folder: &Path) -> Settings {
-    let explicit = Some(folder.join("config.yaml")).filter(|file| file.exists());
-    let sources = Sources {
-        etc: folder.join("etc/portreeve"),
-        explicit,
-        is_privileged: false,
-        ..Sources::default()
-    };
-    config::load(&sources).unwrap().settings
-}
+use support::fixtures::{hosts, settings};
 
 fn scan(folder: &Path, also: Also) -> Findings {
     let settings = settings(folder);

@@ -263,7 +263,8 @@ pub(crate) mod any {
 
     use proptest::{option, prelude::*};
 
-    use super::{BackendName, Duration, Engine, GpuName, Port, Quantization, Spec, Watch};
+    use super::{BackendName, Duration, Engine, Port, Quantization, Spec, Watch};
+    use crate::ident::tests::gpu;
 
     fn text() -> impl Strategy<Value = String> {
         "\\PC{0,12}|[\\x00-\\x1f\"'\\\\$%{}:,]{0,8}"
@@ -271,16 +272,6 @@ pub(crate) mod any {
 
     fn time() -> impl Strategy<Value = Duration> {
         (any::<u64>(), 0..1_000_000_000_u32).prop_map(|(secs, nanos)| Duration::new(secs, nanos))
-    }
-
-    pub(crate) fn gpu() -> impl Strategy<Value = GpuName> {
-        prop_oneof![
-            Just(GpuName::All),
-            any::<u32>().prop_map(GpuName::Index),
-            "(GPU|MIG)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}".prop_map(GpuName::Uuid),
-            (any::<u32>(), any::<u8>(), 0..32_u8, 0..8_u8)
-                .prop_map(|(a, b, c, d)| GpuName::Bus(format!("{a:04x}:{b:02x}:{c:02x}.{d}"))),
-        ]
     }
 
     prop_compose! {

@@ -1,13 +1,9 @@
 //! A `/proc` that errs at the nth read, over the fixture hosts: for every n and every fault.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use portreeve::{
-    config::{self, Sources, settings::Settings},
+    config::settings::Settings,
     host::Host,
     ident::{Manager, Pid, ProcessKey, UnitRef},
     judge::{Also, gpu::GpuState, port::PortState},
@@ -17,7 +13,10 @@ use portreeve::{
 
 use super::door::{self, Door, Fault, Plan};
 use super::is_long;
-use super::support::skip;
+use super::support::{
+    fixtures::{hosts, settings},
+    skip,
+};
 
 /// What the kernel may say of a file, and what no kernel says but a bad day might.
 const FAULTS: [(&str, Fault); 11] = [
@@ -33,25 +32,6 @@ const FAULTS: [(&str, Fault); 11] = [
     ("EMFILE", Fault::Errno(libc::EMFILE)),
     ("EAGAIN", Fault::Errno(libc::EAGAIN)),
 ];
-
-fn fixtures() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/hosts");
-    let hosts = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut hosts: Vec<PathBuf> = hosts.collect();
-    hosts.sort();
-    hosts
-}
-
-fn settings(folder: &Path) -> Settings {
-    let explicit = Some(folder.join("config.yaml")).filter(|file| file.exists());
-    let sources = Sources {
-        etc: folder.join("etc/portreeve"),
-        explicit,
-        is_privileged: false,
-        ..Sources::default()
-    };
-    config::load(&sources).unwrap().settings
-}
 
 /// What matters of a scan: who would be ended without a word, who by any flag, and which ports and GPUs are not free.
 #[derive(Debug, PartialEq, Eq)]
@@ -199,7 +179,7 @@ fn assert_gentler(cases: fn() -> Vec<Case>, faults: &'static [(&str, Fault)]) {
 fn a_read_that_fails_on_a_fixture_host_convicts_nobody_and_frees_nothing() {
     let hosts = || {
         let every = if is_long() { 1 } else { 4 };
-        fixtures().iter().step_by(every).map(|folder| Case::of(folder)).collect()
+        hosts().iter().step_by(every).map(|folder| Case::of(folder)).collect()
     };
     assert_gentler(hosts, if is_long() { &FAULTS } else { &FAULTS[..7] });
 }

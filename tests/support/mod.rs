@@ -12,6 +12,7 @@
 #![allow(unreachable_pub, reason = "shared by several test programs")]
 
 pub mod engines;
+pub mod fixtures;
 pub mod gpus;
 pub mod model;
 pub mod packaging;
