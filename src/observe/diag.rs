@@ -4,12 +4,12 @@
 
 use std::{collections::BTreeSet, io, os::fd::OwnedFd, time::Duration};
 
-use rustix::io::retry_on_intr;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, sendto,
     socket_with, sockopt,
 };
 
+use super::netlink::persist;
 use super::wire::{Message, SOCK_DIAG_BY_FAMILY, SocketMessage, cut_short, refusal, u32_at};
 use crate::{
     ident::{Port, Proto},
@@ -116,13 +116,11 @@ impl Diag {
         self.sequence += 1;
         let request = request(family, proto, wanted, &ranges(ports), self.sequence);
         let kernel = netlink::SocketAddrNetlink::new(0, 0);
-        retry_on_intr(|| sendto(&self.socket, &request, SendFlags::empty(), &kernel))?;
+        persist(|| sendto(&self.socket, &request, SendFlags::empty(), &kernel))?;
         let mut dump = Dump::default();
         while !dump.is_done {
             let buffer: &mut [u8] = &mut self.buffer;
-            // With a timeout it is interrupted by a stop, too (SIGSTOP and SIGCONT, signal(7)).
-            let (kept, length) =
-                retry_on_intr(|| recv(&self.socket, &mut *buffer, RecvFlags::TRUNC))?;
+            let (kept, length) = persist(|| recv(&self.socket, &mut *buffer, RecvFlags::TRUNC))?;
             if length > kept || length == 0 {
                 return Err(cut_short());
             }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::io::retry_on_intr;
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, sendto,
     socket_with, sockopt,
@@ -24,6 +24,8 @@ const NLM_F_DUMP_INTR: u16 = 0x10;
 /// The kernel sends at most 32 KiB a message (`NLMSG_GOODSIZE`, net/netlink/af_netlink.c).
 const BUFFER_BYTES: usize = 64 * 1024;
 const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
+/// Of one call.
+const MOST_INTERRUPTIONS: usize = 16;
 /// Tens of thousands of rules, as some hosts have.
 const MOST_BYTES: usize = 64 << 20;
 
@@ -57,14 +59,12 @@ impl Netlink {
         message.extend(0_u32.to_ne_bytes());
         message.extend(body);
         let kernel = netlink::SocketAddrNetlink::new(0, 0);
-        retry_on_intr(|| sendto(&self.socket, &message, SendFlags::empty(), &kernel))?;
+        persist(|| sendto(&self.socket, &message, SendFlags::empty(), &kernel))?;
         let end = Instant::now() + ANSWER_DEADLINE;
         let (mut replies, mut bytes) = (Vec::new(), 0);
         loop {
             let buffer: &mut [u8] = &mut self.buffer;
-            // With a timeout it is interrupted by a stop, too (SIGSTOP and SIGCONT, signal(7)).
-            let (kept, length) =
-                retry_on_intr(|| recv(&self.socket, &mut *buffer, RecvFlags::TRUNC))?;
+            let (kept, length) = persist(|| recv(&self.socket, &mut *buffer, RecvFlags::TRUNC))?;
             bytes += length;
             if length > kept || length == 0 {
                 return Err(cut_short());
@@ -76,6 +76,18 @@ impl Netlink {
             if read(part, self.sequence, &mut replies)? {
                 return Ok(replies);
             }
+        }
+    }
+}
+
+/// Makes a call anew that was interrupted: where a socket has a timeout, a stop does that, too (SIGSTOP and SIGCONT, signal(7)). Not
+/// for ever.
+pub(super) fn persist<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    let mut interruptions = 0;
+    loop {
+        match call() {
+            Err(Errno::INTR) if interruptions < MOST_INTERRUPTIONS => interruptions += 1,
+            answer => return answer,
         }
     }
 }
