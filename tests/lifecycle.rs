@@ -316,6 +316,10 @@ fn another_server(house: &House) {
     ];
     house.model(&words).ends_with(0);
     let start = house.begins_to_start("robbed");
+    wait_until(DEADLINE, "it has bound its port", || {
+        let log = house.engine.run(&["logs", &House::container("robbed")]);
+        String::from_utf8_lossy(&[log.stdout, log.stderr].concat()).contains("never listens")
+    });
     let test_box = house.test_box();
     test_box.sh(
         "mkdir -p /run/robber; ln -sf /build/examples/model-server /run/robber/vllm
