@@ -137,7 +137,7 @@ case ${1-} in
     # Beside the containers, whose ports are others, a plain server with 200 ports.
     # shellcheck disable=SC2046 # words
     systemd-run --quiet --unit=server "$tools/plant" --as 'server' $(printf -- '--listen %s ' $(ports 200)) --ready /run/server
-    until [ -s /run/server ]; do sleep 0.02; done
+    timeout 20 sh -c 'until [ -s /run/server ]; do sleep 0.02; done'
     count=0
     for step in $2; do
         while [ "$count" -lt "$step" ]; do

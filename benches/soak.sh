@@ -65,7 +65,7 @@ podman run --detach --network host plant plant --as 'server in podman' --listen 
 systemd-run --quiet --unit=served /tools/plant --as 'server in a unit' --listen 7503
 /tools/plant --daemonise --title VLLM::EngineCore --listen 7504
 for port in 7501 7502 7503 7504; do
-    until ss -Htln "sport = :$port" | grep -q .; do sleep 0.1; done
+    timeout 20 bash -c "until ss -Htln 'sport = :$port' | grep -q .; do sleep 0.1; done"
 done
 /tools/soak "$1" -- scan --port 7501 --port 7502 --port 7503 --port 7504
 END

@@ -11,15 +11,10 @@
 
 mod support;
 
-use std::{
-    fs,
-    path::Path,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{fs, path::Path, time::Duration};
 
 use support::{
-    DEADLINE, TestBox,
+    DEADLINE, TestBox, becomes_so,
     engines::{Container, Engine, Kind, kill},
     skip, wait_until,
 };
@@ -106,11 +101,7 @@ impl Planted {
 
     /// Whether it was spared. A SIGKILL that was just sent takes a moment, and nothing tells that there was none.
     fn outlives_it(self, test_box: &TestBox) -> bool {
-        let start = Instant::now();
-        while self.lives(test_box) && start.elapsed() < Duration::from_secs(1) {
-            thread::sleep(Duration::from_millis(20));
-        }
-        self.lives(test_box)
+        !becomes_so(Duration::from_secs(1), || !self.lives(test_box))
     }
 }
 

@@ -167,7 +167,7 @@ impl<'a> Case<'a> {
         Truth::Unknown(Unknown {
             fact: "what portreeve was started from".to_owned(),
             why: "it could not be read".to_owned(),
-            remedy: None,
+            remedy: Some("run it as root".to_owned()),
         })
     }
 

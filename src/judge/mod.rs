@@ -197,7 +197,7 @@ fn unread_descriptors(snapshot: &Snapshot, terms: &Terms, pid: Pid) -> Option<Un
     (sockets.unread.contains(&pid) && terms.guards.iter().any(is_taken)).then(|| Unknown {
         fact: format!("which ports pid {pid} holds"),
         why: "its descriptors could not be read".to_owned(),
-        remedy: None,
+        remedy: Some("run it as root, or once more, if it is".to_owned()),
     })
 }
 

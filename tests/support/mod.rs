@@ -38,13 +38,21 @@ pub fn skip(reason: &str) {
     println!("skipped: {reason}");
 }
 
-/// Looks until it is so; panics with `what` when the deadline passes. The one place where a test sleeps: between two looks.
-pub fn wait_until(deadline: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
+/// Looks until it is so; panics with `what` when the deadline passes.
+pub fn wait_until(deadline: Duration, what: &str, is_so: impl FnMut() -> bool) {
+    assert!(becomes_so(deadline, is_so), "still not so after {deadline:?}: {what}");
+}
+
+/// Looks until it is so, or the time is over; whether it is. The one place where a test sleeps: between two looks.
+pub fn becomes_so(within: Duration, mut is_so: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     while !is_so() {
-        assert!(start.elapsed() < deadline, "still not so after {deadline:?}: {what}");
+        if start.elapsed() >= within {
+            return false;
+        }
         thread::sleep(Duration::from_millis(20));
     }
+    true
 }
 
 /// A machine of its own, with systemd, logind, sshd, cron, alice (who logs in by key) and bob (who lingers). Ends when
